@@ -1,0 +1,62 @@
+# Set up and run dcpbench from a checkout. Needs Linux, git and Python >= 3.11; everything else goes into .venv.
+#
+#   make demo     set up, then the main job: dcpbench tune quick
+#   make test     set up, then the tests that this machine can run
+#   make lint     ruff: rules and format          make format   apply them
+#   make types    mypy --strict on both packages
+#   make clean    remove everything that make made, measured results excepted
+#
+# Variables:
+#   PYTHON=python3.12         the interpreter for .venv
+#   CONSTRAINTS=              do not pin torch (or name another constraints file)
+#   TORCH_INDEX=URL           where to take torch from besides PyPI. Without a GPU the CPU build saves gigabytes:
+#                             make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   PIP_FLAGS=, PYTEST_FLAGS=, SWEEP=quick
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+TORCH_INDEX ?=
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+SWEEP ?= quick
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+setup: $(READY)
+
+# The stamp comes last, so that an interrupted set-up is taken up again.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"dcpbench needs Python 3.11 or newer, not {sys.version.split()[0]}: make … PYTHON=python3.12")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
+	  $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/dcpbench tune $(SWEEP)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(READY)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find dcp_core bench tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The experiment around the attention core: sweep, check, time, pick, plot."""

@@ -1,0 +1,200 @@
+"""One run of ``sweep`` or ``tune``: what was asked for, what the store lacks, and the loop that measures it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.options import Asked, Running
+from bench.cli.screen import Screen, clock, screen, warn
+from bench.errors import UsageError
+from bench.record import PROTOCOL, Environment, Failed, Policy, Trial
+from bench.report.table import case_line, case_name
+
+if TYPE_CHECKING:
+    from bench.store import Store
+    from bench.sweep import Illegal, Sweep
+    from dcp_core.settings import Case
+
+GIVE_UP_AFTER = 2
+"""Failures of a case in the store after which it is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """What a user asked for, on this machine.
+
+    Args:
+        ranks: processes to form groups of.
+        device_name: empty without a GPU.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    illegal: tuple[Illegal, ...]
+    policy: Policy
+    ranks: int
+    environment: Environment
+    device_name: str
+    results: Path
+    fresh: bool
+
+    def trials(self) -> list[Trial]:
+        """Return what the results folder holds of these cases, made on this machine as it is now.
+
+        Raises:
+            UsageError: if another device, driver or version made some of them, unless asked to measure afresh.
+        """
+        from bench.store import Store
+
+        found, notices = Store.read(self.results)
+        for notice in notices:
+            warn(notice)
+        keys = {_key(case) for case in self.cases}
+        mine, elsewhere = [], None
+        for trial in found:
+            if trial.key not in keys:
+                continue
+            if differences := self.environment.differences(trial.environment):
+                elsewhere = differences
+            else:
+                mine.append(trial)
+        if elsewhere and not self.fresh:
+            raise UsageError(
+                f"{self.results} holds trials of these cases from another environment ({'; '.join(elsewhere)}); "
+                f"choose another folder with --results, or measure them again with --fresh"
+            )
+        return mine
+
+    def lacking(self, known: Sequence[Trial]) -> list[Case]:
+        """Return the cases that ``known`` has no trial for, as careful as asked; failed ones once more."""
+        latest = {trial.key: trial for trial in known}
+        failures = Counter(trial.key for trial in known if isinstance(trial.outcome, Failed))
+        return [case for case in self.cases if self._lacks(latest.get(_key(case)), failures[_key(case)])]
+
+    def _lacks(self, trial: Trial | None, failures: int) -> bool:
+        if trial is None:
+            return True
+        if isinstance(trial.outcome, Failed):
+            return failures < GIVE_UP_AFTER
+        return trial.policy.precision > self.policy.precision or trial.policy.cold != self.policy.cold
+
+
+def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
+    """Work out what was asked for.
+
+    Args:
+        ranks: processes to start; if None, one per visible GPU, or two without any.
+
+    Raises:
+        UsageError: if nothing legal was asked for, and for every mistake in axes and options.
+    """
+    from bench.environment import devices, fingerprint
+    from bench.sweep import parse_precision
+
+    found = devices()
+    ranks = ranks or len(found) or 2
+    sweep = _sweep(asked, on_gpu=bool(found))
+    policy = replace(sweep.policy, precision=parse_precision(running.precision)) if running.precision else sweep.policy
+    expansion = sweep.expand(ranks)
+    if not expansion.cases:
+        why = f": {expansion.illegal[0].reason}" if expansion.illegal else ""
+        raise UsageError(f"nothing that was asked for can be measured{why}")
+    return Campaign(
+        name=sweep.name,
+        cases=expansion.cases,
+        illegal=expansion.illegal,
+        policy=policy,
+        ranks=ranks,
+        environment=fingerprint(bool(found)),
+        device_name=found[0].name if found else "",
+        results=running.results,
+        fresh=running.fresh,
+    )
+
+
+def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
+    """Measure what the store lacks, each trial on disk before the next begins.
+
+    Args:
+        command: that resumes this run.
+
+    Returns:
+        All trials of the cases asked for, and whether the run was interrupted.
+    """
+    from bench.store import Store
+
+    with Store.open(asked.results) as store:
+        known = asked.trials()
+        missing = asked.lacking(known)
+        if not missing:
+            warn(f"All {len(asked.cases)} cases are in {asked.results} already; nothing to measure.")
+            return known, False
+        measured: list[Trial] = []
+        try:
+            _measure(asked, missing, known, store, measured)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            where = f" in {store.path}" if store.path else ""
+            warn(
+                f"\nStopped. {len(measured)} trials are kept{where}, {len(missing) - len(measured)} cases remain. To go on:"
+            )
+            warn(f"  {command}")
+            if isinstance(stop, SystemExit):
+                raise
+            return known + measured, True
+        return known + measured, False
+
+
+def _measure(
+    asked: Campaign, missing: Sequence[Case], known: Sequence[Trial], store: Store, measured: list[Trial]
+) -> None:
+    from bench.estimate import seconds_each
+    from bench.supervisor import Supervisor
+
+    each = dict(zip(missing, seconds_each(missing, asked.policy, asked.device_name, known), strict=True))
+    kept = len(asked.cases) - len(missing)
+    there = f", {kept} are in {asked.results} already" if kept else ""
+    warn(f"{asked.name}: {len(missing)} cases to measure{there}; about {clock(sum(each.values()))}.")
+    with screen(len(missing), sum(each.values())) as view:
+        _say_next(view, missing, 0)
+        with Supervisor(asked.ranks, asked.policy) as supervisor:
+            for number, trial in enumerate(supervisor.measure(missing), start=1):
+                store.append(trial)
+                measured.append(trial)
+                view.advance(case_line(trial), each.get(trial.case, 0.0))
+                _say_next(view, missing, number)
+
+
+def _say_next(view: Screen, missing: Sequence[Case], number: int) -> None:
+    view.now(case_name(missing[number]) if number < len(missing) else "done")
+
+
+def _sweep(asked: Asked, *, on_gpu: bool) -> Sweep:
+    from bench.sweep import Sweep
+
+    axes, settings = asked.axes(), asked.settings()
+    if asked.sweep is not None:
+        sweep = Sweep.load(asked.sweep, on_gpu=on_gpu)
+        sweep = sweep.override(axes, settings) if axes or settings else sweep
+    elif axes:
+        sweep = Sweep.from_options(axes, settings, on_gpu=on_gpu)
+    else:
+        from bench.sweep import shipped_sweeps
+
+        raise UsageError(
+            f"name a sweep ({', '.join(shipped_sweeps())}, or a .toml file), or type one: "
+            f"--model qwen3-235b-a22b --tp 8 --dcp 1,2 --batch 8q1s32k"
+        )
+    if asked.synthetic:
+        sweep = replace(sweep, parts=tuple(replace(part, synthetic=True) for part in sweep.parts))
+    return sweep
+
+
+def _key(case: Case) -> tuple[str, int, int]:
+    """Return the key that a trial of this case will have."""
+    from bench.estimate import local_ranks
+
+    return case.key, case.layout.dcp // local_ranks(case), PROTOCOL

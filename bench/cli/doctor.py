@@ -1,0 +1,113 @@
+"""``dcpbench doctor``: what can be measured here, and why the rest cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from bench.cli.exits import Exit
+from bench.cli.options import Json, session_of
+from bench.cli.screen import draw, emit, say, warn
+from bench.report.grid import Column, Grid
+
+
+def doctor(invocation: typer.Context, json: Json = False) -> int:
+    """Show devices, links and versions, which kernels and exchanges run here, and why the others do not.
+
+    Starts the workers that a run would start, and asks them. Ends with exit code 4 if nothing could be measured, or
+    if there is a GPU that none of FlashInfer's kernels can use.
+
+    \b
+    Examples:
+      dcpbench doctor
+      dcpbench --ranks 2 doctor --json
+    """
+    from bench.environment import clocks, devices, fingerprint
+    from bench.errors import UnfitError
+    from bench.record import Policy
+    from bench.supervisor import Supervisor
+
+    found, environment = devices(), fingerprint()
+    gpus = [
+        {"name": one.name, "total_bytes": one.total_bytes, "free_bytes": one.free_bytes, **clocks(index)}
+        for index, one in enumerate(found)
+    ]
+    probe: dict[str, Any] = {"kernels": {}, "exchanges": {}}
+    problem = ""
+    try:
+        with Supervisor(session_of(invocation).ranks or len(found) or 2, Policy()) as supervisor:
+            probe = supervisor.probe()
+    except UnfitError as unfit:
+        problem = str(unfit)
+    problem = problem or _problem(probe["kernels"], on_gpu=bool(found))
+    if json:
+        refused = dict(_refused())
+        emit(
+            {
+                "devices": gpus,
+                "hard": environment.hard,
+                "soft": environment.soft,
+                **probe,
+                "refused": refused,
+                "problem": problem,
+            }
+        )
+    else:
+        _show(gpus, environment.hard | environment.soft, probe)
+    if problem:
+        warn(f"dcpbench: unfit: {problem}")
+        return Exit.UNFIT
+    return Exit.DONE
+
+
+def _problem(kernels: dict[str, str], *, on_gpu: bool) -> str:
+    """Say why this machine is unfit, or nothing."""
+    usable = [name for name, reason in kernels.items() if not reason]
+    if not usable:
+        return "no kernel runs here"
+    if on_gpu and usable == ["reference"]:
+        return "there is a GPU, and none of FlashInfer's kernels can use it"
+    return ""
+
+
+def _show(gpus: list[dict[str, Any]], about: dict[str, str], probe: dict[str, Any]) -> None:
+    from dcp_core.memory import format_size
+
+    columns = (
+        Column("device", wrap=True),
+        Column("free", right=True),
+        Column("of", right=True),
+        Column("now", wrap=True),
+    )
+    rows = tuple(
+        (gpu["name"], format_size(gpu["free_bytes"]), format_size(gpu["total_bytes"]), _state(gpu)) for gpu in gpus
+    )
+    if rows:
+        draw(Grid("GPUs", columns, rows))
+    else:
+        say("No GPU: torch's reference kernel runs on the CPU, groups of ranks over gloo.")
+    say()
+    draw(Grid("Environment", (Column(""), Column("", wrap=True)), tuple((name, about[name]) for name in sorted(about))))
+    say()
+    what = (Column("name"), Column("here", wrap=True))
+    for title, answers in (("Kernels", probe["kernels"]), ("Exchanges", probe["exchanges"])):
+        if answers:
+            draw(Grid(title, what, tuple((name, reason or "yes") for name, reason in answers.items())))
+            say()
+    draw(
+        Grid(
+            "Kernels of FlashInfer that cannot serve DCP", (Column("name"), Column("why", wrap=True)), tuple(_refused())
+        )
+    )
+
+
+def _state(gpu: dict[str, Any]) -> str:
+    names = {"sm_mhz": "MHz", "temperature_c": "°C", "power_w": "W", "processes": "processes"}
+    return ", ".join(f"{gpu[name]} {unit}" for name, unit in names.items() if name in gpu)
+
+
+def _refused() -> tuple[tuple[str, str], ...]:
+    from dcp_core.kernels.refused import REFUSED
+
+    return REFUSED

@@ -1,0 +1,88 @@
+"""How a run ends: its trials shown, its profiles and pictures written, its exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.cli.exits import Exit
+from bench.cli.screen import draw, emit, say, warn
+from bench.record import Failed, Measured, Trial
+from bench.report.table import notes_of, trials_grids
+
+
+def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
+    """Print trials as tables with notes, or as JSON."""
+    if as_json:
+        emit({"trials": [trial_json(trial) for trial in trials]})
+        return
+    for grid in trials_grids(trials):
+        draw(grid)
+        say()
+    for note in notes_of(trials):
+        say(note)
+
+
+def publish(trials: Sequence[Trial], results: Path, *, command: str, as_json: bool) -> None:
+    """Pick settings from trials, save profiles and pictures under the results folder, and say where.
+
+    Raises:
+        StorageError: if the folder does not take them.
+    """
+    from bench.report.choices import entries_grid, entries_json
+    from bench.report.plot import NotDrawn, Saved, save_all
+    from bench.tune.pick import pick
+
+    profiles = pick(trials)
+    files = [profile.save(results / "profiles") for profile in profiles]
+    pictures = list(save_all(trials, results / "plots", command=command))
+    saved = [picture for picture in pictures if isinstance(picture, Saved)]
+    missing = [picture for picture in pictures if isinstance(picture, NotDrawn)]
+    if as_json:
+        emit(
+            {
+                "profiles": [
+                    {"file": str(file), "entries": entries_json(profile)}
+                    for file, profile in zip(files, profiles, strict=True)
+                ],
+                "plots": {picture.name: [str(file) for file in picture.files] for picture in saved},
+                "not_drawn": {picture.name: picture.reason for picture in missing},
+            }
+        )
+        return
+    for profile in profiles:
+        draw(entries_grid(profile))
+        say()
+    for note in notes_of(trials):
+        say(note)
+    for file in files:
+        say(f"profile  {file}")
+    for picture in saved:
+        say(f"plot     {'  '.join(str(file) for file in picture.files)}")
+    for picture in missing:
+        say(f"no plot  {picture.name}: {picture.reason}")
+
+
+def finish(trials: Sequence[Trial], *, interrupted: bool) -> Exit:
+    """Return the exit code of a run that left these trials, the last of each case counting."""
+    latest = {trial.key: trial for trial in trials}.values()
+    failed = sum(isinstance(trial.outcome, Failed) for trial in latest)
+    if interrupted:
+        return Exit.INTERRUPTED
+    if failed:
+        warn(f"{failed} of {len(latest)} cases failed; 'dcpbench show --json' has the tracebacks.")
+        return Exit.FAILED_CASES
+    if not any(isinstance(trial.outcome, Measured) for trial in latest):
+        warn("No case could run here; 'dcpbench doctor' says what can.")
+        return Exit.UNFIT
+    return Exit.DONE
+
+
+def trial_json(trial: Trial) -> dict[str, Any]:
+    """Return a trial as it stands in its file."""
+    from bench.line import encode
+
+    data: dict[str, Any] = json.loads(encode(trial))["trial"]
+    return data

@@ -1,0 +1,71 @@
+"""``dcpbench plot``: pictures of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli import completion
+from bench.cli.exits import Exit
+from bench.cli.options import Json, Results, session_of
+from bench.cli.screen import emit, say
+from bench.cli.show import Runs, trials_of
+
+
+def plot(
+    invocation: typer.Context,
+    run: Runs = None,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="latency, mask-cost, breakdown, kv-memory; all that the trials allow if none.",
+            autocompletion=completion.figures,
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write. [default: 'plots' in the results folder]")
+    ] = None,
+    results: Results = Path("results"),
+    json: Json = False,
+) -> int:
+    """Draw runs as PNG and SVG: latency, the cost of a mask, the breakdown of a step, KV memory.
+
+    Reads the store alone, so that a picture can be made again years later, on a laptop. What the trials do not allow
+    is not drawn, and the reason is printed.
+
+    \b
+    Examples:
+      dcpbench plot
+      dcpbench plot last --figure latency,mask-cost --to report/
+    """
+    from bench.errors import UsageError
+    from bench.report.plot import FIGURES, NotDrawn, save_all
+    from dcp_core.shapes import nearest
+
+    names = [name for text in figure or [] for name in text.split(",")]
+    for name in names:
+        if name not in FIGURES:
+            raise UsageError(
+                f"unknown figure {name[:40]!r}{nearest(name, FIGURES)}; known: {', '.join(FIGURES)} (--figure)"
+            )
+    trials, folder = trials_of(run or [], results), to or results / "plots"
+    pictures = []
+    for picture in save_all(trials, folder, command=session_of(invocation).command, names=names):
+        pictures.append(picture)
+        if json:
+            continue
+        if isinstance(picture, NotDrawn):
+            say(f"no plot  {picture.name}: {picture.reason}")
+        else:
+            say(f"plot     {'  '.join(str(file) for file in picture.files)}")
+    if json:
+        emit(
+            {
+                one.name: one.reason if isinstance(one, NotDrawn) else [str(file) for file in one.files]
+                for one in pictures
+            }
+        )
+    return Exit.DONE

@@ -1,0 +1,149 @@
+"""The program: its commands, its global options, and the one place that turns a mistake into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from bench.cli import profile
+from bench.cli.doctor import doctor
+from bench.cli.exits import Exit
+from bench.cli.memory import memory
+from bench.cli.options import Session, add, paragraphs
+from bench.cli.plot import plot
+from bench.cli.screen import say, warn
+from bench.cli.show import show
+from bench.cli.sweep import sweep
+from bench.cli.tune import tune
+from bench.cli.verify import verify
+from bench.errors import UnfitError, UsageError
+from bench.files import FileError, StorageError
+from dcp_core.layout import IllegalLayout
+from dcp_core.memory import SizeError
+from dcp_core.settings import IllegalSettings
+from dcp_core.shapes import ShapeError, WorkloadError
+
+PROGRAM = "dcpbench"
+MISTAKES = (UsageError, FileError, ShapeError, WorkloadError, IllegalLayout, IllegalSettings, SizeError)
+"""What a user can get wrong: a sentence, never a traceback."""
+# A mistake in options as typer reports it: which click it brings along differs between versions, this holds for all.
+_TyperMistake: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name=PROGRAM,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+ABOUT = """Which dcp size, attention path, kernel and exchange to run for grouped-query attention, and how that is known.
+
+Measures a real decode-context-parallel attention core on this machine, checks every result against a float64 oracle
+before it is timed, picks the fastest settings for each batch, and draws what it found."""
+
+
+@app.callback(
+    help=paragraphs(ABOUT), epilog="Start here: [bold]dcpbench doctor[/bold], then [bold]dcpbench tune quick[/bold]."
+)
+def options(
+    invocation: typer.Context,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Processes to form DCP groups of, one per GPU. Larger groups are simulated on one. "
+            "[default: every visible GPU; 2 without any]",
+        ),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Take the options that come before the command."""
+    from dcp_core import __version__
+
+    if version:
+        say(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+    invocation.obj = Session(ranks, _command_line(invocation.obj))
+
+
+MEASURE, READ, HERE = "Measure", "Read what was measured", "This machine and its models"
+for command in (tune, sweep, verify):
+    add(app, command, panel=MEASURE)
+for command in (show, plot):
+    add(app, command, panel=READ)
+app.add_typer(profile.app, name="profile", rich_help_panel=READ)
+for command in (memory, doctor):
+    add(app, command, panel=HERE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program, and return its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process if None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without µ shows a question mark instead of failing
+    try:
+        with _sigterm_stops():
+            return int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
+    except _TyperMistake as mistake:
+        return _complain(_described(mistake), Exit.USAGE)
+    except MISTAKES as mistake:
+        return _complain(str(mistake), Exit.USAGE)
+    except UnfitError as unfit:
+        return _complain(str(unfit), Exit.UNFIT)
+    except StorageError as error:
+        return _complain(str(error), Exit.STORAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return Exit.INTERRUPTED
+    except RuntimeError as error:
+        from bench.store import LockedError
+
+        if isinstance(error, LockedError):
+            return _complain(str(error), Exit.LOCKED)
+        raise
+
+
+def _complain(sentence: str, code: Exit) -> int:
+    warn(f"{PROGRAM}: {sentence}")
+    return code
+
+
+def _described(mistake: Exception) -> str:
+    """Say what typer found wrong, and where help is."""
+    context = getattr(mistake, "ctx", None)
+    where = context.command_path if context else PROGRAM
+    message = mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)
+    return f"{' '.join(message.split())} See '{where} --help'."
+
+
+def _command_line(words: object) -> str:
+    return shlex.join([PROGRAM, *(words if isinstance(words, list) else [])])
+
+
+@contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that what holds workers, locks or a terminal lets go of them."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(Exit.TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

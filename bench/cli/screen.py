@@ -1,0 +1,154 @@
+"""What a run shows while it goes: a bar with the time left on a terminal, plain lines elsewhere. Everything on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from bench.report.grid import Grid, printable
+
+
+class Screen(Protocol):
+    """Where a run reports its progress."""
+
+    def show(self, line: str) -> None:
+        """Show a line that stays."""
+        ...
+
+    def now(self, doing: str) -> None:
+        """Say what is being done."""
+        ...
+
+    def advance(self, line: str, seconds: float) -> None:
+        """Count a case and ``seconds`` of the expected time as done; show its result unless that is empty."""
+        ...
+
+
+class Lines:
+    """A line per result, with how many remain and how long that should take; no colours, no cursor."""
+
+    def __init__(self, count: int, seconds: float, out: TextIO) -> None:
+        self._count, self._expected_s, self._out = count, seconds, out
+        self._done, self._done_s = 0, 0.0
+        self._first: tuple[float, float] | None = None
+
+    def show(self, line: str) -> None:
+        """Write a line."""
+        print(printable(line), file=self._out, flush=True)
+
+    def now(self, doing: str) -> None:
+        """Say nothing: the result's line will."""
+
+    def advance(self, line: str, seconds: float) -> None:
+        """Write a result's line; of results without one, each tenth of the run."""
+        self._done += 1
+        self._done_s += seconds
+        if line or self._done * 10 // self._count > (self._done - 1) * 10 // self._count:
+            left = f", {clock(self._left_s())} left" if self._done < self._count else ""
+            self.show(f"[{self._done}/{self._count}{left}] {line}".rstrip())
+        self._first = self._first or (time.monotonic(), self._done_s)
+
+    def _left_s(self) -> float:
+        """Scale what was expected by the pace so far; the first case, which starts the workers, tells no pace."""
+        left_s = max(self._expected_s - self._done_s, 0.0)
+        if self._first is None:
+            return left_s
+        since, done_s = self._first
+        return left_s * (time.monotonic() - since) / (self._done_s - done_s) if self._done_s > done_s else left_s
+
+
+class Bar:
+    """A bar at the bottom of a terminal, results above it."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        columns = (
+            SpinnerColumn(),
+            BarColumn(20),
+            TextColumn("{task.fields[done]}/{task.fields[count]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Progress(*columns, console=self._console)
+        self._done = 0
+        # In units of expected seconds, so that the time left knows long cases from short ones.
+        self._task = self._bar.add_task("starting", total=max(seconds, 1e-9), done=0, count=count)
+        self._bar.start()
+
+    def show(self, line: str) -> None:
+        """Print a line above the bar."""
+        from rich.text import Text
+
+        self._console.print(Text(printable(line)), soft_wrap=True)
+
+    def now(self, doing: str) -> None:
+        """Say beside the bar what is being measured."""
+        from rich.markup import escape
+
+        self._bar.update(self._task, description=escape(printable(doing)))
+
+    def advance(self, line: str, seconds: float) -> None:
+        """Move the bar, and print a result above it."""
+        if line:
+            self.show(line)
+        self._done += 1
+        self._bar.update(self._task, advance=seconds, done=self._done)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+
+@contextmanager
+def screen(count: int, seconds: float) -> Iterator[Screen]:
+    """Open the screen of a run of ``count`` cases that should take ``seconds``."""
+    if not sys.stderr.isatty():
+        yield Lines(count, seconds, sys.stderr)
+        return
+    bar = Bar(count, seconds)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people say it: ``40 s``, ``3 min``, ``2 h 10 min``."""
+    seconds = max(seconds, 0.0)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def say(text: str = "") -> None:
+    """Print a line of output on stdout."""
+    print(printable(text))
+
+
+def warn(text: str) -> None:
+    """Print a line on stderr, apart from the output."""
+    print(printable(text), file=sys.stderr)
+
+
+def draw(grid: Grid) -> None:
+    """Print a table on stdout: in colour and as wide as a terminal, or as plain text of 80 columns."""
+    if not sys.stdout.isatty():
+        print(grid.to_text())
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(grid.to_rich())
+
+
+def emit(data: object) -> None:
+    """Print JSON on stdout."""
+    import json
+
+    print(json.dumps(data, indent=1, allow_nan=False))

@@ -1,0 +1,88 @@
+"""``dcpbench show``: tables of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.cli import completion
+from bench.cli.exits import Exit
+from bench.cli.options import Json, Results
+from bench.cli.screen import say, warn
+
+if TYPE_CHECKING:
+    from bench.record import Trial
+
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...",
+        help="Runs by name, 'last', or .jsonl files; all of the results folder if none.",
+        autocompletion=completion.runs,
+    ),
+]
+
+
+def show(
+    run: Runs = None,
+    results: Results = Path("results"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    json: Json = False,
+) -> int:
+    """Print the trials of runs as tables, the fastest of each group of rivals first.
+
+    Rivals are the settings of one batch, model and tp whose times may be compared: same label, same timer. Notes below
+    say what was skipped or failed, and why. A star marks a layout that no server starts with.
+
+    \b
+    Examples:
+      dcpbench show last
+      dcpbench show --results results/reference/h200 --markdown
+    """
+    from bench.cli.outcome import show_trials
+    from bench.report.table import notes_of, trials_grids
+
+    trials = trials_of(run or [], results)
+    if not markdown or json:
+        show_trials(trials, as_json=json)
+        return Exit.DONE
+    for grid in trials_grids(trials):
+        say_lines(grid.to_markdown())
+    for note in notes_of(trials):
+        say(f"- {note}")
+    return Exit.DONE
+
+
+def trials_of(names: list[str], results: Path) -> list[Trial]:
+    """Read runs by name or path, or all of a folder.
+
+    Raises:
+        UsageError: if there is nothing in them.
+        FileError: for a run that does not exist or cannot be read.
+    """
+    from bench.errors import UsageError
+    from bench.store import Store, find_run, read_run
+
+    if names:
+        parts = [
+            read_run(name if name.endswith(".jsonl") and "/" in name else find_run(results, name)) for name in names
+        ]
+    else:
+        parts = [Store.read(results)]
+    trials = [trial for found, _ in parts for trial in found]
+    for notice in (notice for _, notices in parts for notice in notices):
+        warn(notice)
+    if not trials:
+        raise UsageError(
+            f"{results} holds no trials; measure some first, as with 'dcpbench tune quick', or give --results"
+        )
+    return trials
+
+
+def say_lines(text: str) -> None:
+    """Print several lines and an empty one."""
+    for line in text.splitlines():
+        say(line)
+    say()

@@ -1,0 +1,32 @@
+"""``dcpbench sweep``: measure, and nothing else."""
+
+from __future__ import annotations
+
+import typer
+
+from bench.cli.options import Asked, Running, session_of
+
+
+def sweep(invocation: typer.Context, asked: Asked, running: Running) -> int:
+    """Measure what a sweep asks for and the results folder lacks.
+
+    A sweep is a shipped one by name, a TOML file, or typed as options alone. Every case is checked against a float64
+    oracle before it is timed, and is on disk before the next begins: stop at any time and run the same command again.
+
+    \b
+    Examples:
+      dcpbench sweep seed --dry-run
+      dcpbench --ranks 2 sweep --model qwen3-235b-a22b --tp 8 --dcp 1,2 \\
+        --context 8k,32k,128k --new 1,512 --concurrency 1,16 --exchange ag_rs,a2a
+    """
+    from bench.cli.campaign import campaign, measure
+    from bench.cli.dry_run import show_plan
+    from bench.cli.outcome import finish, show_trials
+
+    session = session_of(invocation)
+    wanted = campaign(asked, running, session.ranks)
+    if running.dry_run:
+        return show_plan(wanted, as_json=running.json)
+    trials, interrupted = measure(wanted, session.command)
+    show_trials(trials, as_json=running.json)
+    return finish(trials, interrupted=interrupted)

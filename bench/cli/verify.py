@@ -1,0 +1,186 @@
+"""``dcpbench verify``: every path, kernel and exchange against the oracle."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.cli import completion
+from bench.cli.exits import Exit
+from bench.cli.options import Json, session_of, values_of, whole_number
+from bench.cli.screen import draw, emit, say, screen, warn
+from bench.record import Check, Failed, Skipped
+from bench.report.grid import Column, Grid
+from bench.report.table import case_name, exchange_of, kernels_of, path_of
+
+if TYPE_CHECKING:
+    from dcp_core.settings import Case
+
+
+@dataclass(slots=True)
+class Tally:
+    """The verdicts on one path, kernel and exchange."""
+
+    passed: int = 0
+    skipped: int = 0
+    failed: int = 0
+    worst_share: float = 0.0
+    reasons: set[str] = field(default_factory=set)
+
+    def add(self, verdict: Check | Skipped | Failed) -> None:
+        """Count a verdict; of a check, keep the share of the error budget that it used."""
+        match verdict:
+            case Check():
+                share = max(verdict.out_error / verdict.out_budget, verdict.lse_error / verdict.lse_budget)
+                self.worst_share = max(self.worst_share, share) if share == share else float("nan")  # noqa: PLR0124
+                self.passed += verdict.passed
+                self.failed += not verdict.passed
+            case Skipped(reason=reason):
+                self.skipped += 1
+                self.reasons.add(reason)
+            case Failed():
+                self.failed += 1
+
+
+def verify(
+    invocation: typer.Context,
+    path: Annotated[
+        str | None, typer.Option(help="Only these paths.", metavar="PATH", autocompletion=completion.paths)
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="Only these kernels.", metavar="KERNEL", autocompletion=completion.kernels)
+    ] = None,
+    exchange: Annotated[
+        str | None, typer.Option(help="Only these exchanges.", metavar="EXCHANGE", autocompletion=completion.exchanges)
+    ] = None,
+    dcp: Annotated[str | None, typer.Option(help="Only these dcp sizes.", metavar="1,2,8")] = None,
+    json: Json = False,
+) -> int:
+    """Check every path, kernel and exchange that runs here against a float64 oracle, edge cases included.
+
+    Odd lengths, batches shorter than the group, empty shards, several KV heads per rank, interleaves, head dims: each
+    result must stay within an error budget derived from what the same precision errs. Exit code 3 if one does not.
+
+    \b
+    Examples:
+      dcpbench verify
+      dcpbench --ranks 2 verify --path fold,mask --dcp 2 --exchange a2a
+    """
+    from bench.environment import devices
+    from bench.record import Policy
+    from bench.supervisor import Supervisor
+
+    on_gpu = devices()
+    ranks = session_of(invocation).ranks or len(on_gpu) or 2
+    chosen = {"path": path, "kernel": kernel, "exchange": exchange, "dcp": dcp}
+    wanted = {name: values_of(name, [text]) for name, text in chosen.items() if text}
+    with Supervisor(ranks, Policy()) as supervisor:
+        cases = _cases(wanted, supervisor.probe()["kernels"], ranks=ranks, on_gpu=bool(on_gpu))
+        warn(f"{len(cases)} cases to check.")
+        verdicts = []
+        with screen(len(cases), float(len(cases))) as view:
+            for case, verdict in supervisor.verify(cases):
+                verdicts.append((case, verdict))
+                view.now(case_name(case))
+                view.advance(f"{case_name(case)}: {_word(verdict)}" if _is_wrong(verdict) else "", 1.0)
+    return _report(verdicts, as_json=json)
+
+
+def _cases(wanted: Mapping[str, Sequence[str]], kernels: Mapping[str, str], *, ranks: int, on_gpu: bool) -> list[Case]:
+    """Return what to check: everything that runs here, narrowed to what was asked for.
+
+    Args:
+        kernels: by name, why each does not run here, or an empty sentence.
+
+    Raises:
+        UsageError: for a name or number that is none, or if nothing is left.
+        UnfitError: for a kernel that was asked for and does not run here.
+    """
+    from bench.errors import UnfitError, UsageError
+    from bench.verify import Selection, verify_cases
+    from dcp_core.settings import ExchangeName, KernelName, PathName, coerce
+    from dcp_core.shapes import DType
+
+    names = {axis: [coerce(axis, text) for text in wanted.get(axis, ())] for axis in ("path", "kernel", "exchange")}
+    for name in names["kernel"]:
+        if kernels.get(name):
+            raise UnfitError(f"kernel {name} does not run here: {kernels[name]}")
+    paths: list[PathName] = names["path"] or list(PathName)
+    usable: list[KernelName] = names["kernel"] or [name for name in KernelName if not kernels.get(name, "unknown")]
+    exchanges: list[ExchangeName] = names["exchange"] or list(ExchangeName)
+    selection = Selection(
+        kernels=tuple(usable),
+        ranks=ranks,
+        dtypes=(DType.BFLOAT16,) if on_gpu else (DType.FLOAT32,),
+        paths=tuple(paths),
+    )
+    if sizes := wanted.get("dcp"):
+        selection = replace(selection, dcps=tuple(whole_number("--dcp", text) for text in sizes))
+    cases = [case for case in verify_cases(selection) if case.settings.exchange in exchanges]
+    if not cases:
+        raise UsageError("nothing to check: no case has all of these at once (--path, --kernel, --exchange, --dcp)")
+    return cases
+
+
+def _report(verdicts: Sequence[tuple[Case, Check | Skipped | Failed]], *, as_json: bool) -> Exit:
+    tallies: dict[tuple[str, str, str], Tally] = defaultdict(Tally)
+    for case, verdict in verdicts:
+        settings = case.settings
+        tallies[path_of(settings), kernels_of(settings), exchange_of(settings)].add(verdict)
+    wrong = [(case, verdict) for case, verdict in verdicts if _is_wrong(verdict)]
+    if as_json:
+        emit([{"case": case.to_json(), "verdict": _word(verdict), **_details(verdict)} for case, verdict in verdicts])
+        return Exit.FAILED_CASES if wrong else Exit.DONE
+    draw(_grid(tallies))
+    say()
+    for reason in sorted({reason for tally in tallies.values() for reason in tally.reasons}):
+        say(f"skipped: {reason}")
+    for case, verdict in wrong:
+        say(f"FAILED {case_name(case)}, interleave {case.layout.interleave}, {case.geometry}: {_word(verdict)}")
+    passed = sum(tally.passed for tally in tallies.values())
+    say(f"{passed} right, {len(wrong)} wrong, {len(verdicts) - passed - len(wrong)} skipped.")
+    return Exit.FAILED_CASES if wrong else Exit.DONE
+
+
+def _grid(tallies: dict[tuple[str, str, str], Tally]) -> Grid:
+    columns = (
+        Column("path"),
+        Column("kernel"),
+        Column("via"),
+        Column("right", right=True),
+        Column("wrong", right=True),
+        Column("skipped", right=True),
+        Column("worst error, of budget", right=True),
+    )
+    rows = tuple(
+        (*names, str(tally.passed), str(tally.failed), str(tally.skipped), f"{tally.worst_share:.0%}")
+        for names, tally in sorted(tallies.items())
+    )
+    return Grid("Against the float64 oracle", columns, rows)
+
+
+def _is_wrong(verdict: Check | Skipped | Failed) -> bool:
+    return isinstance(verdict, Failed) or (isinstance(verdict, Check) and not verdict.passed)
+
+
+def _word(verdict: Check | Skipped | Failed) -> str:
+    match verdict:
+        case Check(passed=True):
+            return "right"
+        case Check():
+            return (
+                f"WRONG, out errs by {verdict.out_error:.2e} (budget {verdict.out_budget:.2e}), "
+                f"lse by {verdict.lse_error:.2e} (budget {verdict.lse_budget:.2e})"
+            )
+        case Skipped(reason=reason):
+            return f"skipped, {reason}"
+        case Failed(fault=fault, message=message):
+            return f"FAILED, {fault}: {message}"
+
+
+def _details(verdict: Check | Skipped | Failed) -> dict[str, Any]:
+    return asdict(verdict)

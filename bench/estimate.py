@@ -1,0 +1,69 @@
+"""How long a run will take: the cost model's step, repeated as measuring does, corrected by what trials really took.
+
+Assumptions, for want of anything measured: on a GPU sampling ends after one or two blocks of the fewest samples, on a CPU,
+whose times scatter, at the cap; the step as a whole and its stages one by one take the same; a warm-up is three blocks;
+planning is repeated for half a second at most; every rank of a simulated group runs the checked step in turn; opening and
+checking a case takes a fixed time, and as long as its memory takes to write. Compiling kernels on first use, and starting
+workers, are not included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from bench.record import Measured, Policy, Trial
+from dcp_core.cost import CPU, Ceiling, ceiling_of, plan_bytes, step_seconds
+from dcp_core.memory import case_bytes
+from dcp_core.settings import Case, ExchangeName
+
+BLOCKS = 1.5
+"""Blocks of the fewest samples until a GPU's interval is narrow enough."""
+WARM_UP_BLOCKS = 3
+LAUNCHES = 20
+PLAN_SECONDS, MOST_PLANS, FEWEST_PLANS = 0.5, 30, 3
+FLUSH_S = 1e-4
+"""Cooling the L2 cache before a repetition, and waiting for it."""
+SETUP_S = 0.15
+"""Opening a path, its inputs and its check, however small the case."""
+PLAN_S = 3e-4
+"""Planning a batch without a mask."""
+CALIBRATION = 3
+"""Measured trials that it takes to correct the model."""
+_CALIBRATION_RANGE = (0.1, 10.0)
+
+
+def local_ranks(case: Case) -> int:
+    """Return how many ranks of a case's group share one device: all of a simulated one."""
+    return case.layout.dcp if case.settings.exchange is ExchangeName.LOOPBACK else 1
+
+
+def case_seconds(case: Case, policy: Policy, ceiling: Ceiling) -> float:
+    """Return the time that measuring one case should take, by the module's assumptions."""
+    step_s, together = step_seconds(case, ceiling), local_ranks(case)
+    each_s = step_s + (0.0 if ceiling is CPU else FLUSH_S)
+    samples = policy.max_samples if ceiling is CPU else min(policy.max_samples, BLOCKS * policy.min_samples)
+    timed_s = min(samples * each_s, policy.max_seconds) + WARM_UP_BLOCKS * policy.min_warmup * each_s
+    plan_s = PLAN_S + plan_bytes(case) / (ceiling.bytes_per_s / 8)
+    planning_s = min(MOST_PLANS * plan_s, max(PLAN_SECONDS, FEWEST_PLANS * plan_s))
+    checking_s = SETUP_S + together * step_s + 2 * case_bytes(case, together) / ceiling.bytes_per_s
+    return checking_s + planning_s + 2 * timed_s + LAUNCHES * step_s
+
+
+def seconds_each(cases: Sequence[Case], policy: Policy, device_name: str, known: Iterable[Trial] = ()) -> list[float]:
+    """Return the seconds that each case should take.
+
+    Args:
+        device_name: as the driver tells it; empty for a CPU.
+        known: trials of the same machine. From three on, the model is scaled by the median of what they took over what
+            it says of them.
+    """
+    ceiling = ceiling_of(device_name)
+    ratios = [
+        trial.seconds / case_seconds(trial.case, trial.policy, ceiling)
+        for trial in known
+        if isinstance(trial.outcome, Measured) and trial.seconds > 0
+    ]
+    low, high = _CALIBRATION_RANGE
+    scale = min(max(median(ratios), low), high) if len(ratios) >= CALIBRATION else 1.0
+    return [scale * case_seconds(case, policy, ceiling) for case in cases]

@@ -1,0 +1,101 @@
+"""How files of others are read and ours written: capped, checked, whole or not at all. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from dcp_core.shapes import nearest
+
+
+class FileError(ValueError):
+    """A file or a name that cannot be used: which, and what is wrong with it. Exit code 2."""
+
+
+class StorageError(OSError):
+    """The disk does not take or give what it should: full, read-only, no permission. Exit code 5."""
+
+
+def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
+    """Turn an operating system's error into one sentence that says what would help."""
+    remedy = {
+        errno.ENOSPC: "free some space, or choose a folder on another disk",
+        errno.EDQUOT: "free some of your quota, or choose a folder on another disk",
+        errno.EROFS: "choose a folder on a disk that may be written",
+        errno.EACCES: "choose a folder you may use, or have its permissions changed",
+        errno.EPERM: "choose a folder you may use, or have its permissions changed",
+        errno.ENOTDIR: "choose a path that leads through folders only",
+        errno.EEXIST: "choose a folder's name that no file has",
+    }.get(error.errno or 0, "choose another folder")
+    return StorageError(f"cannot {doing} {path}: {(error.strerror or str(error)).lower()}; {remedy}")
+
+
+def read_capped(path: Path, limit_bytes: int, kind: str) -> str:
+    """Return a file's text.
+
+    Args:
+        limit_bytes: beyond which the file is not read at all.
+        kind: what the file should be, for messages: "a profile", say.
+
+    Raises:
+        FileError: if there is no such file, it is too large, or no UTF-8.
+        StorageError: if it may not be read.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+        raise FileError(f"{path}: no such file; {kind} was expected there") from None
+    except OSError as error:
+        raise storage_error("read", path, error) from None
+    if len(data) > limit_bytes:
+        raise FileError(f"{path}: larger than {limit_bytes >> 10} KiB, so it is not {kind}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: not {kind}: byte {error.start} is no UTF-8") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file by ``text``, so that a crash leaves the old one or the new one; make its folder if need be.
+
+    Raises:
+        StorageError: if the disk does not take it; then nothing has changed.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error("write", path, error) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder, so that a file new in it is still there after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse the first key that is not known, naming the nearest that is.
+
+    Raises:
+        FileError: with ``where`` in front.
+    """
+    names = list(known)
+    for key in found:
+        if key not in names:
+            raise FileError(f"{where}: unknown key {key[:40]!r}{nearest(key[:40], names)}; known: {', '.join(names)}")

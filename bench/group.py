@@ -1,0 +1,171 @@
+"""A group of worker processes, one per rank: started, spoken to, and ended together. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from bench.orders import REPLY_VARIABLE
+
+START_SECONDS = 180.0
+"""How long a group may take to import its libraries and find itself."""
+LOG_TAIL_BYTES = 4000
+"""Of a dead worker's own output that are kept with the failure."""
+
+
+class GroupLost(RuntimeError):
+    """A worker died or did not answer in time, and the whole group was ended. ``fault``: ``crashed`` or ``timeout``."""
+
+    def __init__(self, fault: str, message: str, log: str) -> None:
+        super().__init__(message)
+        self.fault, self.log = fault, log
+
+
+class WorkerGroup:
+    """``ranks`` workers on this machine, each in a process group of its own, so that no signal meant for us hits them."""
+
+    def __init__(self, ranks: int) -> None:
+        """Start the workers and wait until every one is ready.
+
+        Raises:
+            GroupLost: if one does not come up.
+        """
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the group
+        port = _free_port()
+        self._workers = [self._start(rank, ranks, port) for rank in range(ranks)]
+        self._replies = []
+        for worker, (read_end, write_end) in self._workers:
+            os.close(write_end)
+            os.set_blocking(read_end, False)
+            self._replies.append(_Lines(read_end, worker))
+        self._collect(START_SECONDS)
+
+    def ask(self, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
+        """Give every rank an order, and return their answers by rank.
+
+        Raises:
+            GroupLost: if a worker dies, or one has not answered after ``seconds``; the group is ended then.
+        """
+        line = json.dumps(order).encode() + b"\n"
+        for worker, _ in self._workers:
+            if worker.stdin is not None:
+                try:
+                    worker.stdin.write(line)
+                    worker.stdin.flush()
+                except BrokenPipeError:
+                    raise self._lost("crashed", worker) from None
+        return self._collect(seconds)
+
+    def close(self) -> None:
+        """End the workers: at once, whatever they are doing."""
+        for worker, _ in self._workers:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+        for worker, _ in self._workers:
+            worker.wait()
+            if worker.stdin is not None:
+                worker.stdin.close()
+        for lines in self._replies:
+            lines.close()
+        self._log.close()
+
+    def _start(self, rank: int, ranks: int, port: int) -> tuple[subprocess.Popen[bytes], tuple[int, int]]:
+        read_end, write_end = os.pipe()
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // ranks))
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": threads,
+            REPLY_VARIABLE: str(write_end),
+        }
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+            pass_fds=(write_end,),
+            start_new_session=True,
+        )
+        return worker, (read_end, write_end)
+
+    def _collect(self, seconds: float) -> list[dict[str, Any]]:
+        """Wait for one line of every rank."""
+        deadline = time.monotonic() + seconds
+        answers: dict[int, dict[str, Any]] = {}
+        with selectors.DefaultSelector() as selector:
+            for rank, lines in enumerate(self._replies):
+                selector.register(lines.descriptor, selectors.EVENT_READ, rank)
+            while len(answers) < len(self._replies):
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    raise self._lost("timeout", seconds=seconds)
+                for key, _ in ready:
+                    lines = self._replies[key.data]
+                    answer = lines.read()
+                    if answer is None and lines.ended:
+                        raise self._lost("crashed", lines.worker)
+                    if answer is not None:
+                        answers[key.data] = answer
+                        selector.unregister(lines.descriptor)
+        return [answers[rank] for rank in range(len(self._replies))]
+
+    def _lost(self, fault: str, worker: subprocess.Popen[bytes] | None = None, *, seconds: float = 0.0) -> GroupLost:
+        log = self._tail()
+        if worker is not None:
+            code = worker.wait()
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+            message = f"a worker died ({how})"
+        else:
+            message = f"no answer within {seconds:.0f} s; the workers were killed"
+        self.close()
+        return GroupLost(fault, message, log)
+
+    def _tail(self) -> str:
+        self._log.flush()
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode(errors="replace")
+
+
+class _Lines:
+    """The answers of one worker, as they come."""
+
+    def __init__(self, descriptor: int, worker: subprocess.Popen[bytes]) -> None:
+        self.descriptor, self.worker, self.ended = descriptor, worker, False
+        self._pending = b""
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the next whole answer, or None if there is none yet or the worker closed its end."""
+        chunk = os.read(self.descriptor, 1 << 20)
+        self.ended = not chunk
+        self._pending += chunk
+        line, newline, rest = self._pending.partition(b"\n")
+        if not newline:
+            return None
+        self._pending = rest
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise TypeError(f"a worker answers with an object, not {type(answer).__name__}")
+        return answer
+
+    def close(self) -> None:
+        """Close this end."""
+        os.close(self.descriptor)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

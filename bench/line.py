@@ -1,0 +1,139 @@
+"""One trial as one line of text: ``{"checksum": ..., "trial": {...}}``. See docs/format.md.
+
+The checksum is 16 hex digits of sha256 over the trial's canonical JSON, so that white space and the order of keys are
+no content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from bench.files import FileError
+from bench.record import SCHEMA, Environment, Failed, Measured, Outcome, Policy, Skipped, Trial
+from dcp_core.settings import Case
+
+MAX_TRACEBACK = 64 << 10
+"""Characters of a failure's traceback that are kept: the last ones, where the error stands."""
+
+
+class NewerSchema(FileError):
+    """A line of a version that this dcpbench does not know yet."""
+
+
+def encode(trial: Trial) -> bytes:
+    """Return a trial's line, its newline included.
+
+    Raises:
+        ValueError: if a number of it is NaN or infinite.
+    """
+    data = _to_json(trial)
+    try:
+        text = _canonical(data)
+    except ValueError:
+        raise ValueError(f"the trial of case {trial.case.key} holds NaN or infinity, which no file may") from None
+    return f'{{"checksum":"{_checksum(text)}","trial":{text}}}\n'.encode("ascii")
+
+
+def decode(line: bytes) -> Trial:
+    """Read what ``encode`` wrote.
+
+    Raises:
+        ValueError: (a subclass) saying what is wrong with the line.
+    """
+    try:
+        data = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise FileError("no JSON") from None
+    if not isinstance(data, dict) or data.keys() != {"checksum", "trial"} or not isinstance(data["trial"], dict):
+        raise FileError("no trial: it should hold a checksum and a trial")
+    trial = data["trial"]
+    if data["checksum"] != _checksum(_canonical(trial)):
+        raise FileError("its checksum does not match: it was changed or damaged after it was written")
+    schema = trial.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise FileError(f"its schema should be a whole number, not {schema!r}")
+    if schema > SCHEMA:
+        raise NewerSchema(f"written with schema {schema}, this dcpbench reads up to {SCHEMA}; use a newer dcpbench")
+    return _from_json(trial)
+
+
+def _to_json(trial: Trial) -> dict[str, Any]:
+    data = {name: getattr(trial, name) for name in ("ranks", "seconds", "time", "clocks", "protocol", "schema")}
+    outcome = asdict(trial.outcome)
+    if isinstance(trial.outcome, Failed):
+        outcome["traceback"] = trial.outcome.traceback[-MAX_TRACEBACK:]
+    return {
+        **data,
+        "case": trial.case.to_json(),
+        "outcome": outcome,
+        "policy": asdict(trial.policy),
+        "environment": asdict(trial.environment),
+    }
+
+
+def _from_json(data: dict[str, Any]) -> Trial:
+    from pydantic import ValidationError
+
+    fields = {**data, "case": Case.from_json(data.get("case", {}))}
+    try:
+        fields["outcome"] = read_outcome(data.get("outcome"))
+        fields["policy"] = _adapter(Policy)(data.get("policy"))
+        fields["environment"] = _adapter(Environment)(data.get("environment"))
+        fields["clocks"] = _adapter(tuple[dict[str, str], ...])(data.get("clocks", ()))
+        for name, kind in (("ranks", int), ("seconds", float), ("time", str), ("protocol", int)):
+            fields[name] = _adapter(kind)(data.get(name))
+        return Trial(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FileError(
+            f"not a whole trial: {error.title} {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from None
+    except TypeError as error:
+        raise FileError(f"not a whole trial: {error}") from None
+
+
+def read_outcome(data: object) -> Outcome:
+    """Read an outcome of JSON data: its ``kind`` says which of the three.
+
+    Raises:
+        ValueError: (a subclass) saying what is wrong with it.
+    """
+    fields = dict(data) if isinstance(data, dict) else {}
+    match fields.pop("kind", None):
+        case "measured":
+            outcome: Outcome = _adapter(Measured)(fields)
+        case "skipped":
+            outcome = _adapter(Skipped)(fields)
+        case "failed":
+            outcome = _adapter(Failed)(fields)
+        case kind:
+            raise FileError(f"an outcome is measured, skipped or failed, not {kind!r}")
+    return outcome
+
+
+_ADAPTERS: dict[Any, Callable[[Any], Any]] = {}
+
+
+def _adapter(kind: Any) -> Callable[[Any], Any]:
+    """Return a validator of untrusted data, built once per type: building costs far more than a trial."""
+    from pydantic import TypeAdapter
+
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind).validate_python
+    return _ADAPTERS[kind]
+
+
+def _canonical(data: object) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,237 @@
+"""Measure one case: check it against the oracle, then time its planning, its step, and each stage of the step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bench.clock import Clock, CudaClock, HostClock, floor_us
+from bench.record import (
+    Check,
+    Failed,
+    Label,
+    Measured,
+    Outcome,
+    PlanTime,
+    Policy,
+    Skipped,
+    StageTime,
+    StopReason,
+)
+from bench.stand import Stand
+from bench.stats import is_precise, lag1_correlation, summarize, thin
+from dcp_core.memory import case_bytes, format_size
+from dcp_core.mesh import Mesh
+from dcp_core.paths.base import Stage
+from dcp_core.settings import Case, KernelName, Unsupported
+
+PLAN_SECONDS = 0.5
+"""Spent on timing one case's planning, beyond the first PLAN_SAMPLES."""
+PLAN_SAMPLES = 3
+MOST_PLAN_SAMPLES = 30
+LAUNCH_SAMPLES = 20
+FLOORS = 10
+"""A result under this many timer floors is flagged."""
+CORRELATED = 0.2
+"""Lag-1 correlation of samples above which the interval of their median is said not to hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Samples of one call on every rank: per repetition, what the slowest took."""
+
+    ranks_us: tuple[tuple[float, ...], ...]
+    stop: StopReason
+
+    @property
+    def slowest_us(self) -> list[float]:
+        """The group's time of each repetition."""
+        return [max(times) for times in zip(*self.ranks_us, strict=True)]
+
+
+def verify(case: Case, mesh: Mesh, *, seed: int) -> tuple[Stand, Check] | Skipped:
+    """Lay a case out, plan it, run it once and compare it with the oracle; every rank of the group must call this.
+
+    Returns:
+        The stand with the check over all ranks, or why some rank cannot run the case.
+    """
+    needed, free = case_bytes(case, len(mesh.members())), _free_bytes(mesh.device)
+    problem = f"needs {format_size(needed)} of memory, {format_size(free)} are free" if needed > free else ""
+    stand = None
+    if not problem:
+        try:
+            stand = Stand(case, mesh, seed)
+        except Unsupported as error:
+            problem = str(error)
+    problem = mesh.first_problem(problem)
+    if problem or stand is None:
+        return Skipped(problem)
+    stand.plan()
+    return stand, Check.worst(mesh.share(stand.check()))
+
+
+def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
+    """Check and time a case; every rank of the group must call this, and all return the same.
+
+    Args:
+        mesh: of ``dcp`` real ranks, or a whole simulated group. In a simulation every rank is checked, the one with most
+            keys is timed by itself, and the exchange is not timed.
+    """
+    verified = verify(case, mesh, seed=policy.seed)
+    if isinstance(verified, Skipped):
+        return verified
+    stand, check = verified
+    if not check.passed:
+        return Failed(
+            "incorrect",
+            f"out errs by {check.out_error:.2e} (budget {check.out_budget:.2e}), "
+            f"lse by {check.lse_error:.2e} (budget {check.lse_budget:.2e})",
+        )
+    plan = _time_planning(stand)
+    clock = _open_clock(case, mesh, policy)
+    # The cheapest call that the clock can take, timed before the case: below ten of these a time says little.
+    floor = max(mesh.share(floor_us(clock, mesh.device)))
+    if mesh.is_simulated:
+        stand.launch()
+        with mesh.solo():
+            return _timed(stand, check, plan, clock, floor, policy)
+    return _timed(stand, check, plan, clock, floor, policy)
+
+
+def _timed(
+    stand: Stand, check: Check, plan: tuple[PlanTime, ...], clock: Clock, floor: float, policy: Policy
+) -> Measured:
+    mesh, seat = stand.mesh, stand.fullest
+    step = _time(seat.launch, mesh, clock, policy)
+    launch = _time_launch(seat.launch, mesh)
+    stages = tuple(
+        _time_stage(stage, stand, clock, policy)
+        for stage in seat.path.stages()
+        if not (stage.communicates and mesh.is_simulated)
+    )
+    summary = summarize(step.slowest_us)
+    return Measured(
+        label=Label.SIMULATED if mesh.is_simulated else Label.MEASURED,
+        check=check,
+        timer=clock.name,
+        step_us=summary,
+        launch_us=summarize(launch),
+        plan=plan,
+        stages=stages,
+        rank_samples_us=tuple(thin(times) for times in step.ranks_us),
+        exchange_timed=not mesh.is_simulated,
+        stop=step.stop,
+        timer_floor_us=floor,
+        flushed_bytes=clock.flushed_bytes,
+        kv_bytes=max(mesh.share(stand.kv_bytes)),
+        layers=stand.case.shape.layers,
+        flags=tuple(_flags(stand, step, summary.median, floor)),
+    )
+
+
+def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Timed:
+    """Warm up, then sample until the interval of the median is narrow enough. Ranks see the same samples and so agree."""
+    call()
+    prepared = clock.prepare(call)
+    align = mesh.align if mesh.size > 1 and not mesh.is_simulated else None
+    _warm_up(prepared, mesh, clock, policy, align)
+    samples: list[list[float]] = [[] for _ in range(1 if mesh.is_simulated else mesh.size)]
+    started = time.monotonic()
+    while True:
+        block = clock.sample(prepared, policy.min_samples, align)
+        # One clock decides for all: ranks that each looked at their own could stop at different times.
+        shared = mesh.share((block, time.monotonic() - started))
+        for own, (others, _) in zip(samples, shared, strict=True):
+            own.extend(others)
+        timed = Timed(tuple(map(tuple, samples)), StopReason.PRECISE)
+        if is_precise(summarize(timed.slowest_us), policy.precision):
+            return timed
+        if len(samples[0]) >= policy.max_samples or shared[0][1] > policy.max_seconds:
+            return Timed(timed.ranks_us, StopReason.CAP)
+
+
+def _warm_up(
+    call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy, align: Callable[[], None] | None
+) -> None:
+    """Repeat until a block is no faster than the one before by more than 5 %, at most ten blocks."""
+    last = float("inf")
+    for _ in range(10):
+        block = sorted(clock.sample(call, policy.min_warmup, align))
+        now = max(mesh.share(block[len(block) // 2]))
+        if now > 0.95 * last:
+            return
+        last = now
+
+
+def _time_stage(stage: Stage, stand: Stand, clock: Clock, policy: Policy) -> StageTime:
+    step = stand.fullest.step
+    timed = _time(lambda: stage.run(step), stand.mesh, clock, policy)
+    slowest = timed.slowest_us
+    return StageTime(stage.name, summarize(slowest), stage.communicates, thin(slowest))
+
+
+def _time_planning(stand: Stand) -> tuple[PlanTime, ...]:
+    """Time each stage of planning on the host, with the device work it causes, on the fullest rank here."""
+    times: dict[str, list[float]] = {}
+    seat, started = stand.fullest, time.monotonic()
+    for count in range(MOST_PLAN_SAMPLES):
+        if count >= PLAN_SAMPLES and max(stand.mesh.share(time.monotonic() - started)) > PLAN_SECONDS:
+            break
+        for stage in seat.path.prepare(stand.case.workload, seat.table):
+            synchronize(stand.mesh.device)
+            start = time.perf_counter_ns()
+            stage.run()
+            synchronize(stand.mesh.device)
+            times.setdefault(stage.name, []).append((time.perf_counter_ns() - start) / 1e3)
+    return tuple(PlanTime(name, summarize(samples)) for name, samples in times.items())
+
+
+def _time_launch(call: Callable[[], None], mesh: Mesh) -> list[float]:
+    """Return host microseconds per eager launch of a step, the device idle before each."""
+    times = []
+    for _ in range(LAUNCH_SAMPLES):
+        synchronize(mesh.device)
+        start = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - start) / 1e3)
+    synchronize(mesh.device)
+    return times
+
+
+def _open_clock(case: Case, mesh: Mesh, policy: Policy) -> Clock:
+    if mesh.device.type != "cuda":
+        return HostClock()
+    settings = case.settings
+    eager_only = KernelName.REFERENCE in (settings.kernel, settings.kernel_for_new, settings.kernel_for_decode)
+    return CudaClock(mesh.device, graphs=not eager_only, cold=policy.cold)
+
+
+def _flags(stand: Stand, step: Timed, median_us: float, floor: float) -> list[str]:
+    flags = [f"{name} composed from all_gather: gloo lacks it here" for name in sorted(stand.mesh.composed)]
+    if median_us < FLOORS * floor:
+        flags.append(f"under {FLOORS} timer floors of {floor:.2f} us")
+    if lag1_correlation(step.slowest_us) > CORRELATED:
+        flags.append("samples are correlated: the interval of the median does not hold")
+    if stand.case.synthetic:
+        flags.append("synthetic layout: no server starts with it")
+    if step.stop is StopReason.CAP:
+        flags.append("stopped at the cap, before the interval was narrow enough")
+    return flags
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+        fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all work on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,20 @@
+"""What a supervisor and its workers say to each other: one JSON object a line. Standard library only.
+
+An order is ``{"do": Order, "case": …, "policy": …}``; every rank answers each with one line. Rank 0's holds ``outcome`` (or
+``probe``); a rank that has no part in the case says ``idle``; ``poisoned`` means that the worker is of no further use.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+REPLY_VARIABLE = "DCPBENCH_REPLY_FD"
+"""Names the file descriptor on which a worker answers: its standard output belongs to the libraries it loads."""
+
+
+class Order(StrEnum):
+    """What a worker is asked to do with a case; ``probe`` asks only what runs here."""
+
+    MEASURE = "measure"
+    VERIFY = "verify"
+    PROBE = "probe"

@@ -1,0 +1,147 @@
+"""The picture of where a step's time goes: gather, attention, combine, merge."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bench.record import Measured, StageTime, Trial
+from bench.report import style
+from bench.report.table import dcp_of, exchange_of, kernels_of, path_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_PANELS = 6
+STAGE_COLOURS = {
+    "gather": "#9ecae1",
+    "fold": "#d9d2e9",
+    "attention": "#525252",
+    "context": "#525252",
+    "new": "#a6a6a6",
+    "combine": "#4292c6",
+    "unfold": "#b4a7d6",
+    "merge": "#d9c7a0",
+}
+"""Greys compute, blues communicate: none of them a path's colour."""
+_OTHER = "#e8e8e8"
+_Panel = tuple[str, list[tuple[Trial, Measured]]]
+
+
+def draw(trials: Sequence[Trial]) -> Figure | str:
+    """Draw each step's stages stacked, a panel per model, tp and batch, a bar per path, dcp and label.
+
+    Returns:
+        The figure, or why there is none.
+    """
+    panels = _panels(trials)
+    if not panels:
+        return "needs a measured step of two stages or more"
+    shown = _spread(sorted(panels.items(), key=lambda item: max(outcome.step_us.median for _, outcome in item[1])))
+    most = max(len(bars) for _, bars in shown)
+    with style.styled():
+        figure, axes = style.panels(len(shown), width=4.1, height=1.0 + 0.34 * most)
+        for place, (name, bars) in zip(axes, shown, strict=True):
+            _draw_panel(place, name, bars)
+        style.title(figure, "Where a step's time goes, each stage timed alone")
+        measured = [pair for _, bars in shown for pair in bars]
+        notes = [
+            "Hatched: every rank of the group takes part. Diamond: the whole step, timed in one go, with its interval."
+        ]
+        if any(not outcome.exchange_timed for _, outcome in measured):
+            notes.append("Simulated: ranks run one after another, the exchange's time is not measured.")
+        if len(panels) > len(shown):
+            notes.append(f"{len(panels) - len(shown)} more batches were measured and are not shown.")
+        entries = _key([stage for _, outcome in measured for stage in _timed(outcome)])
+        style.finish(figure, entries, [trial for trial, _ in measured], *notes)
+    return figure
+
+
+def _panels(trials: Sequence[Trial]) -> dict[str, list[tuple[Trial, Measured]]]:
+    """Keep the fastest of each path, dcp and label, where the batch has at least one step of several stages."""
+    best: dict[tuple[str, str, str, str], tuple[Trial, Measured]] = {}
+    for trial in trials:
+        if not isinstance(outcome := trial.outcome, Measured) or not outcome.stages:
+            continue
+        case = trial.case
+        panel = f"{case.shape.name}, tp {case.layout.tp}\n{case.workload}"
+        key = (panel, dcp_of(case), case.settings.path, outcome.label)
+        if key not in best or outcome.step_us.median < best[key][1].step_us.median:
+            best[key] = (trial, outcome)
+    panels: dict[str, list[tuple[Trial, Measured]]] = defaultdict(list)
+    for (panel, *_), pair in sorted(best.items(), key=lambda item: item[0]):
+        panels[panel].append(pair)
+    return {name: bars for name, bars in panels.items() if any(len(outcome.stages) > 1 for _, outcome in bars)}
+
+
+def _spread(panels: list[_Panel]) -> list[_Panel]:
+    """Take panels evenly from the quickest to the slowest, if there are too many."""
+    if len(panels) <= MAX_PANELS:
+        return panels
+    return [panels[index * (len(panels) - 1) // (MAX_PANELS - 1)] for index in range(MAX_PANELS)]
+
+
+def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -> None:
+    longest = max(max(outcome.step_us.high, _sum_us(outcome)) for _, outcome in bars)
+    for row, (_, outcome) in enumerate(bars):
+        left = 0.0
+        for stage in _timed(outcome):
+            width = stage.device_us.median
+            hatch = "////" if stage.communicates else None
+            axes.barh(
+                row,
+                width,
+                left=left,
+                height=0.62,
+                color=_colour(style.stage_kind(stage.name)),
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.4,
+            )
+            left += width
+        step = outcome.step_us
+        errors = [[step.median - step.low], [step.high - step.median]]
+        axes.errorbar(
+            step.median, row, xerr=errors, color="#111111", marker="D", ms=4, mfc="white", capsize=2, elinewidth=0.9
+        )
+        axes.text(max(left, step.high) + longest * 0.03, row, style.duration(step.median), va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), [_bar_name(trial, outcome) for trial, outcome in bars])
+    for tick, (trial, _) in zip(axes.get_yticklabels(), bars, strict=True):
+        tick.set_color(style.ink(style.PATH_COLOURS[trial.case.settings.path]))
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_xlim(0, longest * 1.22)
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=4)
+    style.microseconds(axes.xaxis)
+    axes.set_xlabel("device time of one layer's step")
+    axes.set_title(name, loc="left")
+
+
+def _timed(outcome: Measured) -> list[StageTime]:
+    """Leave out exchanges that a simulation only pretends."""
+    return [stage for stage in outcome.stages if outcome.exchange_timed or not stage.communicates]
+
+
+def _sum_us(outcome: Measured) -> float:
+    return sum(stage.device_us.median for stage in _timed(outcome))
+
+
+def _colour(name: str) -> str:
+    return STAGE_COLOURS.get(name, _OTHER)
+
+
+def _bar_name(trial: Trial, outcome: Measured) -> str:
+    settings, exchange = trial.case.settings, exchange_of(trial.case.settings)
+    how = " ".join([kernels_of(settings), *([exchange] if exchange.isidentifier() else [])])
+    return f"{path_of(settings)}, dcp {dcp_of(trial.case)}, {how}\n{outcome.label}"
+
+
+def _key(stages: Sequence[StageTime]) -> list[object]:
+    from matplotlib.patches import Patch
+
+    named = {style.stage_kind(stage.name): stage for stage in stages}
+    order = [*(name for name in STAGE_COLOURS if name in named), *(name for name in named if name not in STAGE_COLOURS)]
+    hatches = {name: "////" if named[name].communicates else None for name in order}
+    return [Patch(facecolor=_colour(name), hatch=hatches[name], edgecolor="white", label=name) for name in order]

@@ -1,0 +1,70 @@
+"""What a profile chose, as a table and as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.entry import Candidate, Entry
+from bench.profile import Profile
+from bench.report.grid import Column, Grid
+from bench.report.table import NOT_MEASURED, exchange_of, kernels_of, micros, path_of
+
+
+def entries_grid(profile: Profile) -> Grid:
+    """Return a profile's choices: the settings of each batch, their step, and its ratio to the engine's default."""
+    columns = (
+        Column("batch", wrap=True),
+        Column("dcp"),
+        Column("path"),
+        Column("kernel"),
+        Column("via"),
+        Column("step µs", right=True),
+        Column("95%", right=True),
+        Column("/default", right=True),
+        Column("label"),
+    )
+    device = profile.environment.hard.get("device_name", "unknown device")
+    rows = tuple(_row(entry) for entry in profile.entries)
+    gains = frozenset(index for index, entry in enumerate(profile.entries) if (entry.ratio_to_default or 1.0) < 1.0)
+    return Grid(f"Chosen for {profile.geometry} on {device}", columns, rows, gains)
+
+
+def entries_json(profile: Profile) -> list[dict[str, Any]]:
+    """Return a profile's choices as plain data."""
+    return [
+        {
+            "batch": str(entry.workload),
+            "dcp": entry.layout.dcp,
+            "interleave": entry.layout.interleave,
+            "label": str(entry.label),
+            "settings": entry.settings.to_json(),
+            "median_us": entry.chosen.median_us,
+            "low_us": entry.chosen.low_us,
+            "high_us": entry.chosen.high_us,
+            "ratio_to_default": entry.ratio_to_default,
+            "case": entry.chosen.case,
+        }
+        for entry in profile.entries
+    ]
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    settings, chosen, ratio = entry.settings, entry.chosen, entry.ratio_to_default
+    interleave = f"i{entry.layout.interleave}" if entry.layout.interleave > 1 else ""
+    return (
+        str(entry.workload),
+        f"{entry.layout.dcp}{interleave}",
+        path_of(settings),
+        kernels_of(settings),
+        exchange_of(settings),
+        micros(chosen.median_us),
+        _interval(chosen),
+        NOT_MEASURED if ratio is None else f"{ratio:.2f}",
+        str(entry.label),
+    )
+
+
+def _interval(candidate: Candidate) -> str:
+    percent = 100 * max(candidate.high_us - candidate.median_us, candidate.median_us - candidate.low_us)
+    percent /= candidate.median_us
+    return f"±{percent:.1f}%" if percent < 10 else f"±{percent:.0f}%"

@@ -1,0 +1,122 @@
+"""A table of text, drawn for a terminal, for plain output and for Markdown. Standard library only until one is drawn in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDTH = 80
+"""Columns that a plain table keeps to where its words allow."""
+_GAP = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading; numbers stand ``right``. Only a column that may ``wrap`` gives way on a narrow screen."""
+
+    heading: str
+    right: bool = False
+    wrap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table: its title, its columns, and rows of as many cells.
+
+    Args:
+        emphasized: indices of the rows to point out.
+
+    Raises:
+        ValueError: for a row with more or fewer cells than columns.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    emphasized: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"{self.title}: a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}"
+                )
+        object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
+
+    def to_text(self, width: int = WIDTH) -> str:
+        """Return the table as plain lines of at most ``width`` columns where its words allow."""
+        widths, gap = self._widths(width)
+        headings = [column.heading for column in self.columns]
+        lines = [self.title] if self.title else []
+        for row in (headings, ["-" * size for size in widths], *self.rows):
+            lines += self._lines(row, widths, gap)
+        return "\n".join(line.rstrip() for line in lines)
+
+    def to_markdown(self) -> str:
+        """Return the table as Markdown, a title above it in bold."""
+        rule = ["---:" if column.right else "---" for column in self.columns]
+        rows = [[column.heading for column in self.columns], rule]
+        rows += [[_markdown(cell) for cell in row] for row in self.rows]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([f"**{_markdown(self.title)}**", "", *lines] if self.title else lines)
+
+    def to_rich(self) -> Table:
+        """Return the table for a rich console. No cell is read as markup."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        title = Text(printable(self.title), style="bold") if self.title else None
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        for column in self.columns:
+            justify = "right" if column.right else "left"
+            table.add_column(column.heading, justify=justify, no_wrap=not column.wrap, overflow="fold")
+        for index, row in enumerate(self.rows):
+            style = "bold green" if index in self.emphasized else ""
+            table.add_row(*(Text(cell) for cell in row), style=style)
+        return table
+
+    def _widths(self, limit: int) -> tuple[list[int], str]:
+        """Return each column's width and what stands between them, narrower where the table would be too wide."""
+        cells = [[column.heading for column in self.columns], *self.rows]
+        widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
+        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
+        gap = _GAP if excess <= 0 else " "
+        excess -= (len(_GAP) - len(gap)) * (len(widths) - 1)
+        for index, column in enumerate(self.columns):
+            if column.wrap and excess > 0:
+                narrower = max(widths[index] - excess, len(column.heading), 12)
+                excess -= max(widths[index] - narrower, 0)
+                widths[index] = min(widths[index], narrower)
+        return widths, gap
+
+    def _lines(self, row: Sequence[str], widths: Sequence[int], gap: str) -> Iterator[str]:
+        parts = [list(_wrapped(cell, size)) for cell, size in zip(row, widths, strict=True)]
+        for line in range(max(map(len, parts))):
+            cells = [part[line] if line < len(part) else "" for part in parts]
+            yield gap.join(
+                cell.rjust(size) if column.right else cell.ljust(size)
+                for cell, size, column in zip(cells, widths, self.columns, strict=True)
+            )
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with all that could move a cursor, colour a screen or break a line written out as its code."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _markdown(cell: str) -> str:
+    escaped = cell.replace("\\", "\\\\")
+    for char in "|<`*_[":
+        escaped = escaped.replace(char, f"\\{char}")
+    return escaped
+
+
+def _wrapped(cell: str, width: int) -> Iterator[str]:
+    from textwrap import wrap
+
+    yield from wrap(cell, max(width, 1)) or [""]

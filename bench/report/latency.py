@@ -1,0 +1,210 @@
+"""The picture of latency against context: which path and dcp wins where."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.record import Label, Measured, Trial
+from bench.report import style
+from dcp_core.settings import Case, KernelName, PathName
+from dcp_core.shapes import Request, Workload
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_PANELS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A measured step at one place of the x axis."""
+
+    x: int
+    trial: Trial
+    outcome: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one line joins: the best setting of a path at a dcp size, with one label."""
+
+    path: PathName
+    dcp: int
+    label: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What may run along x: how to read it off a request, and what is then held fixed. ``joined``: it is a quantity."""
+
+    name: str
+    read: Callable[[Request], int]
+    fixed: Callable[[Request], str]
+    joined: bool = True
+
+
+_AXES = (
+    Axis("context per request, tokens", lambda one: one.context, lambda one: f"{style.tokens(one.new)} new"),
+    Axis("new tokens per request", lambda one: one.new, lambda one: f"context {style.tokens(one.context)}"),
+)
+_BATCHES = Axis("batch", lambda one: one.total, lambda one: "", joined=False)
+
+
+def draw(trials: Sequence[Trial]) -> Figure | str:
+    """Draw the median step against context, a panel per batch shape; against new tokens, or batch by batch, if only they vary.
+
+    A line joins the fastest setting of a path at a dcp size; its markers tell the kernel that won.
+
+    Returns:
+        The figure, or why there is none.
+    """
+    best = _fastest(trials)
+    for axis in _AXES:
+        panels = {name: points for name, points in _panels(best, axis).items() if _varies(points)}
+        if panels:
+            return _figure(panels, axis)
+    panels = _by_batch(best)
+    return _figure(panels, _BATCHES) if panels else "needs a measured step"
+
+
+def _fastest(trials: Sequence[Trial]) -> list[tuple[Trial, Measured]]:
+    """Keep the fastest settings of every path, layout, batch and label."""
+    found: dict[tuple[object, ...], tuple[Trial, Measured]] = {}
+    for trial in trials:
+        if isinstance(outcome := trial.outcome, Measured):
+            case = trial.case
+            key = (case.shape, case.layout, case.workload, case.settings.path, outcome.label)
+            if key not in found or outcome.step_us.median < found[key][1].step_us.median:
+                found[key] = (trial, outcome)
+    return list(found.values())
+
+
+def _panels(best: Sequence[tuple[Trial, Measured]], axis: Axis) -> dict[str, list[Point]]:
+    """Sort points into panels: one per model, tp, interleave and batch shape; only batches of equal requests have an x."""
+    panels: dict[str, list[Point]] = defaultdict(list)
+    for trial, outcome in best:
+        requests = set(trial.case.workload.requests)
+        if len(requests) == 1:
+            request = requests.pop()
+            panels[_panel_name(trial.case, axis.fixed(request))].append(Point(axis.read(request), trial, outcome))
+    return panels
+
+
+def _by_batch(best: Sequence[tuple[Trial, Measured]]) -> dict[str, list[Point]]:
+    """Sort points into panels of one model, tp and interleave, the batches numbered along x."""
+    panels: dict[str, list[Point]] = defaultdict(list)
+    numbers: dict[str, dict[Workload, int]] = defaultdict(dict)
+    for trial, outcome in best:
+        name = _panel_name(trial.case)
+        number = numbers[name].setdefault(trial.case.workload, len(numbers[name]))
+        panels[name].append(Point(number, trial, outcome))
+    return panels
+
+
+def _panel_name(case: Case, fixed: str = "") -> str:
+    interleave = f", interleave {case.layout.interleave}" if case.layout.interleave > 1 else ""
+    if not fixed:
+        return f"{case.shape.name}, tp {case.layout.tp}{interleave}"
+    count = len(case.workload)
+    batch = f"{count} request{'s' if count > 1 else ''}, {fixed}"
+    return f"{case.shape.name}, tp {case.layout.tp}{interleave}\n{batch}"
+
+
+def _varies(points: Sequence[Point]) -> bool:
+    return len({point.x for point in points}) > 1
+
+
+def _figure(panels: Mapping[str, list[Point]], axis: Axis) -> Figure:
+    shown = sorted(panels.items(), key=lambda item: -len(item[1]))[:MAX_PANELS]
+    points = [point for _, group in shown for point in group]
+    with style.styled():
+        figure, axes = style.panels(len(shown), width=3.9, height=2.9)
+        for place, (name, group) in zip(axes, sorted(shown), strict=True):
+            _draw_panel(place, name, group, axis)
+        for place in axes:
+            place.set_xlabel(axis.name)
+        for place in axes[:: style.PANELS_PER_ROW]:
+            place.set_ylabel("one layer's step (median)")
+        style.title(figure, "Attention step of one rank, fastest setting of each path")
+        notes = _notes(points, hidden=len(panels) - len(shown))
+        style.finish(figure, style.keys(*_in_use(points)), [point.trial for point in points], *notes)
+    return figure
+
+
+def _draw_panel(axes: Axes, name: str, points: Sequence[Point], axis: Axis) -> None:
+    lines: dict[Line, list[Point]] = defaultdict(list)
+    for point in points:
+        case = point.trial.case
+        lines[Line(case.settings.path, case.layout.dcp, point.outcome.label)].append(point)
+    ordered = sorted(lines.items(), key=lambda item: (item[0].dcp, item[0].path, item[0].label))
+    for number, (line, group) in enumerate(ordered):
+        # Side by side where x is no quantity, so that markers do not hide one another.
+        aside = 0.0 if axis.joined else 0.6 * ((number + 0.5) / len(ordered) - 0.5)
+        _draw_line(axes, line, sorted(group, key=lambda point: point.x), axis=axis, aside=aside)
+    axes.set_yscale("log")
+    style.microseconds(axes.yaxis, log=True)
+    axes.set_title(name, loc="left")
+    if axis.joined:
+        _quantity(axes, sorted({point.x for point in points}))
+    else:
+        names = {point.x: str(point.trial.case.workload) for point in points}
+        axes.set_xticks(sorted(names), [names[x] for x in sorted(names)], rotation=20, ha="right")
+        axes.grid(visible=False, axis="x")
+
+
+def _quantity(axes: Axes, xs: Sequence[int]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    if min(xs) > 0:
+        axes.set_xscale("log", base=2)
+    else:
+        axes.set_xscale("symlog", base=2, linthresh=min(x for x in xs if x))
+    axes.xaxis.set_major_locator(FixedLocator(xs))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: style.tokens(x)))
+
+
+def _draw_line(axes: Axes, line: Line, points: Sequence[Point], *, axis: Axis, aside: float) -> None:
+    colour = style.PATH_COLOURS[line.path]
+    xs = [point.x + aside for point in points]
+    steps = [point.outcome.step_us for point in points]
+    if axis.joined:
+        axes.fill_between(
+            xs, [step.low for step in steps], [step.high for step in steps], color=colour, alpha=0.18, lw=0
+        )
+        axes.plot(xs, [step.median for step in steps], color=colour, linestyle=style.line_of(line.dcp))
+    for x, step, point in zip(xs, steps, points, strict=True):
+        face = colour if style.LABEL_FILL[line.label] else "white"
+        errors = [[step.median - step.low], [step.high - step.median]]
+        marker = style.KERNEL_MARKERS[point.trial.case.settings.kernel]
+        # The line style of the interval tells the dcp size where no line does.
+        _, _, (bar,) = axes.errorbar(
+            x, step.median, yerr=errors, color=colour, marker=marker, mfc=face, capsize=2, elinewidth=0.9
+        )
+        bar.set_linestyle("-" if axis.joined else style.line_of(line.dcp))
+
+
+def _in_use(points: Sequence[Point]) -> tuple[list[PathName], list[int], list[KernelName], list[Label]]:
+    cases = [point.trial.case for point in points]
+    paths = {case.settings.path for case in cases}
+    kernels = {case.settings.kernel for case in cases}
+    labels = {point.outcome.label for point in points}
+    return (
+        [path for path in PathName if path in paths],
+        sorted({case.layout.dcp for case in cases}),
+        [kernel for kernel in KernelName if kernel in kernels],
+        [label for label in Label if label in labels],
+    )
+
+
+def _notes(points: Sequence[Point], *, hidden: int) -> list[str]:
+    notes = ["Bands and bars: 95 % interval of the median."]
+    if any(not point.outcome.exchange_timed for point in points if point.trial.case.layout.dcp > 1):
+        notes[0] += " Hollow markers: ranks run one after another on one device, without the time of the exchange."
+    if hidden:
+        notes.append(f"{hidden} more batch shapes were measured and are not shown.")
+    return notes

@@ -1,0 +1,195 @@
+"""The visual language of every picture: a colour per path, a marker per kernel, a line per dcp, hollow if simulated.
+
+matplotlib is imported where it is used. Colours: Okabe and Ito, "Color Universal Design" (2008), told apart with any
+colour vision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bench.record import Label, Trial
+from dcp_core.settings import KernelName, PathName
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+PATH_COLOURS: Mapping[PathName, str] = {
+    PathName.TP: "#000000",
+    PathName.DECODE: "#0072B2",
+    PathName.SPLIT: "#E69F00",
+    PathName.MASK: "#D55E00",
+    PathName.FOLD: "#009E73",
+}
+KERNEL_MARKERS: Mapping[KernelName, str] = {
+    KernelName.REFERENCE: "o",
+    KernelName.FA2: "s",
+    KernelName.FA3: "^",
+    KernelName.AUTO: "D",
+    KernelName.CUDA_CORE: "v",
+}
+_DCP_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+LABEL_FILL: Mapping[Label, bool] = {Label.MEASURED: True, Label.SIMULATED: False, Label.MODELLED: False}
+PANELS_PER_ROW = 3
+_LEFT = 0.012
+_SMALL: dict[str, Any] = {"fontsize": 7, "color": "#555555", "ha": "left"}
+_CHARACTERS_PER_INCH = 19
+_LINE_INCHES = 0.135
+_LEGEND_INCHES = (0.98, 0.2)
+"""Width of a legend's entry, height of its row."""
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "hatch.linewidth": 0.6,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "dcpbench",
+    "figure.dpi": 150,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save inside: the house's settings, whatever the user's own matplotlibrc says."""
+    from matplotlib import rc_context, rcParamsDefault
+
+    with rc_context({**{name: rcParamsDefault[name] for name in _RC}, **_RC}):
+        yield
+
+
+def line_of(dcp: int) -> Any:
+    """Return the line style of a dcp size: solid for 1, then by powers of two."""
+    return _DCP_LINES[min((dcp - 1).bit_length(), len(_DCP_LINES) - 1)]
+
+
+def panels(count: int, *, width: float, height: float, columns: int = PANELS_PER_ROW) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``count`` panels, a few per row, each ``width`` by ``height`` inches, with room for a caption."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(width * columns, 6.8), height * rows + 1.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
+def title(figure: Figure, text: str) -> None:
+    """Write what the figure shows above it."""
+    figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left")
+
+
+def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *notes: str) -> None:
+    """Write below the panels one legend for all, what a reader must know, and where it was measured."""
+    from textwrap import wrap
+
+    width, height = figure.get_size_inches()
+    lines = [line for note in (*notes, provenance(trials)) for line in wrap(note, int(width * _CHARACTERS_PER_INCH))]
+    columns = max(1, min(len(entries), int(width / _LEGEND_INCHES[0])))
+    caption_inches = _LINE_INCHES * (len(lines) + 1.5)
+    legend_inches = _LEGEND_INCHES[1] * -(-len(entries) // columns)
+    figure.text(_LEFT, (caption_inches - 0.03) / height, "\n".join(lines), va="top", **_SMALL, gid="caption")
+    if entries:
+        anchor = (_LEFT, caption_inches / height)
+        figure.legend(handles=list(entries), loc="lower left", bbox_to_anchor=anchor, ncols=columns, borderaxespad=0)
+    if engine := figure.get_layout_engine():
+        bottom = (caption_inches + legend_inches + 0.12) / height
+        engine.set(rect=(0, bottom, 1, 1 - bottom), w_pad=0.12, h_pad=0.08)
+
+
+def sign(figure: Figure, command: str) -> None:
+    """Write the command that makes the figure again below its caption."""
+    figure.text(_LEFT, 0.03 / figure.get_size_inches()[1], f"Made by: {command}", va="bottom", **_SMALL)
+
+
+def tint(colour: str, strength: float) -> tuple[float, float, float]:
+    """Mix a colour with white: 1 leaves it as it is."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (1 - strength * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
+
+
+def ink(colour: str) -> tuple[float, float, float]:
+    """Darken a colour, so that words in it can be read on white."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (0.72 * part for part in to_rgb(colour))
+    return red, green, blue
+
+
+def provenance(trials: Sequence[Trial]) -> str:
+    """Return where trials were made: device, versions, dates; every environment if there are several."""
+    places = {}
+    for trial in trials:
+        hard = dict(trial.environment.hard)
+        device = hard.pop("device_name", "unknown device")
+        places[f"{device} ({', '.join(f'{name} {value}' for name, value in sorted(hard.items()))})"] = None
+    days = sorted({trial.time[:10] for trial in trials})
+    span = f"{days[0]} to {days[-1]}" if len(days) > 1 else "".join(days)
+    return f"{'; '.join(places)}; {span}"
+
+
+def microseconds(axis: Any, *, log: bool = False) -> None:
+    """Write an axis of microseconds in plain figures: 500 ns, 20 µs, 1.5 ms."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if log:
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+
+
+def duration(value_us: float) -> str:
+    """Return a time as it is written in a picture."""
+    if value_us == 0:
+        return "0"
+    for limit, scale, unit in ((1, 1e-3, "ns"), (1e3, 1, "µs"), (1e6, 1e3, "ms")):
+        if value_us < limit:
+            shown = value_us / scale if unit != "µs" else value_us
+            return f"{shown:.3g} {unit}"
+    return f"{value_us / 1e6:.3g} s"
+
+
+def stage_kind(name: str) -> str:
+    """Return what a stage does, without the part of a mixed batch it does it for: ``gather`` of ``decode: gather``."""
+    return name.rpartition(": ")[2]
+
+
+def tokens(value: float) -> str:
+    """Return a number of tokens as it is written in a picture: 8k (of 8192 and 8191), 1000."""
+    return f"{value / 1024:.3g}k" if value >= 1023 else f"{value:.0f}"
+
+
+def keys(
+    paths: Sequence[PathName], dcps: Sequence[int], kernels: Sequence[KernelName], labels: Sequence[Label]
+) -> list[Line2D]:
+    """Return legend entries that explain colours, lines, markers and fills, one of each in use."""
+    from matplotlib.lines import Line2D
+
+    grey = "#555555"
+    entries = [Line2D([], [], color=PATH_COLOURS[path], lw=4, label=str(path)) for path in paths]
+    entries += [Line2D([], [], color=grey, ls=line_of(dcp), label=f"dcp {dcp}") for dcp in dcps]
+    entries += [
+        Line2D([], [], color=grey, ls="", marker=KERNEL_MARKERS[kernel], label=str(kernel)) for kernel in kernels
+    ]
+    for label in labels:
+        face = grey if LABEL_FILL[label] else "white"
+        entries.append(Line2D([], [], color=grey, ls="", marker="o", mfc=face, label=str(label)))
+    return entries

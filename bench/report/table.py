@@ -1,0 +1,209 @@
+"""Rows for people: what was measured, what was skipped and why, what was chosen. Standard library only."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from bench.record import Failed, Label, Measured, Skipped, Summary, Trial
+from bench.report.grid import Column, Grid
+from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName, Settings
+
+NOT_MEASURED = "–"
+_SHOWN = {"path", "kernel", "new_kernel", "decode_kernel", "exchange", "mask_form"}
+"""Settings that have a column of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured case beside the best of its rivals: same model, tp and workload, same label and timer.
+
+    Args:
+        ratio: its median over the best rival's; 1.0 for the best.
+    """
+
+    trial: Trial
+    outcome: Measured
+    ratio: float
+
+    @property
+    def case(self) -> Case:
+        """The case that was measured."""
+        return self.trial.case
+
+
+def rows_of(trials: Iterable[Trial]) -> list[Row]:
+    """Return the measured cases, rivals together, the fastest first. The last trial of a case counts."""
+    latest = {trial.key: trial for trial in trials}
+    rivals: dict[tuple[object, ...], list[tuple[Trial, Measured]]] = defaultdict(list)
+    for trial in latest.values():
+        if isinstance(trial.outcome, Measured):
+            rivals[_rivalry(trial.case, trial.outcome)].append((trial, trial.outcome))
+    rows = []
+    for group in rivals.values():
+        best = min(outcome.step_us.median for _, outcome in group)
+        ordered = sorted(group, key=lambda pair: pair[1].step_us.median)
+        rows += [Row(trial, outcome, outcome.step_us.median / best if best else 1.0) for trial, outcome in ordered]
+    return sorted(rows, key=_place)
+
+
+def trials_grids(trials: Iterable[Trial]) -> list[Grid]:
+    """Return one table per model and tp, the best of each group of rivals pointed out."""
+    sections: dict[str, list[Row]] = defaultdict(list)
+    for row in rows_of(trials):
+        sections[f"{row.case.shape.name}, tp {row.case.layout.tp}"].append(row)
+    return [_grid(title, rows) for title, rows in sections.items()]
+
+
+def notes_of(trials: Iterable[Trial]) -> list[str]:
+    """Return a sentence for every reason for which cases were skipped or failed, and for every flag, with counts."""
+    latest = {trial.key: trial for trial in trials}.values()
+    skipped = Counter(trial.outcome.reason for trial in latest if isinstance(trial.outcome, Skipped))
+    failed = Counter(
+        f"{trial.outcome.fault}: {trial.outcome.message}" for trial in latest if isinstance(trial.outcome, Failed)
+    )
+    flags = Counter(flag for trial in latest if isinstance(trial.outcome, Measured) for flag in trial.outcome.flags)
+    untimed = sum(isinstance(trial.outcome, Measured) and not trial.outcome.exchange_timed for trial in latest)
+    lines = [f"{_cases(count)} failed: {_sentence(why)}" for why, count in failed.most_common()]
+    lines += [f"{_cases(count)} skipped: {_sentence(why)}" for why, count in skipped.most_common()]
+    lines += [f"{_cases(count)} flagged: {_sentence(why)}" for why, count in flags.most_common()]
+    if untimed:
+        lines.append(
+            f"{_cases(untimed)} simulated: ranks ran one after another, the exchange's time is not in the step."
+        )
+    return lines
+
+
+def kernels_of(settings: Settings) -> str:
+    """Return the kernels of a step: ``fa2``, or ``fa2+fa3`` where the pass over new tokens or the decodes differ."""
+    names: list[KernelName] = [settings.kernel, settings.kernel_for_new, settings.kernel_for_decode]
+    return "+".join(dict.fromkeys(names))
+
+
+def path_of(settings: Settings) -> str:
+    """Return the path, with the mask's form where it is not the default: ``mask:bool``."""
+    form = settings.mask_form
+    return (
+        f"{settings.path}:{form}" if settings.path is PathName.MASK and form is not MaskForm.PACKED else settings.path
+    )
+
+
+def dcp_of(case: Case) -> str:
+    """Return the dcp size, with its interleave above 1: ``2i16``."""
+    interleave = f"i{case.layout.interleave}" if case.layout.interleave > 1 else ""
+    return f"{case.layout.dcp}{interleave}"
+
+
+def exchange_of(settings: Settings) -> str:
+    """Return the exchange, or a dash where ranks exchange nothing on a wire."""
+    silent = (ExchangeName.ALONE, ExchangeName.LOOPBACK)
+    return NOT_MEASURED if settings.exchange in silent else settings.exchange
+
+
+def micros(value: float) -> str:
+    """Return microseconds with three to five figures: ``8.52``, ``17.2``, ``35269``."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def spread(summary: Summary) -> str:
+    """Return the half width of the median's interval, relative: ``±0.8%``."""
+    if not summary.median:
+        return NOT_MEASURED
+    percent = 100 * max(summary.high - summary.median, summary.median - summary.low) / summary.median
+    return f"±{percent:.1f}%" if percent < 10 else f"±{percent:.0f}%"
+
+
+def case_name(case: Case) -> str:
+    """Return what a case is, in a line: ``qwen3-32b tp 16 dcp 2 8q1s32k decode fa2 ag_rs``."""
+    how = [kernels_of(case.settings), exchange_of(case.settings)]
+    what = f"{case.shape.name} tp {case.layout.tp} dcp {dcp_of(case)} {_clipped(str(case.workload))}"
+    return " ".join([what, path_of(case.settings), *(part for part in how if part != NOT_MEASURED)])
+
+
+def case_line(trial: Trial) -> str:
+    """Return one trial in one line, as a run prints it while it goes."""
+    name = case_name(trial.case)
+    match trial.outcome:
+        case Measured() as outcome:
+            return f"{name}: {micros(outcome.step_us.median)} µs {spread(outcome.step_us)} {outcome.label}"
+        case Skipped(reason=reason):
+            return f"{name}: skipped, {_sentence(reason)}"
+        case Failed(fault=fault, message=message):
+            return f"{name}: FAILED, {fault}: {_sentence(message)}"
+
+
+def _clipped(text: str, size: int = 40) -> str:
+    return text if len(text) <= size else f"{text[: size - 1]}…"
+
+
+def _grid(title: str, rows: Sequence[Row]) -> Grid:
+    varied = _varied(row.case.settings for row in rows)
+    columns = (
+        Column("batch", wrap=True),
+        Column("dcp"),
+        Column("path"),
+        Column("kernel"),
+        Column("via"),
+        Column("step µs", right=True),
+        Column("95%", right=True),
+        Column("plan µs", right=True),
+        Column("ratio", right=True),
+        Column("label"),
+        *((Column("with", wrap=True),) if varied else ()),
+    )
+    cells = tuple(_cells(row, varied) for row in rows)
+    return Grid(title, columns, cells, frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0))
+
+
+def _cells(row: Row, varied: Sequence[str]) -> tuple[str, ...]:
+    case, outcome, settings = row.case, row.outcome, row.case.settings
+    more = " ".join(f"{name}={getattr(settings, name)}" for name in varied)
+    return (
+        _clipped(str(case.workload)),
+        dcp_of(case) + ("*" if case.synthetic else ""),
+        path_of(settings),
+        kernels_of(settings),
+        exchange_of(settings),
+        micros(outcome.step_us.median),
+        spread(outcome.step_us),
+        micros(outcome.plan_us),
+        f"{row.ratio:.2f}",
+        str(outcome.label),
+        *((more,) if varied else ()),
+    )
+
+
+def _varied(settings: Iterable[Settings]) -> list[str]:
+    """Name the settings without a column of their own that differ between rows."""
+    seen = list(settings)
+    names = [field.name for field in fields(Settings) if field.name not in _SHOWN]
+    return [name for name in names if len({getattr(one, name) for one in seen}) > 1]
+
+
+def _rivalry(case: Case, outcome: Measured) -> tuple[object, ...]:
+    cold = outcome.flushed_bytes > 0
+    return case.shape, case.layout.tp, case.workload, outcome.label, outcome.exchange_timed, outcome.timer, cold
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    case, workload = row.case, row.case.workload
+    order = list(Label).index(row.outcome.label)
+    return (
+        case.shape.name,
+        case.layout.tp,
+        max(workload.new_lens),
+        sum(workload.total_lens),
+        str(workload),
+        order,
+        row.ratio,
+    )
+
+
+def _cases(count: int) -> str:
+    return f"{count} case" if count == 1 else f"{count} cases"
+
+
+def _sentence(text: str) -> str:
+    first = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return first if first.endswith(".") else f"{first}."

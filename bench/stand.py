@@ -1,0 +1,159 @@
+"""The test stand: a case laid out on the ranks of this process, with inputs bound, ready to be checked and timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.record import Check
+from dcp_core.build import open_path
+from dcp_core.cache import PagedCache, PageTable, page_count, slot_mapping
+from dcp_core.lse import Partial
+from dcp_core.mesh import Mesh
+from dcp_core.oracle import attend_rows, choose_rows, judge
+from dcp_core.paths.base import Path, Step
+from dcp_core.settings import Case
+
+SPARE_PAGES = 0.25
+"""Pages beyond those in use, as a share: a server's cache is never full, and its pages are scattered."""
+QUERY_SCALE = 2.0
+"""Standard deviation of query elements: peaked enough that a wrongly seen key shows, flat enough that many matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """The whole batch as the oracle sees it: queries of every rank, keys and values of every sequence."""
+
+    queries: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @classmethod
+    def draw(cls, case: Case, device: torch.device, seed: int) -> Sequences:
+        """Draw random inputs, the same on every rank of the group: from the seed and the device's kind alone."""
+        shape, heads = case.shape, case.layout.heads(case.shape)
+        generator = torch.Generator(device).manual_seed(seed)
+        dtype, kv_dtype = getattr(torch, shape.dtype), getattr(torch, shape.cache_dtype)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, shape.head_dim, generator=generator, device=device, dtype=dtype)
+
+        rows = case.workload.new_tokens
+        queries = tuple(normal(rows, heads.query) * QUERY_SCALE for _ in range(case.layout.dcp))
+        # What the cache will hold, so that rounding to its dtype is no error of the kernel.
+        keys, values = (
+            tuple(normal(total, heads.kv).to(kv_dtype).to(dtype) for total in case.workload.total_lens) for _ in range(2)
+        )
+        return cls(queries, keys, values)
+
+    def new(self, case: Case, which: tuple[Tensor, ...]) -> Tensor:
+        """Return the new tokens' keys or values, all requests'."""
+        requests = case.workload.requests
+        return torch.cat([tensor[request.context :] for tensor, request in zip(which, requests, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One rank of the group: its open path, its page table, and the tensors of a step."""
+
+    rank: int
+    path: Path
+    table: PageTable
+    step: Step
+
+    def launch(self) -> None:
+        """Run a step."""
+        self.path.launch(self.step)
+
+    def result(self) -> Partial:
+        """Return the last step's result."""
+        return self.path.result(self.step.out)
+
+
+class Stand:
+    """A case on the ranks that live in this process."""
+
+    def __init__(self, case: Case, mesh: Mesh, seed: int) -> None:
+        """Open the path on every rank, lay its shard out in a paged cache, and bind the inputs.
+
+        Raises:
+            Unsupported: if a kernel or exchange cannot run this here.
+        """
+        self.case, self.mesh, self.seed = case, mesh, seed
+        paths = [open_path(case, member) for member in mesh.members()]
+        self.sequences = Sequences.draw(case, mesh.device, seed)
+        self.seats = tuple(
+            self._seat(member.rank, path) for member, path in zip(mesh.members(), paths, strict=True)
+            if isinstance(path, Path)
+        )
+
+    @property
+    def fullest(self) -> Seat:
+        """The rank here with most keys: where the group's slowest attention is expected."""
+        return max(self.seats, key=lambda seat: sum(seat.table.lens))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the pages in use in the largest cache here, one layer."""
+        pages = self.fullest.step.cache.pages
+        return page_count(self.fullest.table.lens, self.fullest.table.page_size) * pages[0].numel() * pages.element_size()
+
+    def plan(self) -> None:
+        """Plan the batch on every rank here."""
+        for seat in self.seats:
+            seat.path.plan(self.case.workload, seat.table)
+
+    def launch(self) -> None:
+        """Run a step on every rank here."""
+        self.mesh.each(lambda index: self.seats[index].launch())
+
+    def check(self) -> Check:
+        """Run a step on every rank and compare it with the oracle; outputs are poisoned before."""
+        for seat in self.seats:
+            seat.step.out.fill_(float("nan"))
+        self.launch()
+        borders = self.case.layout.dcp * self.case.settings.page_size
+        heads = self.case.layout.heads(self.case.shape).query
+        rows = choose_rows(self.case.workload, heads=heads, borders=borders, seed=self.seed)
+        return Check.worst(self._judge(seat, rows) for seat in self.seats)
+
+    def results(self) -> list[Partial]:
+        """Return a copy of every rank's last result here, every row of it."""
+        found = [seat.result() for seat in self.seats]
+        return [Partial(result.out.clone(), result.lse.clone()) for result in found]
+
+    def _judge(self, seat: Seat, rows: Tensor) -> Check:
+        queries, keys, values = self.sequences.queries[seat.rank], self.sequences.keys, self.sequences.values
+        return judge(seat.result(), attend_rows(queries, keys, values, self.case.workload, rows))
+
+    def _seat(self, rank: int, path: Path) -> Seat:
+        case, settings = self.case, self.case.settings
+        totals = case.workload.total_lens
+        lens = [case.layout.local_len(total, rank) for total in totals]
+        pages = max(1, int(page_count(lens, settings.page_size) * (1 + SPARE_PAGES)))
+        table = PageTable.shuffled(lens, settings.page_size, pages=pages, seed=self.seed + rank)
+        cache = PagedCache.allocate(
+            pages,
+            page_size=settings.page_size,
+            kv_heads=case.layout.heads(case.shape).kv,
+            head_dim=case.shape.head_dim,
+            dtype=getattr(torch, case.shape.cache_dtype),
+            kv_layout=settings.kv_layout,
+            device=self.mesh.device,
+        )
+        for request, (keys, values) in enumerate(zip(self.sequences.keys, self.sequences.values, strict=True)):
+            one, whole = table.select([request]), [totals[request]]
+            slots = slot_mapping(whole, whole, one, case.layout, rank, device=self.mesh.device)
+            cache.append(keys, values, slots)
+        q = self.sequences.queries[rank]
+        new_keys, new_values = (self.sequences.new(case, kept) for kept in (self.sequences.keys, self.sequences.values))
+        return Seat(rank, path, table, Step(q, new_keys, new_values, cache, torch.empty_like(q)))
+
+
+def row_difference(first: Partial, second: Partial) -> float:
+    """Return the largest distance between two results' rows, relative to the row's norm; NaN if any is."""
+    one, other = first.out.float(), second.out.float()
+    size = torch.maximum(one.norm(dim=-1), other.norm(dim=-1))
+    return float(((one - other).norm(dim=-1) / torch.where(size == 0, 1.0, size)).max())

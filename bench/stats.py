@@ -1,0 +1,108 @@
+"""Statistics of repeated measurements: the median first, with an interval that assumes no distribution. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from statistics import median
+
+from bench.record import MAX_SAMPLES, Summary
+
+CONFIDENCE = 0.95
+"""Of the interval of the median."""
+FEWEST_FOR_INTERVAL = 6
+"""With fewer samples not even (min, max) covers the median with 95 %: 2 * 0.5 ** 5 is 6.25 %."""
+
+
+def summarize(samples: Sequence[float]) -> Summary:
+    """Summarize one sample of a quantity.
+
+    ``low`` and ``high`` are the order statistics that bound the median with at least 95 % (exact binomial; Conover,
+    Practical Nonparametric Statistics, 3.2). Below six samples there are none, and the bounds fall to min and max.
+    ``mad`` is the plain median absolute deviation, not scaled to a normal one.
+
+    Raises:
+        ValueError: for no samples, or one that is not finite.
+    """
+    if not samples:
+        raise ValueError("a summary needs at least one sample")
+    ordered = sorted(map(float, samples))
+    if not all(map(math.isfinite, ordered)):
+        raise ValueError("a summary needs finite samples; one is NaN or infinite")
+    middle = median(ordered)
+    rank = _interval_rank(len(ordered))
+    return Summary(
+        count=len(ordered),
+        median=middle,
+        low=ordered[rank],
+        high=ordered[-1 - rank],
+        min=ordered[0],
+        p10=_quantile(ordered, 0.1),
+        p90=_quantile(ordered, 0.9),
+        mad=median(abs(value - middle) for value in ordered),
+    )
+
+
+def is_precise(summary: Summary, precision: float) -> bool:
+    """Tell whether the interval of the median lies within ``±precision`` (relative) of it; never below six samples."""
+    reach = max(summary.high - summary.median, summary.median - summary.low)
+    return summary.count >= FEWEST_FOR_INTERVAL and reach <= precision * abs(summary.median)
+
+
+def overlap(first: Summary, second: Summary) -> bool:
+    """Tell whether the intervals of two medians touch, so that neither is known to be the smaller."""
+    return first.low <= second.high and second.low <= first.high
+
+
+def thin(samples: Sequence[float], limit: int = MAX_SAMPLES) -> tuple[float, ...]:
+    """Return at most ``limit`` samples in their order, evenly taken, the first and the last among them.
+
+    Raises:
+        ValueError: for a limit below 1.
+    """
+    if limit < 1:
+        raise ValueError(f"a limit of samples is at least 1, not {limit}")
+    count = len(samples)
+    if count <= limit:
+        return tuple(map(float, samples))
+    if limit == 1:
+        return (float(samples[0]),)
+    return tuple(float(samples[index * (count - 1) // (limit - 1)]) for index in range(limit))
+
+
+def lag1_correlation(samples: Sequence[float]) -> float:
+    """Return how much each sample resembles the one before it, -1 to 1; above 0.2 the interval is too narrow.
+
+    0 where it says nothing: below three samples, or all equal.
+    """
+    count = len(samples)
+    mean = math.fsum(samples) / count if count else 0.0
+    spread = math.fsum((value - mean) ** 2 for value in samples)
+    if count < 3 or spread == 0:
+        return 0.0
+    return math.fsum((before - mean) * (after - mean) for before, after in pairwise(samples)) / spread
+
+
+@cache
+def _interval_rank(count: int) -> int:
+    """Return the index, from either end of the sorted samples, of the narrowest interval with 95 % coverage."""
+    # P(fewer than k of n samples lie below the median) = Σ_{i<k} C(n, i) / 2^n; two of those tails may sum to 5 %.
+    tail, term, rank = 0, 1, 0
+    allowed = (1 << count) * (100 - round(CONFIDENCE * 100))
+    while rank < count // 2:
+        tail += term
+        if 2 * tail * 100 > allowed:
+            break
+        rank += 1
+        term = term * (count - rank + 1) // rank
+    return max(rank - 1, 0)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Interpolate linearly between the two nearest order statistics."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

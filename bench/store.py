@@ -1,0 +1,226 @@
+"""Runs on disk: one JSONL file per run, one checksummed line per trial; the store is the union of a folder's files.
+
+A line is written at once, flushed to disk, and never touched again. See docs/format.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bench.files import FileError, StorageError, storage_error, sync_folder
+from bench.line import NewerSchema, decode, encode
+from bench.record import Trial
+from dcp_core.shapes import nearest
+
+__all__ = ["FileError", "LockedError", "StorageError", "Store", "find_run", "read_run", "run_files"]
+
+MAX_LINE_BYTES = 8 << 20
+"""A trial of 64 samples on a thousand ranks is about 1 MiB; a longer line is no trial."""
+LOCK_NAME = ".lock"
+
+
+class LockedError(RuntimeError):
+    """Another run writes to the same folder: who, where and since when. Exit code 6."""
+
+
+class Store:
+    """The writer of one run. A resource: open it with ``Store.open``, as a context manager."""
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self.folder = folder
+        self._lock = lock
+        self._file: int | None = None
+        self._path: Path | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Store:
+        """Lock a results folder, made if need be, for this process. The lock dies with it, however it ends.
+
+        Raises:
+            LockedError: if another process holds it.
+            StorageError: if the folder cannot be made or written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error("write to", folder, error) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        except BlockingIOError:
+            holder_text = _holder(descriptor)
+            os.close(descriptor)
+            raise LockedError(f"{folder} is in use by {holder_text}; wait for it, or choose another folder") from None
+        except OSError as error:
+            os.close(descriptor)
+            raise storage_error("lock", folder, error) from None
+        return cls(folder, descriptor)
+
+    @property
+    def path(self) -> Path | None:
+        """The run's file; None before its first trial."""
+        return self._path
+
+    def append(self, trial: Trial) -> None:
+        """Write one trial and flush it to disk: once this returns, the trial outlives the process and the power.
+
+        Raises:
+            StorageError: if the disk does not take it; what was written before is kept.
+            ValueError: for a trial that holds NaN or infinity.
+        """
+        line = encode(trial)
+        path = self._path or self.folder / _run_name()
+        try:
+            if self._file is None:
+                self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+                self._path = path
+                sync_folder(self.folder)
+            _write_whole_line(self._file, line)
+        except OSError as error:
+            raise storage_error("write", path, error) from None
+
+    def close(self) -> None:
+        """Close the run's file and give the folder back; closing twice does nothing more."""
+        for descriptor in (self._file, self._lock):
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+        self._file, self._lock = None, -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @staticmethod
+    def read(folder: str | Path) -> tuple[list[Trial], list[str]]:
+        """Read every run of a folder, oldest file first; an absent folder holds none. See ``read_run``."""
+        trials: list[Trial] = []
+        notices: list[str] = []
+        for path in run_files(folder):
+            more, complaints = read_run(path)
+            trials += more
+            notices += complaints
+        return trials, notices
+
+
+def run_files(folder: str | Path) -> list[Path]:
+    """Return a folder's runs, oldest first; none if the folder does not exist.
+
+    Raises:
+        FileError: if it is no folder.
+        StorageError: if it may not be read.
+    """
+    folder = Path(folder)
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise FileError(f"{folder}: a file, where a folder of runs should be") from None
+    except OSError as error:
+        raise storage_error("read", folder, error) from None
+    return [folder / name for name in sorted(names) if name.endswith(".jsonl") and not name.startswith(".")]
+
+
+def find_run(folder: str | Path, name: str) -> Path:
+    """Return the file of a run named by a user: its name, with or without ``.jsonl``, or ``last``.
+
+    Raises:
+        FileError: if the folder holds no such run, naming the nearest.
+    """
+    runs = {path.stem: path for path in run_files(folder)}
+    if name == "last" and runs:
+        return list(runs.values())[-1]
+    found = runs.get(name.removesuffix(".jsonl"))
+    if found is None:
+        known = nearest(name, runs) or f"; its last is {list(runs)[-1]!r}" if runs else "; it holds none"
+        raise FileError(f"{folder}: no run {name[:80]!r}{known}")
+    return found
+
+
+def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
+    """Read one run.
+
+    Returns:
+        Its trials, and a sentence for every line that was set aside: a torn last one, or one that was damaged since.
+
+    Raises:
+        FileError: if it is absent, or was written by a newer dcpbench.
+        StorageError: if it may not be read.
+    """
+    path = Path(path)
+    trials: list[Trial] = []
+    notices: list[str] = []
+    try:
+        for number, (line, whole) in enumerate(_lines(path), start=1):
+            try:
+                trials.append(decode(line))
+            except NewerSchema as error:
+                raise FileError(f"{path}, line {number}: {error}") from None
+            except ValueError as error:
+                why = error if whole else "torn, as by a crash or a full disk while it was written"
+                notices.append(f"{path}, line {number}: set aside: {why}")
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileError(f"{path}: no such file; a run was expected there") from None
+    except OSError as error:
+        raise storage_error("read", path, error) from None
+    return trials, notices
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """Yield every line and whether it ends as a line does; one that is too long is cut, and so will not decode."""
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            whole = line.endswith(b"\n")
+            rest = line
+            while not rest.endswith(b"\n") and len(rest) > MAX_LINE_BYTES:
+                rest = file.readline(MAX_LINE_BYTES + 1)
+                whole = True
+            yield line, whole
+
+
+def _write_whole_line(descriptor: int, line: bytes) -> None:
+    start = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, line)
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+        os.fsync(descriptor)
+    except OSError:
+        # A part of a line may be on disk. Take it back, so that a later line does not continue it.
+        os.ftruncate(descriptor, start)
+        raise
+
+
+def _holder(descriptor: int) -> str:
+    """Describe who holds the lock; the holder may be about to write it."""
+    try:
+        data = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {int(data['pid'])} on {str(data['host'])[:80]} since {str(data['since'])[:40]}"
+    except (ValueError, KeyError, TypeError):
+        return "another process that has just started"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _run_name() -> str:
+    """Return a name that sorts by time and that no other run has."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(3)}.jsonl"

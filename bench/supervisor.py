@@ -1,0 +1,109 @@
+"""Hands cases to a warm group of workers and turns whatever happens into trials. Never imports torch."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Self
+
+from bench.environment import clocks, fingerprint
+from bench.errors import UnfitError
+from bench.group import GroupLost, WorkerGroup
+from bench.line import read_outcome
+from bench.orders import Order
+from bench.record import Check, Failed, Outcome, Policy, Skipped, Trial
+from dcp_core.settings import Case, ExchangeName
+
+CASE_SECONDS = 300.0
+"""Deadline of one case. A GPU's kernels are compiled at first use, twenty seconds each, within the first cases."""
+
+
+class Supervisor:
+    """Runs cases on ``ranks`` workers of this machine, started at the first order and again after each fault."""
+
+    def __init__(self, ranks: int, policy: Policy, *, case_seconds: float = CASE_SECONDS) -> None:
+        self.ranks, self.policy = ranks, policy
+        self._case_seconds = case_seconds
+        self._group: WorkerGroup | None = None
+        self._environment = fingerprint()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+    def measure(self, cases: Sequence[Case]) -> Iterator[Trial]:
+        """Measure cases one after another, and yield the trial of each as it ends."""
+        for case in cases:
+            started, before = time.monotonic(), clocks(0)
+            outcome, ranks = self._outcome(Order.MEASURE, case)
+            yield Trial(
+                case=case,
+                outcome=outcome,
+                ranks=ranks,
+                policy=self.policy,
+                environment=self._environment,
+                seconds=round(time.monotonic() - started, 3),
+                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                clocks=(before, clocks(0)),
+            )
+
+    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Check | Skipped | Failed]]:
+        """Compare cases with the oracle one after another, and yield each verdict as it comes."""
+        for case in cases:
+            try:
+                answer = self._ask(Order.VERIFY, case)
+            except GroupLost as lost:
+                yield case, Failed(lost.fault, str(lost), lost.log)
+                continue
+            found = answer["outcome"]
+            if "kind" not in found:
+                yield case, Check(**found)
+                continue
+            outcome = read_outcome(found)
+            if isinstance(outcome, Skipped | Failed):
+                yield case, outcome
+
+    def probe(self) -> dict[str, Any]:
+        """Ask what runs here: versions, and for each kernel and exchange why it does not, or an empty sentence.
+
+        Raises:
+            UnfitError: if no worker comes up.
+        """
+        try:
+            found = self._answers({"do": Order.PROBE})[0]["probe"]
+        except GroupLost as lost:
+            raise UnfitError(f"no worker comes up here: {lost}; its last words: {lost.log.strip()[-500:]}") from None
+        return dict(found)
+
+    def _outcome(self, order: Order, case: Case) -> tuple[Outcome, int]:
+        try:
+            answer = self._ask(order, case)
+        except GroupLost as lost:
+            return Failed(lost.fault, str(lost), lost.log), ranks_for(case)
+        return read_outcome(answer["outcome"]), int(answer["ranks"])
+
+    def _ask(self, order: Order, case: Case) -> dict[str, Any]:
+        answers = self._answers({"do": order, "case": case.to_json(), "policy": asdict(self.policy)})
+        if any(answer.get("poisoned") for answer in answers) and self._group is not None:
+            self._group.close()
+            self._group = None
+        return answers[0]
+
+    def _answers(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        try:
+            self._group = self._group or WorkerGroup(self.ranks)
+            return self._group.ask(order, self._case_seconds)
+        except GroupLost:
+            self._group = None
+            raise
+
+
+def ranks_for(case: Case) -> int:
+    """Return how many real ranks run a case: its whole DCP group, or 1 for a simulated one."""
+    return case.layout.dcp if case.settings.exchange not in (ExchangeName.LOOPBACK, ExchangeName.ALONE) else 1

@@ -1,0 +1,136 @@
+"""What ``dcpbench verify`` runs: every path, kernel and exchange on batches chosen for the faults that DCP has had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from dcp_core.layout import DcpLayout
+from dcp_core.settings import (
+    Batching,
+    Case,
+    ExchangeName,
+    IllegalSettings,
+    KernelName,
+    KvLayout,
+    MaskForm,
+    PathName,
+    Settings,
+    canonical,
+)
+from dcp_core.shapes import DType, ModelShape, Workload
+
+BATCHES = {
+    "fewer tokens than ranks": "q1s1_q1s2_q2s3",
+    "no multiple of dcp": "3q1s37_2q1s401",
+    "the published example": "q8s25",
+    "no context": "q5_q64_q1",
+    "context below a rank": "q7s9_q1s17_q4s6",
+    "one long among many short": "q3s700_6q1s5_4q2s8",
+    "decodes, extends and prefills": "q5s5_q1s3_q17s130_q1s64_q2s3",
+    "speculative": "4q4s133",
+}
+"""Batches by what they try: each is a fault that a DCP implementation's tracker records."""
+REAL_BATCHES = (BATCHES["fewer tokens than ranks"], BATCHES["decodes, extends and prefills"])
+"""Of these, what the exchanges between real ranks are tried with."""
+DCPS = (1, 2, 3, 4, 8)
+INTERLEAVES = (1, 2, 16)
+RANK_HEADS = ((4, 1), (4, 2))
+"""(query heads, KV heads) of one rank: what a server holds, and a synthetic group with several KV heads."""
+HEAD_DIMS = (64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to verify.
+
+    Every path and kernel meets every batch, dcp and interleave with the ranks simulated in one process; the exchanges
+    between real ranks, which know nothing of batches or interleaves, meet every path.
+
+    Args:
+        kernels: those that run on this machine.
+        ranks: real ranks; larger groups are simulated.
+        thorough: cross the exchanges between real ranks with everything too, not with REAL_BATCHES at interleave 1 alone.
+        dtypes: of queries and cache.
+    """
+
+    kernels: tuple[KernelName, ...]
+    ranks: int
+    thorough: bool = False
+    dtypes: tuple[DType, ...] = (DType.FLOAT32,)
+    dcps: tuple[int, ...] = DCPS
+    interleaves: tuple[int, ...] = INTERLEAVES
+    paths: tuple[PathName, ...] = tuple(PathName)
+    batches: tuple[str, ...] = tuple(BATCHES.values())
+    head_dims: tuple[int, ...] = HEAD_DIMS
+
+
+def verify_cases(selection: Selection) -> list[Case]:
+    """Return the cases of a selection, those of one batch one after another, so that each path meets the one before.
+
+    Head dims are crossed with one batch and interleave 1, all else with the smallest head dim.
+    """
+    smallest, *others = selection.head_dims
+    simulated, real = replace(selection, ranks=1), replace(selection, dcps=_real_dcps(selection))
+    if not selection.thorough:
+        real = replace(real, interleaves=(1,), batches=tuple(b for b in selection.batches if b in REAL_BATCHES))
+    few = replace(simulated, interleaves=(1,), batches=selection.batches[-2:])
+    cases = [*_cross(simulated, smallest), *_cross(real, smallest)]
+    for head_dim in others:
+        cases += _cross(few, head_dim)
+    return list({case.key: case for case in cases}.values())
+
+
+def _real_dcps(selection: Selection) -> tuple[int, ...]:
+    return tuple(dcp for dcp in selection.dcps if 1 < dcp <= selection.ranks)
+
+
+def _cross(selection: Selection, head_dim: int) -> list[Case]:
+    return [
+        case
+        for dtype in selection.dtypes
+        for dcp in selection.dcps
+        for interleave in (selection.interleaves if dcp > 1 else (1,))
+        for query, kv in RANK_HEADS
+        for batch in selection.batches
+        for case in _one_batch(
+            ModelShape(query * dcp, kv, head_dim, dtype=dtype), DcpLayout(dcp, dcp, interleave), Workload.parse(batch), selection
+        )
+    ]
+
+
+def _one_batch(shape: ModelShape, layout: DcpLayout, workload: Workload, selection: Selection) -> Iterator[Case]:
+    for settings in _settings(layout, selection):
+        try:
+            yield Case(shape, layout, workload, canonical(settings, layout, workload))
+        except IllegalSettings:
+            continue
+
+
+def _settings(layout: DcpLayout, selection: Selection) -> Iterator[Settings]:
+    """Yield every combination; those that cannot go together, or with the layout and batch, raise when they meet."""
+    for path in selection.paths:
+        if (path is PathName.TP) != (layout.dcp == 1):
+            continue
+        for kernel in selection.kernels:
+            for exchange in _exchanges(layout, selection.ranks):
+                for form in MaskForm if path is PathName.MASK else (MaskForm.PACKED,):
+                    for batching in Batching:
+                        yield from _legal(path=path, kernel=kernel, exchange=exchange, mask_form=form, batching=batching)
+
+
+def _legal(*, path: PathName, kernel: KernelName, **others: object) -> Iterator[Settings]:
+    decode_only = kernel is KernelName.CUDA_CORE
+    main = KernelName.FA2 if decode_only else kernel
+    kv_layout = KvLayout.HND if path is PathName.SPLIT else KvLayout.NHD
+    data = {"path": path, "kernel": main, "decode_kernel": kernel if decode_only else None, "kv_layout": kv_layout, **others}
+    try:
+        yield Settings.from_json(data)
+    except IllegalSettings:
+        return
+
+
+def _exchanges(layout: DcpLayout, ranks: int) -> Iterable[ExchangeName]:
+    if layout.dcp == 1:
+        return (ExchangeName.ALONE,)
+    return (ExchangeName.AG_RS, ExchangeName.A2A) if layout.dcp <= ranks else (ExchangeName.LOOPBACK,)

@@ -1,0 +1,156 @@
+"""One rank, as a process: takes orders from its standard input, one JSON object a line, and answers on another pipe.
+
+A worker stays warm from case to case. Whatever goes wrong inside a case becomes an outcome here, the one place that catches
+everything; a fault that poisons the CUDA context ends the process after it was reported.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, TextIO
+
+import torch
+
+from bench.measure import measure, synchronize, verify
+from bench.orders import REPLY_VARIABLE, Order
+from bench.stand import row_difference
+from bench.record import Check, Failed, Outcome, Policy, Skipped
+from dcp_core.build import open_kernel
+from dcp_core.kernels.base import Masking, PassKind, PassSpec
+from dcp_core.lse import Partial
+from dcp_core.mesh import Mesh
+from dcp_core.settings import Case, ExchangeName, IndexDevice, KernelName, KvLayout
+
+
+def main() -> None:
+    """Serve orders until the input ends."""
+    mesh = Mesh.from_env()
+    with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w", encoding="utf-8") as replies:
+        _reply(replies, {"ready": mesh.rank})
+        companion = Companion()
+        gc.freeze()  # so that collecting after each case looks at that case's objects, not at every library's
+        for order in _orders(sys.stdin):
+            answer = _answer(order, mesh, companion)
+            _reply(replies, answer)
+            if answer.get("poisoned"):
+                # Leaving the group would wait for a device that answers no more.
+                os._exit(1)
+    mesh.close()
+
+
+def _orders(lines: TextIO) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        yield json.loads(line)
+
+
+def _reply(replies: TextIO, answer: dict[str, Any]) -> None:
+    replies.write(json.dumps(answer) + "\n")
+    replies.flush()
+
+
+def _answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str, Any]:
+    what = Order(order["do"])
+    if what is Order.PROBE:
+        return {"probe": probe(mesh) if mesh.rank == 0 else {}}
+    case, policy = Case.from_json(order["case"]), Policy(**order["policy"])
+    group = group_for(case, mesh)
+    if group is None:
+        return {"idle": True}
+    try:
+        run = companion.verify if what is Order.VERIFY else measure
+        outcome = run(case, group, policy)
+    except torch.OutOfMemoryError as error:
+        outcome = Failed("out_of_memory", str(error).splitlines()[0])
+    except Exception as error:
+        outcome = Failed("error", f"{type(error).__name__}: {error}", traceback.format_exc())
+    gc.collect()
+    poisoned = _poisoned(mesh.device) if isinstance(outcome, Failed) else False
+    return {"outcome": asdict(outcome), "ranks": 1 if group.is_simulated else group.size, "poisoned": poisoned}
+
+
+def group_for(case: Case, mesh: Mesh) -> Mesh | None:
+    """Return the group that runs a case: real ranks if there are enough, else a simulation on rank 0; None if idle."""
+    dcp = case.layout.dcp
+    if dcp <= mesh.size and case.settings.exchange is not ExchangeName.LOOPBACK:
+        return mesh.part(dcp)
+    return Mesh.simulated(dcp, mesh.device) if mesh.rank == 0 else None
+
+
+class Companion:
+    """The last verified result, kept to compare the next path of the same batch with, on every row."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[Any, ...] = ()
+        self._path = ""
+        self._results: list[Partial] = []
+
+    def verify(self, case: Case, mesh: Mesh, policy: Policy) -> Check | Outcome:
+        """Compare a case with the oracle, and then with the path verified before it if that ran the same batch."""
+        verified = verify(case, mesh, seed=policy.seed)
+        if isinstance(verified, Skipped):
+            return verified
+        stand, check = verified
+        asked = (case.shape, case.layout, case.workload, mesh.size, mesh.is_simulated)
+        if asked != self._asked:
+            self._asked, self._path, self._results = asked, str(case.settings.path), stand.results()
+            return check
+        differences = [row_difference(mine, other) for mine, other in zip(stand.results(), self._results, strict=True)]
+        worst = max(mesh.share(max(differences)))
+        if check.passed and not worst <= 2 * check.out_budget:
+            return Failed("differs", f"a row is {worst:.2e} away from path {self._path}, budget {2 * check.out_budget:.2e}")
+        return check
+
+
+def _poisoned(device: torch.device) -> bool:
+    try:
+        synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def probe(mesh: Mesh) -> dict[str, Any]:
+    """Say what runs here: versions, and for each kernel and exchange why it does not, or an empty sentence."""
+    kernels = {}
+    for name in KernelName:
+        kind = PassKind.DECODE if name is KernelName.CUDA_CORE else PassKind.PAGED
+        spec = PassSpec(
+            kind=kind,
+            masking=Masking.NONE,
+            q_heads=16,
+            kv_heads=1,
+            head_dim=128,
+            dtype=torch.bfloat16,
+            kv_dtype=torch.bfloat16,
+            page_size=16,
+            kv_layout=KvLayout.NHD,
+            index_device=IndexDevice.HOST,
+        )
+        kernels[str(name)] = open_kernel(name).refusal(spec, mesh.device) or ""
+    needs_ranks = "" if mesh.size > 1 else "needs at least two ranks: start with --ranks N"
+    exchanges = {
+        str(ExchangeName.ALONE): "",
+        str(ExchangeName.LOOPBACK): "",
+        str(ExchangeName.AG_RS): needs_ranks,
+        str(ExchangeName.A2A): needs_ranks,
+    }
+    return {
+        "device": str(mesh.device),
+        "backend": mesh.backend,
+        "ranks": mesh.size,
+        "composed": sorted(mesh.composed),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "kernels": kernels,
+        "exchanges": exchanges,
+    }
+
+
+if __name__ == "__main__":
+    main()

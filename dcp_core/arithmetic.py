@@ -1,0 +1,50 @@
+"""The element-wise arithmetic of a step, in torch or in Triton: same names, same meaning. Floor 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dcp_core import lse, mask
+from dcp_core.lse import LseBase, Partial
+from dcp_core.mask import MaskRows
+
+
+class Combine(Protocol):
+    """``dcp_core.lse.combine``, whoever computes it."""
+
+    def __call__(self, outs: Tensor, lses: Tensor, *, base: LseBase = ..., into: Partial | None = None) -> Partial: ...
+
+
+class Merge(Protocol):
+    """``dcp_core.lse.merge``, whoever computes it."""
+
+    def __call__(self, first: Partial, second: Partial, *, into: Partial | None = None) -> Partial: ...
+
+
+class Rescale(Protocol):
+    """``dcp_core.lse.rescale``, whoever computes it."""
+
+    def __call__(self, partial: Partial, lses: Tensor, *, into: Partial | None = None) -> Partial: ...
+
+
+class PackRows(Protocol):
+    """``dcp_core.mask.pack_rows``, whoever computes it."""
+
+    def __call__(self, rows: MaskRows) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """The operations of a step that are no attention and no communication."""
+
+    combine: Combine
+    merge: Merge
+    rescale: Rescale
+    pack_rows: PackRows
+
+
+TORCH = Arithmetic(lse.combine, lse.merge, lse.rescale, mask.pack_rows)
+"""Plain torch: the specification, and what runs without a GPU."""

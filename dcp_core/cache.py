@@ -1,0 +1,176 @@
+"""The paged KV cache of one rank, as a server leaves it: where each request's pages are, and what they hold. Floor 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dcp_core.layout import DcpLayout
+from dcp_core.settings import KvLayout
+from dcp_core.shard import token_positions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageTable:
+    """Where the tokens that one rank holds of each request are. Host tensors, in the form that FlashInfer plans with.
+
+    Args:
+        lens: tokens held per request; 0 for a request without a token here.
+        indptr: int32 ``[requests + 1]``, offsets into ``indices``.
+        indices: int32, the pages of each request in order; every request has exactly ``ceil(len / page_size)``.
+        page_size: tokens per page.
+    """
+
+    lens: tuple[int, ...]
+    indptr: Tensor
+    indices: Tensor
+    page_size: int
+
+    @classmethod
+    def over(cls, lens: Sequence[int], page_size: int, pages: Tensor | None = None) -> PageTable:
+        """Lay requests out over ``pages`` (int32, at least as many as needed), or over pages 0, 1, 2, … in order."""
+        needed = page_count(lens, page_size)
+        if pages is None:
+            pages = torch.arange(needed, dtype=torch.int32)
+        if pages.numel() < needed:
+            raise ValueError(f"{sum(lens)} tokens need {needed} pages of {page_size}, got {pages.numel()}")
+        return cls(tuple(lens), _offsets(lens, page_size), pages[:needed], page_size)
+
+    @classmethod
+    def shuffled(cls, lens: Sequence[int], page_size: int, *, pages: int, seed: int) -> PageTable:
+        """Lay requests out over some of ``pages`` pages in random order, as a server that has run for a while does."""
+        order = torch.randperm(pages, generator=torch.Generator().manual_seed(seed)).to(torch.int32)
+        return cls.over(lens, page_size, order)
+
+    @property
+    def last_page_lens(self) -> Tensor:
+        """Tokens in each request's last page: int32 ``[requests]``, 1 … page_size, and 0 for a request without pages."""
+        return torch.tensor([(length - 1) % self.page_size + 1 if length else 0 for length in self.lens], dtype=torch.int32)
+
+    def first(self, lens: Sequence[int]) -> PageTable:
+        """Return the same pages cut down to each request's first ``lens`` tokens: a request's context, say."""
+        if len(lens) != len(self.lens) or any(short > whole for short, whole in zip(lens, self.lens, strict=True)):
+            raise ValueError(f"a table of {self.lens} tokens holds no first {tuple(lens)}")
+        counts = [-(-length // self.page_size) for length in lens]
+        starts = self.indptr.tolist()
+        kept = [self.indices[start : start + count] for start, count in zip(starts, counts, strict=False)]
+        return PageTable(tuple(lens), _offsets(lens, self.page_size), torch.cat(kept), self.page_size)
+
+    def select(self, requests: Sequence[int]) -> PageTable:
+        """Return the table of some of the requests, in the given order."""
+        starts = self.indptr.tolist()
+        kept = [self.indices[starts[request] : starts[request + 1]] for request in requests]
+        lens = tuple(self.lens[request] for request in requests)
+        return PageTable(lens, _offsets(lens, self.page_size), torch.cat(kept), self.page_size)
+
+    def slots(self, request: Tensor, local_index: Tensor) -> Tensor:
+        """Return the slot, ``page * page_size + offset``, of each (request, local token): int64, shaped as the arguments."""
+        indices, indptr = (tensor.to(request.device, torch.int64) for tensor in (self.indices, self.indptr))
+        page = indices[indptr[request] + local_index // self.page_size]
+        return page * self.page_size + local_index % self.page_size
+
+
+def page_count(lens: Sequence[int], page_size: int) -> int:
+    """Return how many pages requests of these local lengths take."""
+    return sum(-(-length // page_size) for length in lens)
+
+
+def slot_mapping(
+    new_lens: Sequence[int],
+    total_lens: Sequence[int],
+    table: PageTable,
+    layout: DcpLayout,
+    rank: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the slot on ``rank`` of every new token of a batch.
+
+    Args:
+        table: the rank's pages, holding each request's local share of its total.
+        device: of the result, and where it is worked out.
+
+    Returns:
+        int64 ``[Σ new_lens]``: the slot, or -1 for a token that lives on another rank and is not written.
+    """
+    request, position = token_positions(torch.tensor(new_lens, device=device), torch.tensor(total_lens, device=device))
+    block, inside = position // (layout.dcp * layout.interleave), position % layout.interleave
+    owned = position // layout.interleave % layout.dcp == rank
+    slots = torch.full_like(position, -1)
+    slots[owned] = table.slots(request[owned], (block * layout.interleave + inside)[owned])
+    return slots
+
+
+class PagedCache:
+    """The KV cache of one rank and layer.
+
+    Attributes:
+        pages: ``[pages, 2, page_size, kv_heads, head_dim]`` (NHD) or ``[pages, 2, kv_heads, page_size, head_dim]`` (HND);
+            keys at 0, values at 1, as in vLLM.
+    """
+
+    def __init__(self, pages: Tensor, kv_layout: KvLayout) -> None:
+        self.pages = pages
+        self.kv_layout = kv_layout
+
+    @classmethod
+    def allocate(
+        cls,
+        pages: int,
+        *,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        kv_layout: KvLayout = KvLayout.NHD,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Allocate ``pages`` pages full of NaN: whatever reads memory that nobody wrote will show."""
+        inner = (page_size, kv_heads) if kv_layout is KvLayout.NHD else (kv_heads, page_size)
+        room = torch.empty(pages, 2, *inner, head_dim, dtype=dtype, device=device)
+        return cls(room.fill_(float("nan")), kv_layout)
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page."""
+        return self.pages.shape[2 if self.kv_layout is KvLayout.NHD else 3]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return self.pages.numel() * self.pages.element_size()
+
+    def append(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Write tokens to their slots; those with slot -1 are left out.
+
+        Args:
+            keys, values: ``[tokens, kv_heads, head_dim]``, cast to the cache's dtype.
+            slots: int64 ``[tokens]``, from ``slot_mapping``.
+        """
+        slots = slots.to(self.pages.device)
+        kept = (slots >= 0).nonzero().squeeze(1)
+        page, offset = slots[kept] // self.page_size, slots[kept] % self.page_size
+        for which, tensor in enumerate((keys, values)):
+            tokens = tensor[kept].to(self.pages.dtype)
+            if self.kv_layout is KvLayout.NHD:
+                self.pages[page, which, offset] = tokens
+            else:
+                self.pages[page, which, :, offset] = tokens
+
+    def read(self, table: PageTable, request: int) -> tuple[Tensor, Tensor]:
+        """Return one request's keys and values, each ``[len, kv_heads, head_dim]``, in order: for references and tests."""
+        start, end = table.indptr[request : request + 2].tolist()
+        pages = self.pages[table.indices[start:end].to(self.pages.device, torch.int64)]
+        if self.kv_layout is KvLayout.HND:
+            pages = pages.transpose(2, 3)
+        keys, values = (pages[:, which].flatten(0, 1)[: table.lens[request]] for which in (0, 1))
+        return keys, values
+
+
+def _offsets(lens: Sequence[int], page_size: int) -> Tensor:
+    return torch.tensor(list(accumulate((-(-length // page_size) for length in lens), initial=0)), dtype=torch.int32)

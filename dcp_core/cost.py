@@ -1,0 +1,182 @@
+"""What one rank's attention step has to compute, read and send, and the time it cannot beat. Floor 1: standard library only.
+
+Counts are exact for what the kernels visit; times are a roofline over ceilings, good for planning a run and never shown as
+a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dcp_core.layout import DcpLayout
+from dcp_core.settings import Batching, Case, ExchangeName, KernelName, MaskForm, PathName
+from dcp_core.shapes import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What a device can do at best in this kind of work.
+
+    Args:
+        flops_per_s: of attention in 16-bit elements (float32 on a CPU).
+        bytes_per_s: read from its memory.
+        wire_bytes_per_s: received from peers.
+        launch_s: host time of launching one stage.
+        masked_share: of ``flops_per_s`` that a pass with a custom mask reaches.
+    """
+
+    name: str
+    flops_per_s: float
+    bytes_per_s: float
+    wire_bytes_per_s: float
+    launch_s: float
+    masked_share: float = 0.3
+
+
+# H200: measured with FlashInfer 0.7.2 (fa2 and fa3 prefill 380 to 730 TFLOP/s, masked 125; copy 4.25 TB/s; NCCL 280 GB/s).
+# The others: the H200's share of its datasheet's peak, applied to theirs.
+_CEILINGS = (
+    Ceiling("H200", 450e12, 3.7e12, 2.4e11, 10e-6),
+    Ceiling("H100", 450e12, 2.6e12, 2.4e11, 10e-6),
+    Ceiling("B200", 1000e12, 6.0e12, 4.8e11, 10e-6),
+    Ceiling("A100", 140e12, 1.5e12, 1.6e11, 10e-6),
+)
+GPU = Ceiling("another GPU", 100e12, 0.8e12, 2e10, 10e-6)
+"""A device that the table does not know: a guess on the slow side."""
+CPU = Ceiling("CPU", 8e9, 4e9, 5e8, 100e-6, masked_share=1.0)
+"""One core of a server running the torch kernel; its wire is gloo over loopback."""
+
+
+def ceiling_of(device_name: str) -> Ceiling:
+    """Return the ceiling of a GPU by its name as the driver tells it; the CPU's for an empty name."""
+    if not device_name:
+        return CPU
+    return next((ceiling for ceiling in _CEILINGS if ceiling.name in device_name), GPU)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One stage of a rank's step.
+
+    Args:
+        flops: of both matrix products over the (query, key) pairs that the kernel visits.
+        bytes_moved: keys, values, queries, outputs and masks, each once.
+        wire_bytes: received from peers.
+        masked: it runs with a custom mask.
+    """
+
+    stage: str
+    flops: int = 0
+    bytes_moved: int = 0
+    wire_bytes: int = 0
+    masked: bool = False
+
+    def seconds(self, ceiling: Ceiling) -> float:
+        """Return the time that the device cannot beat, its launch included."""
+        flops_per_s = ceiling.flops_per_s * (ceiling.masked_share if self.masked else 1.0)
+        device = max(self.flops / flops_per_s, self.bytes_moved / ceiling.bytes_per_s)
+        return ceiling.launch_s + device + self.wire_bytes / ceiling.wire_bytes_per_s
+
+
+def step_work(case: Case, rank: int = 0) -> tuple[Work, ...]:
+    """Return what one rank's step consists of, in order; rank 0 holds the most keys.
+
+    Raises:
+        IllegalLayout: for a rank outside the group.
+    """
+    requests, path = case.workload.requests, case.settings.path
+    apart = case.workload.is_mixed and case.settings.batching is Batching.SEPARATE
+    if not (apart and path in (PathName.SPLIT, PathName.MASK, PathName.FOLD)):
+        return tuple(_step(case, requests, path, rank))
+    decodes = tuple(request for request in requests if request.new == 1)
+    others = tuple(request for request in requests if request.new > 1)
+    return (*_step(case, decodes, PathName.DECODE, rank), *_step(case, others, path, rank))
+
+
+def step_seconds(case: Case, ceiling: Ceiling) -> float:
+    """Return the time of one rank's step that ``ceiling`` does not let it beat."""
+    return sum(work.seconds(ceiling) for work in step_work(case))
+
+
+def _step(case: Case, requests: tuple[Request, ...], path: PathName, rank: int) -> Iterator[Work]:
+    yield from _exchange(case, requests, path)
+    yield from _attention(case, requests, path, rank)
+
+
+def _attention(case: Case, requests: tuple[Request, ...], path: PathName, rank: int) -> Iterator[Work]:
+    layout, heads = case.layout, case.layout.heads(case.shape)
+    local = [layout.local_len(request.total, rank) for request in requests]
+    match path:
+        case PathName.TP:
+            pairs = sum(request.new * request.context + _triangle(request.new) for request in requests)
+            yield _pass(case, "attention", requests, pairs=pairs, keys=sum(local), heads=heads.query)
+        case PathName.DECODE:
+            yield _pass(case, "attention", requests, pairs=sum(local), keys=sum(local), heads=heads.gathered)
+        case PathName.SPLIT:
+            context = [layout.local_len(request.context, rank) for request in requests]
+            pairs = sum(request.new * keys for request, keys in zip(requests, context, strict=True))
+            yield _pass(case, "context", requests, pairs=pairs, keys=sum(context), heads=heads.gathered)
+            new, causal = sum(request.new for request in requests), sum(_triangle(request.new) for request in requests)
+            yield _pass(case, "new", requests, pairs=causal, keys=new, heads=heads.query)
+            yield Work("merge", bytes_moved=3 * _row_bytes(case, new, heads.query))
+        case PathName.MASK:
+            pairs = sum(request.new * keys for request, keys in zip(requests, local, strict=True))
+            work = _pass(case, "attention", requests, pairs=pairs, keys=sum(local), heads=heads.gathered)
+            bytes_moved = work.bytes_moved + _mask_bytes(case.settings.mask_form, pairs)
+            yield Work(work.stage, work.flops, bytes_moved, masked=True)
+        case PathName.FOLD:
+            pairs = sum(_folded_pairs(request, layout, rank) for request in requests)
+            yield _pass(case, "attention", requests, pairs=pairs, keys=sum(local), heads=heads.gathered)
+
+
+def _pass(case: Case, stage: str, requests: tuple[Request, ...], *, pairs: int, keys: int, heads: int) -> Work:
+    """Two products of ``2 * head_dim`` flops for each (query, key) pair and head: scores, and weighted values."""
+    shape, kv_heads = case.shape, case.layout.heads(case.shape).kv
+    key_bytes = 2 * keys * kv_heads * shape.head_dim * shape.cache_dtype.itemsize
+    new = sum(request.new for request in requests)
+    return Work(stage, 4 * shape.head_dim * heads * pairs, key_bytes + 2 * _row_bytes(case, new, heads))
+
+
+def _exchange(case: Case, requests: tuple[Request, ...], path: PathName) -> Iterator[Work]:
+    """Gathering every rank's queries, and combining every rank's results; nothing where ranks share a process."""
+    layout, settings = case.layout, case.settings
+    empty = path is PathName.SPLIT and settings.skip_empty_context and not any(request.context for request in requests)
+    if empty or settings.exchange in (ExchangeName.ALONE, ExchangeName.LOOPBACK):
+        return
+    heads, rows, peers = layout.heads(case.shape), sum(request.new for request in requests), layout.dcp - 1
+    own, everything = _row_bytes(case, rows, heads.query), _row_bytes(case, rows, heads.gathered)
+    yield Work("gather", bytes_moved=2 * everything, wire_bytes=peers * own)
+    yield Work("combine", bytes_moved=3 * everything, wire_bytes=peers * own)
+
+
+def _row_bytes(case: Case, rows: int, heads: int) -> int:
+    return rows * heads * case.shape.head_dim * case.shape.dtype.itemsize
+
+
+def _triangle(new: int) -> int:
+    return new * (new + 1) // 2
+
+
+def _folded_pairs(request: Request, layout: DcpLayout, rank: int) -> int:
+    """Pairs of fold's causal pass: row ``g`` holds ``dcp`` queries, each of which sees ``g + 1`` local keys."""
+    first = max((request.context - rank) // layout.dcp, 0)
+    last = (request.total - 1 - rank) // layout.dcp
+    return layout.dcp * (_triangle(last + 1) - _triangle(first)) if last >= first else 0
+
+
+def _mask_bytes(form: MaskForm, elements: int) -> int:
+    match form:
+        case MaskForm.BOOL | MaskForm.PACKED:
+            return elements // 8
+        case MaskForm.COMPUTED:
+            return 0
+
+
+def plan_bytes(case: Case) -> int:
+    """Return the bytes that planning a batch touches beyond index tensors: those of the mask that it builds or packs."""
+    if case.settings.path is not PathName.MASK:
+        return 0
+    elements = sum(request.new * case.layout.local_len(request.total, 0) for request in case.workload.requests)
+    slow = case.settings.kernel is KernelName.REFERENCE or case.settings.mask_form is MaskForm.BOOL
+    return elements if slow else elements // 8

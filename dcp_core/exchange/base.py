@@ -1,0 +1,57 @@
+"""The seam between the ranks of a DCP group, and the order of heads after a gather. Floor 4."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from dcp_core.lse import Partial
+from dcp_core.settings import ExchangeName
+
+
+class Exchange(Protocol):
+    """Who moves queries and partial results. Every rank of the group makes the same calls in the same order."""
+
+    name: ExchangeName
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for up to ``tokens`` rows, so that neither call below allocates."""
+        ...
+
+    def gather_heads(self, q: Tensor) -> Tensor:
+        """Return every rank's query heads: ``[T, h, D] -> [T, H, D]``, heads in the order of ``interleave_ranks``."""
+        ...
+
+    def combine(self, partial: Partial, *, into: Partial | None = None) -> Partial:
+        """Add up every rank's partial for this rank's own heads: ``[T, H, D] -> [T, h, D]``, with a natural LSE.
+
+        Writes to ``into`` if given, else to a buffer of the exchange's own that the next call overwrites.
+        """
+        ...
+
+
+def interleave_ranks(stacked: Tensor, kv_heads: int, *, out: Tensor | None = None) -> Tensor:
+    """Order gathered heads as (KV head, rank, head within the group), so that those of one KV head are neighbours.
+
+    Args:
+        stacked: ``[N, T, h, ...]``, one entry per rank, each rank's heads ordered (KV head, head within the group).
+        out: ``[T, N * h, ...]`` to write to.
+
+    Returns:
+        ``[T, N * h, ...]``: the inverse of ``split_ranks``.
+    """
+    ranks, tokens, heads, *rest = stacked.shape
+    grouped = stacked.view(ranks, tokens, kv_heads, heads // kv_heads, *rest)
+    ordered = grouped.permute(1, 2, 0, 3, *range(4, grouped.ndim))
+    if out is None:
+        return ordered.reshape(tokens, ranks * heads, *rest)
+    out.view(ordered.shape).copy_(ordered)
+    return out
+
+
+def split_ranks(gathered: Tensor, kv_heads: int, ranks: int) -> Tensor:
+    """Return each rank's heads of a gathered tensor: ``[T, N * h, ...] -> [N, T, kv_heads, h / kv_heads, ...]``, a view."""
+    tokens, heads, *rest = gathered.shape
+    grouped = gathered.view(tokens, kv_heads, ranks, heads // (ranks * kv_heads), *rest)
+    return grouped.permute(2, 0, 1, 3, *range(4, grouped.ndim))

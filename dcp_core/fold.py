@@ -1,0 +1,147 @@
+"""Fold queries into the head group, so that the interleaved mask becomes plain causal attention. Floor 2.
+
+With interleave 1 a rank's local key ``j`` sits at position ``j * dcp + rank``, so a query at position ``p`` sees the local
+keys up to ``g(p) = floor((p - rank) / dcp)``: the same for ``dcp`` consecutive queries. Each such run is a *row*. Laid into
+the head dimension, rows ``max(g(first), 0) … g(last)`` with the local keys ``0 … g(last)`` are bottom-right causal attention
+with ``dcp`` times the heads. Positions of a row that are no query of the batch are padding; the fewer than ``dcp`` queries
+at a position below ``rank`` (g = -1) see no key and are in no row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from dcp_core.lse import Partial
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fold:
+    """How a batch's queries fold on one rank.
+
+    Args:
+        dcp: queries per row.
+        rows: per request, its rows.
+        kv_lens: per request, its local keys; 0 exactly where it has no row.
+        place: int64 ``[new tokens]``, where each query stands among ``dcp * Σ rows`` places; -1 if it sees no key.
+    """
+
+    dcp: int
+    rows: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    place: Tensor
+
+    @classmethod
+    def of(cls, new_lens: Sequence[int], total_lens: Sequence[int], dcp: int, rank: int) -> Fold:
+        """Work out the fold of a batch; interleave is 1.
+
+        Raises:
+            ValueError: for lengths that are no batch's, or a rank outside the group.
+        """
+        if dcp < 1 or not 0 <= rank < dcp:
+            raise ValueError(f"rank {rank} is outside a DCP group of {dcp} (ranks 0 to {dcp - 1})")
+        if len(new_lens) != len(total_lens) or any(not 1 <= n <= t for n, t in zip(new_lens, total_lens, strict=True)):
+            raise ValueError("a fold needs two equally long lists with 1 <= new <= total")
+        contexts = [total - new for new, total in zip(new_lens, total_lens, strict=True)]
+        # Rows must not outnumber keys: with a first row of -1 FlashInfer's unsigned causal bound goes silently wrong.
+        first = [max((context - rank) // dcp, 0) for context in contexts]
+        last = [(total - 1 - rank) // dcp for total in total_lens]
+        rows = tuple(end - start + 1 for start, end in zip(first, last, strict=True))
+        begins = accumulate((row * dcp for row in rows), initial=0)
+        places = []
+        for new, context, start, begin in zip(new_lens, contexts, first, begins, strict=False):
+            places.append(begin + torch.arange(context, context + new) - (start * dcp + rank))
+            places[-1][: max(rank - context, 0)] = -1
+        return cls(dcp, rows, tuple(end + 1 for end in last), torch.cat(places))
+
+    @property
+    def offset(self) -> int | None:
+        """The place of the first query if all queries stand in one run of places in order, so that folding needs no index."""
+        start = int(self.place[0])
+        straight = start >= 0 and torch.equal(self.place, torch.arange(start, start + self.place.numel()))
+        return start if straight else None
+
+    @property
+    def places(self) -> int:
+        """Places in all: ``dcp`` per row."""
+        return self.dcp * sum(self.rows)
+
+
+class Folder:
+    """Folds and unfolds one batch's tensors on a device, in buffers of its own.
+
+    A single request whose queries all see a key is one run of places: its unfolded result is a view, and so is its folded
+    query where no place is padding and the rank holds one KV head.
+
+    Args:
+        heads, kv_heads: of the unfolded tensors, after the gather.
+    """
+
+    def __init__(self, fold: Fold, *, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device):
+        self.fold = fold
+        self._kv_heads = kv_heads
+        self._offset = fold.offset
+        self._whole = self._offset == 0 and fold.places == fold.place.numel()
+        place = fold.place.to(device)
+        self._unseeing = (place < 0).nonzero().squeeze(1)
+        self._source = place.clamp(min=0)
+        # One place more than there are: queries that see no key are put there, so that folding is one copy.
+        self._target = torch.where(place < 0, fold.places, place)
+        # Zeros, so that padding is a finite query whose result nobody reads.
+        self._padded = torch.zeros(fold.places + 1, heads, head_dim, dtype=dtype, device=device)
+        self._rowed = torch.empty(self.row_shape(heads, head_dim), dtype=dtype, device=device) if kv_heads > 1 else None
+        self._flat = Partial.empty(fold.places, heads, head_dim, dtype=dtype, device=device)
+        self._unfolded = Partial.empty(place.numel(), heads, head_dim, dtype=dtype, device=device)
+
+    def row_shape(self, heads: int, head_dim: int) -> tuple[int, int, int]:
+        """Return the shape of a folded tensor: rows, heads × dcp in the order (KV head, query, rank, head), elements."""
+        return sum(self.fold.rows), heads * self.fold.dcp, head_dim
+
+    def fold_queries(self, q: Tensor) -> Tensor:
+        """Fold: ``[T, H, D] -> [rows, H * dcp, D]``; a view of ``q`` where it can be, else of the folder's buffer."""
+        heads, head_dim = q.shape[1:]
+        if self._whole:
+            padded = q
+        else:
+            if self._offset is not None:
+                self._padded[self._offset : self._offset + q.shape[0]].copy_(q)
+            else:
+                self._padded.index_copy_(0, self._target, q)
+            padded = self._padded[: self.fold.places]
+        if self._rowed is None:
+            return padded.view(self.row_shape(heads, head_dim))
+        by_query = padded.view(-1, self.fold.dcp, self._kv_heads, heads // self._kv_heads, head_dim)
+        self._rowed.view(-1, self._kv_heads, self.fold.dcp, heads // self._kv_heads, head_dim).copy_(by_query.transpose(1, 2))
+        return self._rowed
+
+    def unfold(self, folded: Partial) -> Partial:
+        """Unfold a result: ``[rows, H * dcp, D] -> [T, H, D]``, (0, -inf) for queries that see no key; a view if it can be."""
+        flat = self._by_query(folded)
+        if self._offset is not None:
+            end = self._offset + self.fold.place.numel()
+            return Partial(flat.out[self._offset : end], flat.lse[self._offset : end], folded.base)
+        into = self._unfolded
+        if self.fold.places:
+            torch.index_select(flat.out, 0, self._source, out=into.out)
+            torch.index_select(flat.lse, 0, self._source, out=into.lse)
+        if self._unseeing.numel():
+            into.out.index_fill_(0, self._unseeing, 0.0)
+            into.lse.index_fill_(0, self._unseeing, -math.inf)
+        return into.relabelled(folded.base)
+
+    def _by_query(self, folded: Partial) -> Partial:
+        """Bring a folded result back to one entry per place: a view with one KV head, a copy otherwise."""
+        places, heads, head_dim = self._flat.out.shape
+        if self._rowed is None:
+            return Partial(folded.out.view(places, heads, head_dim), folded.lse.view(places, heads), folded.base)
+        group, dcp = heads // self._kv_heads, self.fold.dcp
+        by_head = folded.out.view(-1, self._kv_heads, dcp, group, head_dim)
+        self._flat.out.view(-1, dcp, self._kv_heads, group, head_dim).copy_(by_head.transpose(1, 2))
+        lse_by_head = folded.lse.view(-1, self._kv_heads, dcp, group)
+        self._flat.lse.view(-1, dcp, self._kv_heads, group).copy_(lse_by_head.transpose(1, 2))
+        return self._flat.relabelled(folded.base)

@@ -1,0 +1,148 @@
+"""Who holds what: tensor parallelism, decode context parallelism and the interleaving of tokens. Floor 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dcp_core.shapes import ModelShape
+
+
+class IllegalLayout(ValueError):
+    """A parallel layout that a server would not start with: which bound, the value, and the nearest legal choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankHeads:
+    """Heads of one rank: ``query`` of its own, ``kv`` shared by its DCP group, ``gathered`` query heads after the gather."""
+
+    query: int
+    kv: int
+    gathered: int
+
+
+@dataclass(frozen=True, slots=True)
+class DcpLayout:
+    """How a model's heads and a sequence's tokens are spread over ranks.
+
+    Token ``i`` of a sequence lives on rank ``(i // interleave) % dcp`` of its DCP group. Formulas: vLLM's
+    ``get_dcp_local_seq_lens``, for which every block of ``dcp * interleave`` tokens gives each rank ``interleave`` of them.
+
+    Raises:
+        IllegalLayout: if tp, dcp or interleave is not a positive whole number.
+    """
+
+    tp: int
+    dcp: int = 1
+    interleave: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("tp", "dcp", "interleave"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise IllegalLayout(f"{field} should be a positive whole number, not {value!r}")
+
+    def __str__(self) -> str:
+        spread = f", interleave {self.interleave}" if self.interleave > 1 else ""
+        return f"tp {self.tp}, dcp {self.dcp}{spread}"
+
+    def owner(self, position: int) -> int:
+        """Return the rank that holds the token at ``position``."""
+        return position // self.interleave % self.dcp
+
+    def local_len(self, total: int, rank: int) -> int:
+        """Return how many of a sequence's first ``total`` tokens live on ``rank``."""
+        self._check_rank(rank)
+        whole, rest = divmod(total, self.dcp * self.interleave)
+        return whole * self.interleave + min(max(rest - rank * self.interleave, 0), self.interleave)
+
+    def local_index(self, position: int) -> int:
+        """Return where the owner of ``position`` keeps that token among its own."""
+        block, inside = divmod(position, self.dcp * self.interleave)
+        return block * self.interleave + inside % self.interleave
+
+    def position(self, local_index: int, rank: int) -> int:
+        """Return the position in the sequence of a rank's local token: the inverse of ``local_index``."""
+        self._check_rank(rank)
+        block, inside = divmod(local_index, self.interleave)
+        return block * self.dcp * self.interleave + rank * self.interleave + inside
+
+    def positions(self, total: int, rank: int) -> list[int]:
+        """Return the positions, ascending, of the tokens among the first ``total`` that live on ``rank``."""
+        return [self.position(index, rank) for index in range(self.local_len(total, rank))]
+
+    def heads(self, shape: ModelShape) -> RankHeads:
+        """Return the heads of one rank.
+
+        The KV heads are spread over the ``tp / dcp`` DCP groups, and kept whole by every rank of a group. Where DCP is
+        legal in a server that is one head; a synthetic group may hold several, and then each rank's query heads attend
+        to all of them equally.
+
+        Raises:
+            IllegalLayout: if the heads do not divide.
+        """
+        if shape.q_heads % self.tp:
+            raise IllegalLayout(f"tp {self.tp} does not divide {shape.q_heads} query heads; {_legal_tps(shape)}")
+        query, kv = shape.q_heads // self.tp, max(1, shape.kv_heads * self.dcp // self.tp)
+        if query % kv:
+            raise IllegalLayout(
+                f"{self}: {query} query heads per rank cannot share {kv} KV heads; "
+                f"the smallest tp that would do is {_smallest_tp(shape, self.dcp)}"
+            )
+        return RankHeads(query, kv, query * self.dcp)
+
+    def check(self, shape: ModelShape) -> None:
+        """Refuse a layout with which no server would run this model.
+
+        The bounds are vLLM's for GQA, and ours: each DCP group must lie within the ranks that share one KV head.
+
+        Raises:
+            IllegalLayout: naming the bound, the value and the nearest legal choice.
+        """
+        if problem := self._problem(shape):
+            raise IllegalLayout(f"{shape.name} with {self}: {problem}; {self._advice(shape)}")
+
+    def _problem(self, shape: ModelShape) -> str | None:
+        tp, dcp, kv_heads = self.tp, self.dcp, shape.kv_heads
+        if shape.q_heads % tp:
+            return f"tp must divide the {shape.q_heads} query heads"
+        if tp % kv_heads and kv_heads % tp:
+            return f"tp {tp} and the {kv_heads} KV heads must divide one another"
+        if dcp == 1:
+            return None
+        if tp <= kv_heads:
+            return f"dcp > 1 needs tp above the {kv_heads} KV heads, so that ranks hold copies of one head"
+        if dcp > tp // kv_heads:
+            return f"dcp can be at most tp / kv_heads = {tp // kv_heads}, the ranks that share a KV head"
+        if (tp // kv_heads) % dcp:
+            return f"dcp must divide tp / kv_heads = {tp // kv_heads}, the ranks that share a KV head"
+        if shape.group % dcp:
+            return f"dcp must divide the {shape.group} query heads of each KV head"
+        return None
+
+    def _advice(self, shape: ModelShape) -> str:
+        legal = legal_dcps(shape, self.tp)
+        if self.dcp > 1 and legal == [1]:
+            return f"at tp {self.tp} only dcp 1 is legal; the smallest tp for dcp {self.dcp} is {_smallest_tp(shape, self.dcp)}"
+        if legal:
+            best = min(legal, key=lambda dcp: (abs(dcp - self.dcp), -dcp))
+            return f"the nearest legal choice at tp {self.tp} is dcp {best}"
+        return _legal_tps(shape)
+
+    def _check_rank(self, rank: int) -> None:
+        if not 0 <= rank < self.dcp:
+            raise IllegalLayout(f"rank {rank} is outside a DCP group of {self.dcp} (ranks 0 to {self.dcp - 1})")
+
+
+def legal_dcps(shape: ModelShape, tp: int) -> list[int]:
+    """Return every dcp size with which a server would run this model at ``tp``, ascending; empty if tp itself is illegal."""
+    return [dcp for dcp in range(1, tp + 1) if DcpLayout(tp, dcp)._problem(shape) is None]
+
+
+def _smallest_tp(shape: ModelShape, dcp: int) -> str:
+    legal = (tp for tp in range(1, shape.q_heads + 1) if DcpLayout(tp, dcp)._problem(shape) is None)
+    return str(next(legal, "none: the model has too few query heads per KV head"))
+
+
+def _legal_tps(shape: ModelShape) -> str:
+    legal = [str(tp) for tp in range(1, shape.q_heads + 1) if DcpLayout(tp)._problem(shape) is None]
+    return f"legal tp sizes are {', '.join(legal)}"

@@ -1,0 +1,129 @@
+"""Partial attention results and how they add up: the only place that knows the formula. Floor 2.
+
+Attention over a set of keys is ``out = Σ softmax(s)_j v_j`` with ``lse = log Σ exp(s_j)``. Over disjoint sets of keys,
+``lse = logsumexp(lse_i)`` and ``out = Σ exp(lse_i - lse) out_i`` (Milakov and Gimelshein, 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+class LseBase(StrEnum):
+    """The base of a log-sum-exp. Natural at every public boundary; FlashInfer's kernels return base 2."""
+
+    NATURAL = "natural"
+    TWO = "two"
+
+    @property
+    def to_natural(self) -> float:
+        """The factor that turns a log of this base into a natural one."""
+        return 1.0 if self is LseBase.NATURAL else math.log(2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Attention over one set of keys.
+
+    Args:
+        out: ``[tokens, heads, head_dim]`` in the query's dtype.
+        lse: ``[tokens, heads]`` float32 (float64 in the oracle); -inf where a row saw no key, and then ``out`` may hold anything.
+        base: of ``lse``.
+    """
+
+    out: Tensor
+    lse: Tensor
+    base: LseBase = LseBase.NATURAL
+
+    def __post_init__(self) -> None:
+        if self.out.shape[:-1] != self.lse.shape:
+            raise ValueError(f"out {list(self.out.shape)} needs an lse of {list(self.out.shape[:-1])}, not {list(self.lse.shape)}")
+        if self.lse.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"lse should be float32 (float64 in the oracle), not {self.lse.dtype}")
+
+    @classmethod
+    def empty(cls, tokens: int, heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device) -> Partial:
+        """Allocate room for a result, its contents undefined."""
+        out = torch.empty(tokens, heads, head_dim, dtype=dtype, device=device)
+        return cls(out, torch.empty(tokens, heads, dtype=torch.float32, device=device))
+
+    def natural(self) -> Partial:
+        """Return the same result with a natural LSE; itself if it has one."""
+        if self.base is LseBase.NATURAL:
+            return self
+        return Partial(self.out, self.lse * self.base.to_natural)
+
+    def relabelled(self, base: LseBase) -> Partial:
+        """Return the same tensors read as a log of another base: for a kernel that wrote them so."""
+        return Partial(self.out, self.lse, base)
+
+
+def combine(outs: Tensor, lses: Tensor, *, base: LseBase = LseBase.NATURAL, into: Partial | None = None) -> Partial:
+    """Add up partial results over disjoint sets of keys.
+
+    Only -inf means empty: such a row's ``out`` is ignored whatever it holds. A NaN or +inf LSE is a fault of whoever
+    made it, and comes out as NaN. Rows empty everywhere give out 0 and lse -inf.
+
+    Args:
+        outs: ``[N, T, H, D]``.
+        lses: ``[N, T, H]`` float32, in ``base``.
+        into: where to write; new tensors otherwise.
+
+    Returns:
+        A natural Partial of ``[T, H, D]``, accumulated in float32 and rounded once to the dtype of ``outs``.
+    """
+    lses = lses * base.to_natural
+    empty = lses == -math.inf
+    top = lses.amax(0)
+    weights = torch.where(empty, 0.0, torch.exp(lses - top))
+    total = weights.sum(0)
+    contributions = torch.where(empty.unsqueeze(-1), 0.0, outs.float()) * weights.unsqueeze(-1)
+    out = contributions.sum(0) / torch.where(total == 0, 1.0, total).unsqueeze(-1)
+    lse = torch.where(total == 0, -math.inf, top + torch.log(total))
+    if into is None:
+        return Partial(out.to(outs.dtype), lse)
+    into.out.copy_(out)
+    into.lse.copy_(lse)
+    return into
+
+
+def merge(first: Partial, second: Partial, *, into: Partial | None = None) -> Partial:
+    """Add up two partial results over disjoint sets of keys; see ``combine``.
+
+    Raises:
+        ValueError: if their shapes or dtypes differ.
+    """
+    if first.out.shape != second.out.shape or first.out.dtype != second.out.dtype:
+        raise ValueError(
+            f"cannot merge {list(first.out.shape)} {first.out.dtype} with {list(second.out.shape)} {second.out.dtype}"
+        )
+    first, second = first.natural(), second.natural()
+    return combine(torch.stack((first.out, second.out)), torch.stack((first.lse, second.lse)), into=into)
+
+
+def rescale(partial: Partial, lses: Tensor, *, into: Partial | None = None) -> Partial:
+    """Weigh one rank's partial so that the sum over ranks is the combined result.
+
+    Args:
+        partial: this rank's, ``[T, H, D]``.
+        lses: every rank's ``[N, T, H]``, in the base of ``partial``.
+        into: where to write; new tensors otherwise.
+
+    Returns:
+        ``exp(lse - total) * out``, 0 where this rank is empty, in the dtype of ``out``; and the total natural LSE.
+    """
+    total = torch.logsumexp(lses * partial.base.to_natural, 0)
+    own = partial.lse * partial.base.to_natural
+    empty = own == -math.inf
+    weight = torch.where(empty, 0.0, torch.exp(own - total))
+    out = torch.where(empty.unsqueeze(-1), 0.0, partial.out.float()) * weight.unsqueeze(-1)
+    if into is None:
+        return Partial(out.to(partial.out.dtype), total)
+    into.out.copy_(out)
+    into.lse.copy_(total)
+    return into

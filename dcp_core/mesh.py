@@ -1,0 +1,267 @@
+"""The ranks of a DCP group and how they talk: real processes, or seats in one process. Floor 2."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(minutes=5)
+"""How long a collective waits for a rank that never comes."""
+
+
+class MeshError(ValueError):
+    """A group of ranks that cannot be formed."""
+
+
+class Board:
+    """Where the seats of a simulated group meet: each leaves a value and takes everybody's."""
+
+    def __init__(self, size: int) -> None:
+        self.solo = False
+        self._barrier = threading.Barrier(size)
+        self._values: list[Any] = [None] * size
+
+    def swap(self, rank: int, value: T) -> list[T]:
+        """Leave a value, wait for the other seats, return every seat's in order."""
+        self._values[rank] = value
+        self._barrier.wait(TIMEOUT.total_seconds())
+        values = list(self._values)
+        self._barrier.wait(TIMEOUT.total_seconds())
+        return values
+
+    def abort(self) -> None:
+        """Wake every waiting seat with an error, since one of them will never come."""
+        self._barrier.abort()
+
+    def reset(self) -> None:
+        """Make the board usable again after ``abort``."""
+        self._barrier.reset()
+
+
+class Mesh:
+    """One rank's view of its DCP group; or, with a board and no seat, a whole simulated group.
+
+    Attributes:
+        rank, size: in the group.
+        device: of this rank's tensors.
+        board: of a simulated group, else None.
+        composed: collectives that this build of gloo lacks and that are composed from an all-gather: a time taken with
+            them is not that of the collective.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        *,
+        group: dist.ProcessGroup | None = None,
+        control: dist.ProcessGroup | None = None,
+        board: Board | None = None,
+        whole: bool = False,
+    ) -> None:
+        self.rank, self.size, self.device, self.board = rank, size, device, board
+        self.whole = whole
+        self._group, self._control = group, control
+        self._parts: dict[int, Mesh | None] = {}
+        self._token = torch.zeros(1, device=device)
+        self.composed = self._missing_collectives() if group is not None else frozenset[str]()
+
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu") -> Mesh:
+        """Return a group of one."""
+        return cls(0, 1, torch.device(device))
+
+    @classmethod
+    def simulated(cls, dcp: int, device: torch.device | str = "cpu") -> Mesh:
+        """Return a group whose ranks all live in this process, on one device; see ``members``."""
+        if dcp < 1:
+            raise MeshError(f"a simulated group needs at least one rank, not {dcp}")
+        return cls(0, dcp, torch.device(device), board=Board(dcp), whole=True)
+
+    @classmethod
+    def from_env(cls) -> Mesh:
+        """Join the group that a launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+        NCCL where every local rank has a CUDA device of its own, gloo otherwise; a group of one without WORLD_SIZE.
+
+        Raises:
+            MeshError: if the variables are incomplete or contradict each other.
+        """
+        size = _env_number("WORLD_SIZE", 1)
+        rank = _env_number("RANK", 0)
+        local_rank = _env_number("LOCAL_RANK", rank)
+        local_size = _env_number("LOCAL_WORLD_SIZE", size)
+        cuda = torch.cuda.is_available() and torch.cuda.device_count() >= max(local_size, local_rank + 1)
+        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        if size == 1:
+            return cls.alone(device)
+        if not 0 <= rank < size:
+            raise MeshError(f"RANK={rank} is outside WORLD_SIZE={size}")
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise MeshError(f"WORLD_SIZE={size} needs {name} set by the launcher")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
+        return cls(rank, size, device, group=dist.group.WORLD, control=control)
+
+    @property
+    def is_simulated(self) -> bool:
+        """True if the group's ranks share one process."""
+        return self.board is not None
+
+    @property
+    def backend(self) -> str:
+        """Who carries this group's messages: ``nccl``, ``gloo``, or ``none``."""
+        return dist.get_backend(self._group) if self._group is not None else "none"
+
+    def members(self) -> tuple[Mesh, ...]:
+        """Return the ranks that live in this process: every seat of a simulated group, or this one."""
+        if not self.whole:
+            return (self,)
+        return tuple(Mesh(rank, self.size, self.device, board=self.board) for rank in range(self.size))
+
+    def each(self, call: Callable[[int], T]) -> list[T]:
+        """Call once for every member of this process, by position; the seats of a simulated group meet at their board.
+
+        Raises:
+            whatever the first failing seat raised.
+        """
+        if not self.whole or self.board is None:
+            return [call(0)]
+        board = self.board
+
+        def seat(index: int) -> T:
+            try:
+                if self.device.type == "cuda" and self.device.index is not None:
+                    torch.cuda.set_device(self.device)  # the current device belongs to the thread
+                return call(index)
+            except BaseException:
+                board.abort()
+                raise
+
+        with ThreadPoolExecutor(self.size) as pool:
+            futures = [pool.submit(seat, index) for index in range(self.size)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            board.reset()
+            raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
+        return [future.result() for future in futures]
+
+    @contextmanager
+    def solo(self) -> Iterator[None]:
+        """Let one seat of a simulated group run by itself: exchanges return what they last returned, at no cost."""
+        if self.board is not None:
+            self.board.solo = True
+        try:
+            yield
+        finally:
+            if self.board is not None:
+                self.board.solo = False
+
+    def part(self, size: int) -> Mesh | None:
+        """Return the group of the first ``size`` ranks, or None on a rank outside it. Every rank must call this.
+
+        Raises:
+            MeshError: if there are fewer ranks.
+        """
+        if size > self.size:
+            raise MeshError(f"a group of {size} does not fit into {self.size} ranks")
+        if size == self.size:
+            return self
+        if size not in self._parts:
+            group = dist.new_group(list(range(size)), timeout=TIMEOUT) if size > 1 else None
+            control = dist.new_group(list(range(size)), backend="gloo", timeout=TIMEOUT) if size > 1 else None
+            inside = self.rank < size
+            self._parts[size] = Mesh(self.rank, size, self.device, group=group, control=control) if inside else None
+        return self._parts[size]
+
+    def share(self, value: T) -> list[T]:
+        """Return every rank's value, in order, on every rank: small host objects only."""
+        if self._control is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def first_problem(self, problem: str) -> str:
+        """Return the first rank's non-empty ``problem``, the same on every rank; empty if all are."""
+        return next((found for found in self.share(problem) if found), "")
+
+    def barrier(self) -> None:
+        """Wait on the host for every rank."""
+        if self._control is not None:
+            dist.barrier(group=self._control)
+
+    def align(self) -> None:
+        """Let every rank's device start what follows at the same time: a barrier on the device, or on the host for gloo."""
+        if self.device.type == "cuda" and self._group is not None:
+            dist.all_reduce(self._token, group=self._group)
+        else:
+            self.barrier()
+
+    def all_gather(self, out: Tensor, own: Tensor) -> None:
+        """Gather contiguous ``own`` of every rank into contiguous ``out``, ``[N, ...]``."""
+        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+        gather(out.view(-1), own.view(-1), group=self._group)
+
+    def all_to_all(self, out: Tensor, own: Tensor) -> None:
+        """Send ``own[r]`` to rank r and receive its share into ``out[r]``; both contiguous ``[N, ...]``."""
+        if "all_to_all" in self.composed:
+            everything = own.new_empty(self.size, *own.shape)
+            self.all_gather(everything, own)
+            out.copy_(everything[:, self.rank])
+        else:
+            dist.all_to_all_single(out.view(-1), own.view(-1), group=self._group)
+
+    def reduce_scatter(self, out: Tensor, own: Tensor) -> None:
+        """Add up ``own[rank]`` of every rank into ``out``; ``own`` is contiguous ``[N, ...]``."""
+        if "reduce_scatter" in self.composed:
+            everything = own.new_empty(self.size, *own.shape)
+            self.all_gather(everything, own)
+            torch.sum(everything[:, self.rank], 0, out=out)
+        else:
+            scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+            scatter(out.view(-1), own.view(-1), group=self._group)
+
+    def close(self) -> None:
+        """Leave the process group, if there is one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _missing_collectives(self) -> frozenset[str]:
+        if self.backend != "gloo":
+            return frozenset()
+        missing = set()
+        self.composed = frozenset()
+        own, out = torch.zeros(self.size, 1), torch.zeros(self.size, 1)
+        for name, attempt in (
+            ("all_to_all", lambda: self.all_to_all(out, own)),
+            ("reduce_scatter", lambda: self.reduce_scatter(out[0], own)),
+        ):
+            try:
+                attempt()
+            except RuntimeError as error:
+                if "does not support" not in str(error) and "not implemented" not in str(error).lower():
+                    raise
+                missing.add(name)
+        return frozenset(missing)
+
+
+def _env_number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise MeshError(f"{name}={text!r} should be a whole number, set by the launcher")
+    return int(text)

@@ -1,0 +1,171 @@
+"""Float64 attention over the whole sequence, and how much a computation in the same precision may err. Floor 2.
+
+The oracle knows nothing of ranks, shards, masks or pages: a query at position ``p`` sees every key at a position up to ``p``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from dcp_core.check import Check
+from dcp_core.lse import Partial, combine
+from dcp_core.shapes import Workload
+
+FULL_SCORES = 1 << 26
+"""Scores (rows × heads × keys) up to which every row of a batch is checked."""
+SAMPLED_ROWS = 64
+"""Rows checked per batch beyond that, at least one a request up to MOST_REQUESTS."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What attention should give, on some rows of a batch.
+
+    Args:
+        rows: int64 ``[n]``, rows of the query tensor, ascending.
+        exact: float64 result on those rows.
+        same_precision: the same computed as a kernel may: operands in the batch's dtype, products added up in float32,
+            probabilities rounded to the dtype, two halves of the keys combined after rounding each.
+        score_rounding: how far a score may be off that was added up in float32: its epsilon times the largest
+            ``|q| |k| / sqrt(head_dim)``.
+    """
+
+    rows: Tensor
+    exact: Partial
+    same_precision: Partial
+    score_rounding: float
+
+
+def choose_rows(workload: Workload, *, heads: int, borders: int, seed: int) -> Tensor:
+    """Return which rows of a batch to check: all of a small one, else a sample of those where faults show.
+
+    Args:
+        borders: positions around multiples of this are sampled first: ``dcp * page_size`` covers pages, shards and runs.
+
+    Returns:
+        int64, ascending: of each request the first and last row, some around borders, and random ones.
+    """
+    scores = sum(r.new * r.total for r in workload.requests) * heads
+    if scores <= FULL_SCORES:
+        return torch.arange(workload.new_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    starts = list(accumulate(workload.new_lens, initial=0))
+    each = max(1, SAMPLED_ROWS // len(workload))
+    chosen: set[int] = set()
+    for request, start in zip(workload.requests, starts, strict=False):
+        wanted = [0, request.new - 1]
+        first_border = -(-request.context // borders) * borders
+        for border in (first_border, (request.total - 1) // borders * borders):
+            wanted += [border - request.context - 1, border - request.context]
+        wanted += torch.randint(request.new, (each,), generator=generator).tolist()
+        inside = [row for row in dict.fromkeys(wanted) if 0 <= row < request.new]
+        chosen.update(start + row for row in inside[: max(each, 2)])
+    return torch.tensor(sorted(chosen))
+
+
+def attend_rows(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], workload: Workload, rows: Tensor
+) -> Truth:
+    """Compute the truth on some rows.
+
+    Args:
+        q: ``[new tokens, heads, head_dim]``, heads ordered (KV head, head within the group).
+        keys, values: per request ``[total, kv_heads, head_dim]``: the whole sequence.
+    """
+    starts = torch.tensor(list(accumulate(workload.new_lens, initial=0)))
+    owner = torch.searchsorted(starts, rows, right=True) - 1
+    exact, rounded, peak = [], [], 0.0
+    for index in owner.unique().tolist():
+        request = workload.requests[index]
+        mine = rows[owner == index]
+        position = (mine - starts[index] + request.context).to(q.device)
+        own_q = q[mine.to(q.device)]
+        exact.append(_attend(own_q.double(), keys[index].double(), values[index].double(), position))
+        rounded.append(_attend_as_kernels_do(own_q, keys[index], values[index], position))
+        peak = max(peak, float(own_q.float().norm(dim=-1).max() * keys[index].float().norm(dim=-1).max()))
+    score_rounding = torch.finfo(torch.float32).eps * peak / math.sqrt(q.shape[-1])
+    return Truth(rows, _concatenate(exact), _concatenate(rounded), score_rounding)
+
+
+def judge(result: Partial, truth: Truth) -> Check:
+    """Compare a natural result on all rows of a batch with the truth: errors of ``out`` relative to each row's norm."""
+    rows = truth.rows.to(result.out.device)
+    got = Partial(result.out[rows], result.natural().lse[rows])
+    out_error, lse_error = _errors(got, truth.exact)
+    out_rounding, lse_rounding = _errors(truth.same_precision, truth.exact)
+    # On top: roundings of the output, of the scores (each weight is off by as much, and so is their sum), of the LSE.
+    out_band = 2 * torch.finfo(result.out.dtype).eps + 2 * truth.score_rounding
+    lse_band = 4 * truth.score_rounding + 4 * torch.finfo(torch.float32).eps * max(1.0, _finite_peak(truth.exact.lse))
+    return Check(rows.numel(), out_error, 2 * out_rounding + out_band, lse_error, 2 * lse_rounding + lse_band)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Partial:
+    scores = _scores(q, k, position)
+    lse = torch.logsumexp(scores, -1)
+    weights = torch.exp(scores - lse.unsqueeze(-1))
+    return Partial(_weigh(weights, v), _by_row(lse))
+
+
+def _attend_as_kernels_do(q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Partial:
+    scores = _scores(q.float(), k.float(), position)
+    half = k.shape[0] // 2
+    parts = []
+    for keys in (slice(None, half), slice(half, None)):
+        if k[keys].shape[0] == 0:
+            continue
+        part = scores[..., keys]
+        lse = torch.logsumexp(part, -1)
+        top = part.amax(-1, keepdim=True)
+        weights = torch.exp(part - torch.where(top == -math.inf, 0.0, top)).to(q.dtype).float()
+        total = weights.sum(-1, keepdim=True)
+        out = _weigh(weights / torch.where(total == 0, 1.0, total), v[keys].float())
+        parts.append(Partial(out.to(q.dtype), _by_row(lse)))
+    return combine(torch.stack([part.out for part in parts]), torch.stack([part.lse for part in parts]))
+
+
+def _scores(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
+    """Return masked scores ``[kv_heads, rows, group, keys]``."""
+    rows, heads, head_dim = q.shape
+    kv_heads = k.shape[1]
+    grouped = q.view(rows, kv_heads, heads // kv_heads, head_dim).permute(1, 0, 2, 3)
+    scores = torch.matmul(grouped.flatten(1, 2), k.permute(1, 2, 0)) / math.sqrt(head_dim)
+    scores = scores.view(kv_heads, rows, heads // kv_heads, -1)
+    unseen = torch.arange(k.shape[0], device=k.device) > position.unsqueeze(1)
+    return scores.masked_fill_(unseen.unsqueeze(1), -math.inf)
+
+
+def _weigh(weights: Tensor, v: Tensor) -> Tensor:
+    kv_heads, rows, group, _ = weights.shape
+    out = torch.matmul(weights.flatten(1, 2), v.transpose(0, 1)).view(kv_heads, rows, group, -1)
+    return out.permute(1, 0, 2, 3).reshape(rows, kv_heads * group, -1)
+
+
+def _by_row(lse: Tensor) -> Tensor:
+    return lse.permute(1, 0, 2).reshape(lse.shape[1], -1)
+
+
+def _concatenate(partials: Sequence[Partial]) -> Partial:
+    return Partial(torch.cat([part.out for part in partials]), torch.cat([part.lse for part in partials]))
+
+
+def _errors(got: Partial, exact: Partial) -> tuple[float, float]:
+    size = exact.out.norm(dim=-1)
+    out = (got.out.double() - exact.out).norm(dim=-1) / torch.where(size == 0, 1.0, size)
+    lse = torch.where(got.lse.double() == exact.lse, 0.0, (got.lse.double() - exact.lse).abs())
+    return _worst(out), _worst(lse)
+
+
+def _worst(errors: Tensor) -> float:
+    """Return the largest error; NaN if any is."""
+    return float(errors.max()) if errors.numel() else 0.0
+
+
+def _finite_peak(lse: Tensor) -> float:
+    finite = lse[lse.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0

@@ -1,0 +1,74 @@
+"""One plain causal pass over the rank's shard of the total, with dcp consecutive queries folded into the heads. Floor 5."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dcp_core.cache import PageTable
+from dcp_core.fold import Fold, Folder
+from dcp_core.kernels.base import Masking, PassBatch, PassKind
+from dcp_core.lse import Partial
+from dcp_core.paths.base import PlanStage, Site, Stage, Step
+from dcp_core.paths.gathered import GatheredStep
+from dcp_core.shapes import Workload
+
+
+class FoldRecipe:
+    """The interleaved mask as bottom-right causal attention; see ``dcp_core.fold`` for why."""
+
+    def __init__(self, site: Site) -> None:
+        heads, dcp = site.heads, site.case.layout.dcp
+        self._site = site
+        self._step = GatheredStep(site)
+        self._pass = site.open_pass(
+            site.case.settings.kernel, PassKind.PAGED, Masking.CAUSAL, q_heads=heads.gathered * dcp, kv_heads=heads.kv
+        )
+        self._folder: Folder | None = None
+        self._rows = self._folded = site.partial(0, heads.gathered * dcp)
+        self._q_folded = self._rows.out
+
+    def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
+        """Take a batch: working out the fold is a stage of its own."""
+        self._step.reserve(workload.new_tokens)
+        fold = Fold.of(workload.new_lens, workload.total_lens, self._site.case.layout.dcp, self._site.rank)
+        batch = PassBatch(fold.rows, fold.kv_lens, table)
+        return (
+            PlanStage("fold", lambda: self._place(fold)),
+            PlanStage("plan", lambda: self._pass.plan(batch)),
+        )
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return gather, fold, attention, unfold, combine."""
+        return self._step.around(
+            Stage("fold", self._fold), Stage("attention", self._attend), Stage("unfold", self._unfold)
+        )
+
+    def result(self, out: Tensor) -> Partial:
+        """Return ``out`` with its LSE."""
+        return self._step.result(out)
+
+    def _place(self, fold: Fold) -> None:
+        heads, dcp = self._site.heads, fold.dcp
+        self._folder = Folder(
+            fold,
+            heads=heads.gathered,
+            kv_heads=heads.kv,
+            head_dim=self._site.case.shape.head_dim,
+            dtype=self._site.dtype,
+            device=self._site.device,
+        )
+        self._rows = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
+
+    def _opened(self) -> Folder:
+        if self._folder is None:
+            raise ValueError("path fold runs a step only after plan")
+        return self._folder
+
+    def _fold(self, step: Step) -> None:  # noqa: ARG002  # a Stage's signature
+        self._q_folded = self._opened().fold_queries(self._step.q)
+
+    def _attend(self, step: Step) -> None:
+        self._folded = self._pass.run(self._q_folded, step.cache.pages, self._rows)
+
+    def _unfold(self, step: Step) -> None:  # noqa: ARG002  # a Stage's signature
+        self._step.partial = self._opened().unfold(self._folded)

@@ -1,0 +1,313 @@
+"""What a tuner may choose, and the case: one thing to measure. Floor 1: standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from dcp_core.layout import DcpLayout, IllegalLayout
+from dcp_core.shapes import ModelShape, Workload, nearest
+
+
+class IllegalSettings(ValueError):
+    """Settings that cannot go together, or with the layout and workload they are asked for."""
+
+
+class Unsupported(Exception):
+    """A kernel or exchange cannot run this here. The message says why; the case is recorded as skipped, never run otherwise."""
+
+
+class PathName(StrEnum):
+    """How one attention step is computed."""
+
+    TP = "tp"
+    DECODE = "decode"
+    SPLIT = "split"
+    MASK = "mask"
+    FOLD = "fold"
+
+
+class KernelName(StrEnum):
+    """Who computes attention."""
+
+    REFERENCE = "reference"
+    FA2 = "fa2"
+    FA3 = "fa3"
+    AUTO = "auto"
+    CUDA_CORE = "cuda_core"
+
+
+class ExchangeName(StrEnum):
+    """Who moves queries and partial results between ranks."""
+
+    ALONE = "alone"
+    LOOPBACK = "loopback"
+    AG_RS = "ag_rs"
+    A2A = "a2a"
+
+
+class MaskForm(StrEnum):
+    """How the ``mask`` path tells a kernel what a query may see: the same meaning in every form."""
+
+    BOOL = "bool"
+    PACKED = "packed"
+    COMPUTED = "computed"
+
+
+class Batching(StrEnum):
+    """Whether the decodes of a mixed batch run apart, through the ``decode`` path, or joined with the rest in one pass."""
+
+    SEPARATE = "separate"
+    JOINED = "joined"
+
+
+class KvLayout(StrEnum):
+    """Order of a page's axes: N tokens, H heads, D elements."""
+
+    NHD = "NHD"
+    HND = "HND"
+
+
+class IndexDevice(StrEnum):
+    """Where the index tensors live that a kernel's plan reads."""
+
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that may change without changing the answer.
+
+    Args:
+        path: how the step is computed.
+        kernel: of the path's paged pass, the only or the main one.
+        new_kernel: of ``split``'s ragged pass over the new tokens; empty: the same as ``kernel``.
+        decode_kernel: of the ``decode`` path, also for the decodes of a mixed batch run apart; empty: the same as ``kernel``.
+        exchange: between the ranks of a DCP group.
+        mask_form: of the ``mask`` path.
+        batching: of a mixed batch.
+        page_size: tokens per page of the KV cache.
+        kv_layout: of a page.
+        index_device: of the tensors that planning reads.
+        replayable: wrappers planned so that a captured CUDA graph stays valid for the next batch of the same size.
+        skip_empty_context: ``split`` leaves out gather and combine where no request has context.
+    """
+
+    path: PathName = PathName.SPLIT
+    kernel: KernelName = KernelName.AUTO
+    new_kernel: KernelName | None = None
+    decode_kernel: KernelName | None = None
+    exchange: ExchangeName = ExchangeName.AG_RS
+    mask_form: MaskForm = MaskForm.PACKED
+    batching: Batching = Batching.SEPARATE
+    page_size: int = 16
+    kv_layout: KvLayout = KvLayout.NHD
+    index_device: IndexDevice = IndexDevice.HOST
+    replayable: bool = False
+    skip_empty_context: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name)))
+        if self.path is PathName.MASK and self.kernel is KernelName.FA3:
+            raise IllegalSettings("fa3 takes no custom mask; run path mask with kernel fa2")
+        if self.path is PathName.TP and self.exchange is not ExchangeName.ALONE:
+            raise IllegalSettings(f"path tp is the dcp 1 baseline and exchanges nothing; its exchange is alone, not {self.exchange}")
+
+    @property
+    def kernel_for_new(self) -> KernelName:
+        """The kernel of ``split``'s pass over the new tokens."""
+        return self.new_kernel or self.kernel
+
+    @property
+    def kernel_for_decode(self) -> KernelName:
+        """The kernel of decodes."""
+        return self.decode_kernel or self.kernel
+
+    def to_json(self) -> dict[str, str | int | bool | None]:
+        """Return a plain mapping, one entry a setting."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Settings:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            IllegalSettings: for an unknown setting or value, naming the nearest known one.
+        """
+        for name in data:
+            check_name(name)
+        return cls(**data)  # type: ignore[arg-type]  # __post_init__ coerces every value
+
+    def differences(self, other: Settings) -> Iterator[tuple[str, object, object]]:
+        """Yield (name, this value, other value) for every setting in which the two differ."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if mine != theirs:
+                yield field.name, mine, theirs
+
+
+def check_name(name: str) -> None:
+    """Refuse a word that is no setting, naming the nearest that is."""
+    known = [field.name for field in fields(Settings)]
+    if name not in known:
+        raise IllegalSettings(f"unknown setting {name[:40]!r}{nearest(name, known)}; known: {', '.join(known)}")
+
+
+def coerce(name: str, value: object) -> Any:
+    """Return ``value`` as the type of the setting ``name``; text is read as a user types it.
+
+    Raises:
+        IllegalSettings: naming the setting, the value and what would be right.
+    """
+    default = _DEFAULTS[name]
+    if value is None or (value == "" and name in _OPTIONAL):
+        if name in _OPTIONAL:
+            return None
+        raise IllegalSettings(f"{name} needs a value")
+    if isinstance(default, bool):
+        truth = {"true": True, "false": False, "1": True, "0": False}.get(str(value).lower())
+        if truth is None:
+            raise IllegalSettings(f"{name} is true or false, not {value!r}")
+        return truth
+    if isinstance(default, int):
+        text = str(value)
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 16):
+            raise IllegalSettings(f"{name} is a whole number from 1 to 65536, not {value!r}")
+        return int(text)
+    choices = type(default)
+    try:
+        return choices(str(value))
+    except ValueError:
+        known = ", ".join(choices)
+        raise IllegalSettings(f"unknown {name} {str(value)[:40]!r}{nearest(str(value), choices)}; known: {known}") from None
+
+
+_OPTIONAL = {"new_kernel": KernelName.AUTO, "decode_kernel": KernelName.AUTO}
+_DEFAULTS: dict[str, Any] = {field.name: _OPTIONAL.get(field.name, field.default) for field in fields(Settings)}
+
+
+def _plain(value: object) -> str | int | bool | None:
+    return str(value) if isinstance(value, StrEnum) else value  # type: ignore[return-value]  # only str, int, bool, None remain
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing to measure: a model shape on a layout, a workload, and the settings to run it with.
+
+    The layout need not be one that a server would start with (``synthetic``): the core computes any.
+
+    Raises:
+        IllegalSettings: if the settings cannot serve this layout or workload.
+        IllegalLayout: if the heads do not divide.
+    """
+
+    shape: ModelShape
+    layout: DcpLayout
+    workload: Workload
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        self.layout.heads(self.shape)
+        for problem in _problems(self.layout, self.workload, self.settings):
+            raise IllegalSettings(problem)
+
+    @property
+    def synthetic(self) -> bool:
+        """True if no server would start with this layout: it serves to verify and to extrapolate."""
+        try:
+            self.layout.check(self.shape)
+        except IllegalLayout:
+            return True
+        return False
+
+    @property
+    def geometry(self) -> str:
+        """What one rank computes: gathered query heads × KV heads × head_dim, as in ``16x1x128``."""
+        heads = self.layout.heads(self.shape)
+        return f"{heads.gathered}x{heads.kv}x{self.shape.head_dim}"
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of sha256 over the canonical JSON; a model's name plays no part."""
+        data = self.to_json()
+        del data["shape"]["name"]
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data that ``from_json`` reads back to an equal case."""
+        shape, layout = self.shape, self.layout
+        return {
+            "shape": {
+                "q_heads": shape.q_heads,
+                "kv_heads": shape.kv_heads,
+                "head_dim": shape.head_dim,
+                "layers": shape.layers,
+                "dtype": str(shape.dtype),
+                "kv_dtype": str(shape.cache_dtype),
+                "name": shape.name,
+            },
+            "layout": {"tp": layout.tp, "dcp": layout.dcp, "interleave": layout.interleave},
+            "workload": str(self.workload),
+            "settings": self.settings.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Case:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: (a subclass) if a part is missing or wrong.
+        """
+        try:
+            shape, layout, workload = data["shape"], data["layout"], data["workload"]
+            return cls(ModelShape(**shape), DcpLayout(**layout), Workload.parse(workload), Settings.from_json(data["settings"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise IllegalSettings(f"a case needs shape, layout, workload and settings, each whole: {error}") from None
+
+
+def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Settings:
+    """Return ``settings`` with all that plays no part in this layout and workload at its default.
+
+    Two settings that run the very same step become equal, so that a sweep measures it once. A batch of decodes only
+    has nothing to batch apart; a mask's form matters to ``mask`` alone; and so on.
+    """
+    path, default = settings.path, Settings()
+    mixed = workload.is_mixed and path is not PathName.DECODE
+    apart = mixed and settings.batching is Batching.SEPARATE
+    ragged = path is PathName.SPLIT
+    return replace(
+        settings,
+        kernel=settings.kernel_for_decode if path is PathName.DECODE else settings.kernel,
+        new_kernel=settings.new_kernel if ragged and settings.new_kernel is not settings.kernel else None,
+        decode_kernel=settings.decode_kernel if apart and settings.decode_kernel is not settings.kernel else None,
+        exchange=settings.exchange if layout.dcp > 1 else ExchangeName.ALONE,
+        mask_form=settings.mask_form if path is PathName.MASK else default.mask_form,
+        batching=settings.batching if mixed else default.batching,
+        skip_empty_context=settings.skip_empty_context if ragged else default.skip_empty_context,
+    )
+
+
+def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iterator[str]:
+    path, interleave, page = settings.path, layout.interleave, settings.page_size
+    if path is PathName.TP and layout.dcp > 1:
+        yield f"path tp is the dcp 1 baseline, asked for with dcp {layout.dcp}; choose decode, split, mask or fold"
+    if path is PathName.DECODE and not workload.is_decode:
+        longest = max(workload.new_lens)
+        yield f"path decode takes one new token per request, the batch has {longest}; choose split, mask or fold"
+    if path is PathName.FOLD and interleave > 1:
+        yield f"path fold needs interleave 1, not {interleave}; choose split or mask"
+    if layout.dcp > 1 and settings.exchange is ExchangeName.ALONE:
+        yield f"dcp {layout.dcp} needs an exchange between its ranks: loopback, ag_rs or a2a"
+    if layout.dcp == 1 and settings.exchange is not ExchangeName.ALONE:
+        yield f"dcp 1 has nobody to exchange with; its exchange is alone, not {settings.exchange}"
+    if page % interleave:
+        divisors = [size for size in range(1, page + 1) if page % size == 0]
+        best = min(divisors, key=lambda size: abs(size - interleave))
+        yield f"interleave {interleave} must divide the page size {page}; the nearest that does is {best}"

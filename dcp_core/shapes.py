@@ -1,0 +1,396 @@
+"""What is asked of attention: the model's shape and the batch of requests. Floor 0: standard library only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from enum import StrEnum
+from itertools import groupby
+from pathlib import Path
+
+MAX_REQUESTS = 1 << 16
+"""More requests than any engine puts into one batch: a larger count is a typing error, refused before it costs memory."""
+MAX_TOKENS = (1 << 31) - 1
+"""Lengths travel as int32 in every kernel."""
+MAX_CONFIG_BYTES = 16 << 20
+"""A config.json beyond this size is not one."""
+
+
+class DType(StrEnum):
+    """The element types a cache or a query may have, named as torch names them."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    FLOAT8_E4M3FN = "float8_e4m3fn"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        match self:
+            case DType.BFLOAT16 | DType.FLOAT16:
+                return 2
+            case DType.FLOAT32:
+                return 4
+            case DType.FLOAT8_E4M3FN:
+                return 1
+
+
+class ShapeError(ValueError):
+    """A model shape, or the file it should come from, that cannot be used."""
+
+
+class WorkloadError(ValueError):
+    """A batch that does not parse, or that no engine could run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The part of a model that attention sees.
+
+    Args:
+        q_heads, kv_heads: heads of the whole model, before any parallelism.
+        head_dim: elements per head.
+        layers: attention layers, each with a KV cache of its own.
+        dtype: of queries, new keys and values, and outputs.
+        kv_dtype: of the KV cache; the same as ``dtype`` unless given.
+        name: for people; it plays no part in equality.
+
+    Raises:
+        ShapeError: for sizes that are not positive, or query heads that KV heads do not divide.
+    """
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    layers: int = 1
+    dtype: DType = DType.BFLOAT16
+    kv_dtype: DType | None = None
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for size in ("q_heads", "kv_heads", "head_dim", "layers"):
+            _positive(f"{size} of a model", getattr(self, size))
+        if self.q_heads % self.kv_heads:
+            raise ShapeError(
+                f"a model of {self.q_heads} query heads cannot share {self.kv_heads} KV heads: "
+                f"kv_heads must divide q_heads"
+            )
+        object.__setattr__(self, "dtype", _dtype(self.dtype))
+        object.__setattr__(self, "kv_dtype", _dtype(self.kv_dtype or self.dtype))
+        object.__setattr__(self, "name", self.name or f"q{self.q_heads},kv{self.kv_heads},d{self.head_dim}")
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.q_heads // self.kv_heads
+
+    @property
+    def cache_dtype(self) -> DType:
+        """The KV cache's element type."""
+        return self.kv_dtype or self.dtype
+
+    @classmethod
+    def preset(cls, name: str) -> ModelShape:
+        """Return a known model's shape, whatever the case of its name.
+
+        Raises:
+            ShapeError: naming the nearest known model.
+        """
+        found = PRESETS.get(name.strip().lower())
+        if found is None:
+            raise ShapeError(f"unknown model {name!r}{nearest(name.lower(), PRESETS)}; known: {', '.join(PRESETS)}")
+        return found
+
+    @classmethod
+    def parse(cls, text: str) -> ModelShape:
+        """Read what a user types for a model: a preset, a path to a ``config.json`` (or its folder), or ``q64,kv4,d128``.
+
+        Raises:
+            ShapeError: saying which of the three it looked like and what is wrong with it.
+        """
+        if match := re.fullmatch(r"q(\d{1,6}),kv(\d{1,6}),d(\d{1,6})(?:,l(\d{1,6}))?", text.strip(), re.ASCII):
+            q_heads, kv_heads, head_dim, layers = (int(number or 1) for number in match.groups())
+            return cls(q_heads, kv_heads, head_dim, layers)
+        if text.endswith(".json") or "/" in text:
+            return cls.from_hf_config(text)
+        return cls.preset(text)
+
+    @classmethod
+    def from_hf_config(cls, source: str | Path | Mapping[str, object]) -> ModelShape:
+        """Read a Hugging Face ``config.json``: its path, the folder that holds it, or the parsed mapping.
+
+        A ``text_config`` inside is used where the model is multimodal. ``head_dim`` defaults to
+        ``hidden_size / num_attention_heads`` and ``num_key_value_heads`` to ``num_attention_heads``, as in transformers.
+
+        Raises:
+            ShapeError: naming the file and the field that is missing or wrong.
+        """
+        where, config = ("config", source) if isinstance(source, Mapping) else _read_config(Path(source))
+        inner = config.get("text_config")
+        text = {**config, **inner} if isinstance(inner, Mapping) else dict(config)
+
+        def whole(field: str, default: int | None = None) -> int:
+            value = text.get(field)
+            if value is None and default is not None:
+                return default
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ShapeError(f"{where}: {field} should be a positive whole number, not {value!r}")
+            return value
+
+        q_heads = whole("num_attention_heads")
+        head_dim = text.get("head_dim")
+        if head_dim is None and whole("hidden_size") % q_heads:
+            raise ShapeError(f"{where}: hidden_size {text['hidden_size']} is no multiple of {q_heads} attention heads")
+        dtype = text.get("dtype") or text.get("torch_dtype") or DType.BFLOAT16
+        try:
+            return cls(
+                q_heads=q_heads,
+                kv_heads=whole("num_key_value_heads", q_heads),
+                head_dim=whole("head_dim") if head_dim is not None else whole("hidden_size") // q_heads,
+                layers=whole("num_hidden_layers"),
+                dtype=_dtype(dtype),
+                name=str(text.get("_name_or_path") or text.get("model_type") or "")[:100],
+            )
+        except ShapeError as error:
+            raise ShapeError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence of a batch: ``new`` tokens whose queries run now, ``total`` tokens including them.
+
+    Raises:
+        WorkloadError: if new < 1 or total < new.
+    """
+
+    new: int
+    total: int
+
+    def __post_init__(self) -> None:
+        if self.new < 1:
+            raise WorkloadError(f"a request needs at least one new token, not {self.new}")
+        if self.total < self.new:
+            raise WorkloadError(f"a request of {self.total} tokens in total cannot have {self.new} new ones")
+        if self.total > MAX_TOKENS:
+            raise WorkloadError(f"a request of {self.total} tokens exceeds what kernels can index ({MAX_TOKENS})")
+
+    @property
+    def context(self) -> int:
+        """Tokens that are cached before the new ones."""
+        return self.total - self.new
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A batch of requests, in the order in which an engine lays out their new tokens.
+
+    Raises:
+        WorkloadError: for an empty batch, or one larger than any engine's.
+    """
+
+    requests: tuple[Request, ...]
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise WorkloadError("a batch needs at least one request")
+        if len(self.requests) > MAX_REQUESTS:
+            raise WorkloadError(f"a batch of {len(self.requests)} requests is larger than any engine's ({MAX_REQUESTS})")
+
+    @classmethod
+    def of(cls, new_lens: Iterable[int], total_lens: Iterable[int]) -> Workload:
+        """Build a batch from two equally long lists of lengths."""
+        return cls(tuple(Request(new, total) for new, total in zip(new_lens, total_lens, strict=True)))
+
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        """Parse a batch in either grammar.
+
+        ``8q1s32k_q2k``, of vLLM's attention benchmark: segments joined by ``_``, each ``COUNT q NEW k s TOTAL k`` with
+        COUNT 1 and TOTAL = NEW unless given. ``mix=8192,32*1@8192``, of ``vllm bench forward``: segments joined by
+        ``,``, each ``COUNT * NEW @ CONTEXT`` with COUNT 1 and CONTEXT 0 unless given, and an optional name before ``=``.
+        A ``k`` behind a length multiplies it by 1024.
+
+        Raises:
+            WorkloadError: pointing at the first character that does not fit.
+        """
+        label, equals, _ = text.rpartition("=")
+        start = len(label) + len(equals)
+        grammar = _BATCH if "q" in text[start:] else _FORWARD
+        requests: list[Request] = []
+        for segment, offset in _segments(text, start, grammar.separator):
+            requests.extend(grammar.read(text, segment, offset, room=MAX_REQUESTS - len(requests)))
+        return cls(tuple(requests))
+
+    def __str__(self) -> str:
+        parts = []
+        for request, run in groupby(self.requests):
+            count = sum(1 for _ in run)
+            total = "" if request.total == request.new else f"s{_size(request.total)}"
+            parts.append(f"{count if count > 1 else ''}q{_size(request.new)}{total}")
+        return "_".join(parts)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def new_lens(self) -> tuple[int, ...]:
+        return tuple(request.new for request in self.requests)
+
+    @property
+    def context_lens(self) -> tuple[int, ...]:
+        return tuple(request.context for request in self.requests)
+
+    @property
+    def total_lens(self) -> tuple[int, ...]:
+        return tuple(request.total for request in self.requests)
+
+    @property
+    def new_tokens(self) -> int:
+        """Rows of the query tensor: the new tokens of all requests."""
+        return sum(self.new_lens)
+
+    @property
+    def is_decode(self) -> bool:
+        """True if every request has one new token."""
+        return all(request.new == 1 for request in self.requests)
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if some requests decode one token while others run more."""
+        return len({request.new == 1 for request in self.requests}) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Grammar:
+    """One way to write a segment: its separator, its pattern, and whether its second length leaves out the new tokens."""
+
+    separator: str
+    pattern: re.Pattern[str]
+    tokens: tuple[tuple[str, re.Pattern[str]], ...]
+    second_is_context: bool
+
+    def read(self, text: str, segment: str, offset: int, room: int) -> list[Request]:
+        match = self.pattern.fullmatch(segment)
+        if match is None:
+            raise self._complain(text, segment, offset)
+        if any(len(number) > 12 for number in match.groupdict("").values()):
+            raise _at(text, offset, f"the segment {segment[:40]!r} holds a number that no batch can have")
+        count = int(match["count"]) if match["count"] else 1
+        if not 1 <= count <= room:
+            raise _at(text, offset, f"a count of {count} requests, where a batch has 1 to {MAX_REQUESTS} in all")
+        new = _length(match["new"])
+        second = _length(match["second"]) if match["second"] else (0 if self.second_is_context else new)
+        try:
+            return [Request(new, new + second if self.second_is_context else second)] * count
+        except WorkloadError as error:
+            raise _at(text, offset, str(error)) from None
+
+    def _complain(self, text: str, segment: str, offset: int) -> WorkloadError:
+        at = 0
+        expected = "a segment"
+        for expected, token in self.tokens:
+            found = token.match(segment, at)
+            if found is None:
+                break
+            at = found.end()
+        else:
+            expected = f"{self.separator!r} or the end"
+        seen = repr(segment[at]) if at < len(segment) else "the end" if offset + at >= len(text) else repr(self.separator)
+        return _at(text, offset + at, f"{seen} where {expected} should stand")
+
+
+def _grammar(separator: str, before_new: str, before_second: str, second_is_context: bool) -> _Grammar:
+    length = r"[0-9]+k?"
+    count = rf"[0-9]+(?={re.escape(before_new)})" if before_new == "*" else r"[0-9]+"
+    if before_new == "*":
+        pattern = rf"(?:(?P<count>[0-9]+)\*)?(?P<new>{length})(?:@(?P<second>{length}))?"
+        tokens = [("a count", rf"(?:{count}\*)?"), ("a number of new tokens, as in 32*1@8192,", length)]
+    else:
+        pattern = rf"(?P<count>[0-9]+)?q(?P<new>{length})(?:s(?P<second>{length}))?"
+        tokens = [("a count", rf"(?:{count})?"), ("'q', as in 8q1s32k,", "q"), ("a number of new tokens", length)]
+    tokens.append((f"{before_second!r} and a length, {separator!r} or the end", rf"(?:{before_second}{length})?"))
+    compiled = tuple((word, re.compile(token)) for word, token in tokens)
+    return _Grammar(separator, re.compile(pattern), compiled, second_is_context)
+
+
+_BATCH = _grammar("_", "q", "s", second_is_context=False)
+_FORWARD = _grammar(",", "*", "@", second_is_context=True)
+
+
+def _segments(text: str, start: int, separator: str) -> Iterator[tuple[str, int]]:
+    for segment in text[start:].split(separator):
+        yield segment, start
+        start += len(segment) + 1
+
+
+def _at(text: str, position: int, problem: str) -> WorkloadError:
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return WorkloadError(f"batch {shown!r}, character {position + 1}: {problem}")
+
+
+def _length(text: str) -> int:
+    return int(text[:-1]) * 1024 if text.endswith("k") else int(text)
+
+
+def _size(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens and tokens % 1024 == 0 else str(tokens)
+
+
+def _positive(what: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ShapeError(f"{what} should be a positive whole number, not {value!r}")
+
+
+def _dtype(name: object) -> DType:
+    plain = str(name).removeprefix("torch.")
+    try:
+        return DType(plain)
+    except ValueError:
+        known = ", ".join(DType)
+        raise ShapeError(f"unknown dtype {plain[:40]!r}{nearest(plain, DType)}; known: {known}") from None
+
+
+def _read_config(path: Path) -> tuple[str, Mapping[str, object]]:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ShapeError(f"{file}: larger than {MAX_CONFIG_BYTES >> 20} MiB, so it is no model's config.json")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ShapeError(f"{file}: {error.strerror or error}; give a preset's name or a config.json") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ShapeError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ShapeError(f"{file}: a model's config.json is an object, not {type(config).__name__}")
+    return str(file), config
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the known word closest to ``word``, or nothing if none is close."""
+    close = get_close_matches(word, [str(name) for name in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _presets() -> dict[str, ModelShape]:
+    def shape(layers: int, q_heads: int, kv_heads: int, head_dim: int) -> ModelShape:
+        return ModelShape(q_heads, kv_heads, head_dim, layers)
+
+    # Layers, query heads, KV heads, head_dim: from each model's published config.json.
+    known = {
+        "qwen3-235b-a22b": shape(94, 64, 4, 128),
+        "qwen3-30b-a3b": shape(48, 32, 4, 128),
+        "qwen3-32b": shape(64, 64, 8, 128),
+        "llama-3.1-70b": shape(80, 64, 8, 128),
+        "llama-3.1-405b": shape(126, 128, 8, 128),
+        "gpt-oss-120b": shape(36, 64, 8, 64),
+        "gqa-32q-2kv-256": shape(1, 32, 2, 256),
+        "tiny": replace(shape(2, 8, 2, 64), dtype=DType.FLOAT32, kv_dtype=DType.FLOAT32),
+    }
+    return {name: replace(model, name=name) for name, model in known.items()}
+
+
+PRESETS: Mapping[str, ModelShape] = _presets()

@@ -1,0 +1,59 @@
+"""Local lengths, slots and shards as tensors. Floor 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dcp_core.layout import DcpLayout
+
+
+def local_seq_lens(seq_lens: Tensor | Sequence[int], dcp: int, rank: int | None = None, interleave: int = 1) -> Tensor:
+    """Return how many tokens of each sequence live on a rank, or on every rank.
+
+    Args:
+        seq_lens: whole numbers of any shape ``[...]``.
+        rank: which rank; all of them if None.
+
+    Returns:
+        int32 ``[...]`` for one rank, ``[..., dcp]`` for all, on the device of ``seq_lens``. The formula is vLLM's
+        ``get_dcp_local_seq_lens``: each block of ``dcp * interleave`` tokens gives a rank ``interleave`` of them.
+
+    Raises:
+        ValueError: for a dcp, interleave or rank that cannot be.
+    """
+    layout = DcpLayout(dcp, dcp, interleave)
+    if rank is not None:
+        layout.local_len(0, rank)
+    lens = torch.as_tensor(seq_lens, dtype=torch.int64)
+    ranks = torch.arange(dcp, device=lens.device) if rank is None else torch.tensor(rank, device=lens.device)
+    if rank is None:
+        lens = lens.unsqueeze(-1)
+    block = dcp * interleave
+    base = lens // block * interleave
+    rest = (lens % block - ranks * interleave).clamp(0, interleave)
+    return (base + rest).to(torch.int32)
+
+
+def token_positions(new_lens: Tensor | Sequence[int], total_lens: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return, for every new token of a batch, its request and its position in that request's sequence.
+
+    Returns:
+        Two int64 tensors ``[Σ new_lens]``, request after request, on the device of the lengths.
+    """
+    new = torch.as_tensor(new_lens, dtype=torch.int64)
+    total = torch.as_tensor(total_lens, dtype=torch.int64, device=new.device)
+    if new.shape != total.shape or new.ndim != 1:
+        raise ValueError(f"new and total lengths should be two equally long lists, not {list(new.shape)} and {list(total.shape)}")
+    request = torch.repeat_interleave(torch.arange(new.numel(), device=new.device), new)
+    first = new.cumsum(0) - new
+    row = torch.arange(request.numel(), device=new.device)
+    return request, row - first[request] + (total - new)[request]
+
+
+def take_shard(tokens: Tensor, layout: DcpLayout, rank: int) -> Tensor:
+    """Return the rows of one sequence that live on ``rank``: ``[total, ...] -> [local, ...]``, in order of position."""
+    positions = torch.arange(tokens.shape[0], device=tokens.device)
+    return tokens[positions // layout.interleave % layout.dcp == rank]

@@ -1,0 +1,164 @@
+"""The fingerprint, the devices and their clocks, with a scripted NVML and without any."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench import environment, nvml
+
+
+class NVMLError(Exception):
+    """Stands for pynvml's."""
+
+
+@dataclass
+class ScriptedNvml:
+    """A machine of ``count`` H200s; calls in ``broken`` fail as NVML fails."""
+
+    count: int = 2
+    broken: set[str] = field(default_factory=set)
+    reasons: int = 0x4 | 0x40
+    NVMLError: type[Exception] = NVMLError
+
+    def __getattr__(self, call: str) -> Callable[..., Any]:
+        answers: dict[str, Callable[..., Any]] = {
+            "nvmlInit": lambda: None,
+            "nvmlDeviceGetCount": lambda: self.count,
+            "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetName": lambda *_: "NVIDIA H200",
+            "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}a",
+            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=1000, free=900 - handle),
+            "nvmlDeviceGetCudaComputeCapability": lambda *_: (9, 0),
+            "nvmlDeviceGetNumGpuCores": lambda *_: 132 * 128,
+            "nvmlSystemGetDriverVersion": lambda: "580.95",
+            "nvmlSystemGetCudaDriverVersion_v2": lambda: 13000,
+            "nvmlDeviceGetNvLinkState": lambda *_: 1,
+            "nvmlDeviceGetP2PStatus": lambda *_: 0,
+            "nvmlDeviceGetClockInfo": lambda handle, clock: {1: 1980, 2: 3201}[clock],
+            "nvmlDeviceGetTemperature": lambda *_: 41,
+            "nvmlDeviceGetPowerUsage": lambda *_: 123_456,
+            "nvmlDeviceGetCurrentClocksEventReasons": lambda *_: self.reasons,
+            "nvmlDeviceGetComputeRunningProcesses": lambda *_: ["ours", "theirs"],
+        }
+        if call in self.broken:
+            return self._fail
+        if call not in answers:
+            raise AttributeError(call)
+        return answers[call]
+
+    def _fail(self, *arguments: object) -> None:
+        raise NVMLError("not supported")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedNvml]:
+    scripted = ScriptedNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", scripted)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml.library.cache_clear()
+    yield scripted
+    nvml.library.cache_clear()
+
+
+def test_without_a_driver_everything_is_empty(machine: ScriptedNvml) -> None:
+    machine.broken = {"nvmlInit"}
+    assert environment.devices() == ()
+    assert environment.clocks(0) == {}
+    here = environment.fingerprint()
+    assert set(here.hard) == {"device_name", "torch"}
+    assert here.hard["device_name"]
+
+
+def test_without_the_package_everything_is_empty(machine: ScriptedNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert environment.devices() == ()
+    assert environment.clocks(0) == {}
+
+
+def test_a_gpu_is_described(machine: ScriptedNvml) -> None:
+    here = environment.fingerprint()
+    assert here.hard["device_name"] == "NVIDIA H200"
+    assert here.hard["driver"] == "580.95"
+    assert {"torch", "triton", "flashinfer"} <= here.hard.keys()
+    expected = {"driver_cuda": "13.0", "compute_capability": "9.0", "sm_count": "132", "devices": "2", "nvlinks": "18"}
+    assert expected.items() <= here.soft.items()
+    assert here.soft["topology"] == "0-1: NVLink"
+    assert {"cpu", "python", "platform", "cpu_cores", "dcpbench", "numpy"} <= here.soft.keys()
+
+
+def test_a_run_on_the_cpu_of_a_gpu_machine_is_one_of_the_cpu(machine: ScriptedNvml) -> None:
+    here = environment.fingerprint(on_gpu=False)
+    assert here.hard["device_name"] == environment.fingerprint().soft["cpu"]
+    assert "driver" not in here.hard
+
+
+def test_two_drivers_do_not_mix(machine: ScriptedNvml) -> None:
+    here = environment.fingerprint()
+    there = environment.Environment({**here.hard, "driver": "590.1"}, here.soft)
+    assert here.differences(there) == ["driver: 580.95 here, 590.1 there"]
+
+
+def test_clocks_are_read_in_words(machine: ScriptedNvml) -> None:
+    assert environment.clocks(1) == {
+        "sm_mhz": "1980",
+        "memory_mhz": "3201",
+        "temperature_c": "41",
+        "power_w": "123",
+        "event_reasons": "software power cap, hardware thermal slowdown",
+        "processes": "2",
+    }
+    machine.reasons = 0
+    assert environment.clocks(0)["event_reasons"] == "none"
+    machine.reasons = 0x8000
+    assert environment.clocks(0)["event_reasons"] == "0x8000"
+    assert environment.clocks(2) == {}
+
+
+def test_what_a_device_cannot_tell_is_left_out(machine: ScriptedNvml) -> None:
+    machine.broken = {"nvmlDeviceGetPowerUsage", "nvmlDeviceGetCurrentClocksEventReasons"}
+    assert environment.clocks(0).keys() == {"sm_mhz", "memory_mhz", "temperature_c", "processes"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuids"),
+    [
+        ("1", ["GPU-1a"]),
+        ("1,0", ["GPU-1a", "GPU-0a"]),
+        ("GPU-1", ["GPU-1a"]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", ["GPU-0a"]),
+        ("GPU", []),
+    ],
+)
+def test_visible_devices_are_those_of_cuda(
+    machine: ScriptedNvml, monkeypatch: pytest.MonkeyPatch, visible: str, uuids: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [device.uuid for device in environment.devices()] == uuids
+
+
+def test_variables_that_matter_are_kept_and_paths_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    monkeypatch.setenv("TORCH_HOME", "/home/someone/torch")
+    monkeypatch.setenv("SECRET_TOKEN", "hush")
+    soft = environment.fingerprint().soft
+    assert soft["env:NCCL_DEBUG"] == "WARN"
+    assert soft["env:TORCH_HOME"] == "(a path)"
+    assert "hush" not in str(soft)
+
+
+def test_no_torch_is_imported() -> None:
+    program = "import sys; from bench.environment import *; fingerprint(); devices(); clocks(0); print('torch' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert answer.stdout.strip() == "False"

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import bench.shipped
+
+CHECKOUT = Path(bench.shipped.__file__).parent.parent
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkout_serves_its_own_sweeps_and_reference() -> None:
+    assert bench.shipped.sweeps_folder() == CHECKOUT / "sweeps"
+    assert bench.shipped.reference_folder() == CHECKOUT / "results" / "reference"
+
+
+def test_an_incomplete_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench.shipped, "_PACKAGE", tmp_path / "bench")
+    with pytest.raises(FileNotFoundError, match="install it again"):
+        bench.shipped.sweeps_folder()
+
+
+def test_a_wheel_carries_both_packages_the_sweeps_and_the_reference(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=CHECKOUT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("dcpbench-*.whl")
+    installed = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+
+    ask = "import bench.shipped as s; print(s.sweeps_folder()); print(s.reference_folder())"
+    answer = subprocess.run(
+        [sys.executable, "-c", ask],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    sweeps, reference = (Path(line) for line in answer.stdout.splitlines())
+    assert sweeps.is_relative_to(installed)
+    assert files_below(sweeps) == files_below(CHECKOUT / "sweeps")
+    assert files_below(reference) == files_below(CHECKOUT / "results" / "reference")
+    for package in ("dcp_core", "bench"):
+        assert (installed / package / "py.typed").is_file()
+        sources = {name for name in files_below(CHECKOUT / package) if name.endswith(".py")}
+        assert sources <= files_below(installed / package)

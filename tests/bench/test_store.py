@@ -1,0 +1,289 @@
+"""A run on disk: what was acknowledged is kept, what is damaged is named, and nobody writes twice."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.line import MAX_TRACEBACK, decode, encode
+from bench.record import (
+    Environment,
+    Failed,
+    Label,
+    Measured,
+    Outcome,
+    PlanTime,
+    Policy,
+    Skipped,
+    StageTime,
+    StopReason,
+    Trial,
+)
+from bench.stats import summarize
+from bench.store import FileError, LockedError, StorageError, Store, find_run, read_run
+from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
+from dcp_core.check import Check
+
+CASE = Case(
+    ModelShape.preset("qwen3-235b-a22b"),
+    DcpLayout(8, 2),
+    Workload.parse("2q1s32k_q512"),
+    Settings(kernel="fa2", page_size=64),
+)
+
+
+def measured(median_us: float = 10.0) -> Measured:
+    times = summarize([median_us * scale for scale in (0.9, 1.0, 1.1)])
+    return Measured(
+        label=Label.SIMULATED,
+        check=Check(rows=7, out_error=1e-3, out_budget=1e-2, lse_error=0.0, lse_budget=1e-4),
+        timer="host",
+        step_us=times,
+        launch_us=times,
+        plan=(PlanTime("plan", times),),
+        stages=(StageTime("gather", times, communicates=True),),
+        rank_samples_us=((9.0, 10.0), (11.0,)),
+        exchange_timed=False,
+        stop=StopReason.CAP,
+        timer_floor_us=0.5,
+        flushed_bytes=0,
+        kv_bytes=1 << 20,
+        layers=94,
+        flags=("µ — a flag",),
+    )
+
+
+def trial(outcome: Outcome | None = None, ranks: int = 1) -> Trial:
+    environment = Environment({"device_name": "NVIDIA H200"}, {"env:OMP_NUM_THREADS": "1"})
+    return Trial(
+        CASE,
+        outcome or measured(),
+        ranks,
+        Policy(precision=0.03, cold=False),
+        environment,
+        seconds=1.25,
+        time="2026-01-02T03:04:05+00:00",
+        clocks=({"sm_mhz": "1980"}, {}),
+    )
+
+
+OUTCOMES: list[Outcome] = [measured(), Skipped("needs 3 GiB, has 2 GiB"), Failed("incorrect", "row 3\n", "Traceback …")]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: outcome.kind)
+def test_a_trial_survives_its_line(outcome: Outcome) -> None:
+    original = trial(outcome)
+    line = encode(original)
+    assert line.count(b"\n") == 1
+    assert decode(line) == original
+    assert decode(json.dumps(json.loads(line), indent=2).encode()) == original, "whitespace is not content"
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(st.lists(finite, max_size=5).map(tuple), max_size=3).map(tuple), st.text(), st.text())
+def test_any_trial_survives_its_line(samples: tuple[tuple[float, ...], ...], flag: str, timer: str) -> None:
+    original = trial(replace(measured(), rank_samples_us=samples, flags=(flag,), timer=timer))
+    assert decode(encode(original)) == original
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_never_reaches_a_file(tmp_path: Path, bad: float) -> None:
+    with Store.open(tmp_path) as store:
+        store.append(trial())
+        with pytest.raises(ValueError, match=f"{CASE.key} holds NaN or infinity"):
+            store.append(trial(replace(measured(), timer_floor_us=bad)))
+        store.append(trial())
+    assert Store.read(tmp_path) == ([trial(), trial()], [])
+
+
+def test_a_long_traceback_keeps_its_end() -> None:
+    failed = Failed("error", "boom", "x" * MAX_TRACEBACK + "the error")
+    kept = decode(encode(trial(failed))).outcome
+    assert isinstance(kept, Failed)
+    assert len(kept.traceback) == MAX_TRACEBACK
+    assert kept.traceback.endswith("the error")
+
+
+def test_the_store_is_the_union_of_runs_and_no_run_opens_anothers_file(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        with Store.open(tmp_path / "results") as store:
+            assert store.path is None
+            store.append(trial(ranks=ranks))
+            assert store.path is not None
+    trials, notices = Store.read(tmp_path / "results")
+    assert [one.ranks for one in trials] == [1, 2]
+    assert notices == []
+    assert len(list((tmp_path / "results").glob("*.jsonl"))) == 2
+
+
+def test_a_run_without_trials_leaves_no_file(tmp_path: Path) -> None:
+    with Store.open(tmp_path):
+        pass
+    assert list(tmp_path.glob("*.jsonl")) == []
+    assert Store.read(tmp_path / "never") == ([], [])
+
+
+def test_every_truncation_is_readable_up_to_the_cut(tmp_path: Path) -> None:
+    lines = [encode(trial(outcome)) for outcome in OUTCOMES[1:]]
+    whole, path = b"".join(lines), tmp_path / "run.jsonl"
+    ends = [sum(map(len, lines[: count + 1])) for count in range(len(lines))]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        trials, notices = read_run(path)
+        # A line that lacks nothing but its newline is whole.
+        assert len(trials) == sum(cut >= end - 1 for end in ends)
+        clean = cut == 0 or any(cut in (end, end - 1) for end in ends)
+        assert len(notices) == (0 if clean else 1)
+        assert all("torn" in notice for notice in notices)
+
+
+def test_a_damaged_line_costs_only_itself(tmp_path: Path) -> None:
+    line = encode(trial())
+    damaged = line.replace(b"0.03", b"0.04")
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(line + damaged + b"\xff\xfe\n" + b"[1]\n" + line)
+    trials, notices = read_run(path)
+    assert len(trials) == 2
+    assert [notice.split(": ", 2)[2] for notice in notices] == [
+        "its checksum does not match: it was changed or damaged after it was written",
+        "no JSON",
+        "no trial: it should hold a checksum and a trial",
+    ]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_mutated_run_gives_sentences_and_no_traceback(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = bytearray(encode(trial()) * 2)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "mutated.jsonl"
+    path.write_bytes(content)
+    trials, notices = read_run(path)
+    assert all(one == trial() for one in trials)
+    assert len(trials) + len(notices) >= 1
+
+
+def sealed(content: dict[str, object]) -> bytes:
+    """Return a line with the right checksum, whatever it says."""
+    import hashlib
+
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return json.dumps({"checksum": hashlib.sha256(text.encode()).hexdigest()[:16], "trial": content}).encode() + b"\n"
+
+
+def test_a_newer_schema_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(encode(trial()) + sealed({"schema": 2}))
+    with pytest.raises(FileError, match=r"run.jsonl, line 2: written with schema 2, this dcpbench reads up to 1"):
+        read_run(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"case": 3},
+        {"outcome": {"kind": "great"}},
+        {"outcome": {"kind": "measured"}},
+        {"policy": None},
+        {"ranks": "x"},
+        {"more": 1},
+    ],
+)
+def test_a_trial_with_a_part_missing_or_wrong_is_set_aside(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(sealed({**json.loads(encode(trial()))["trial"], **change}))
+    trials, notices = read_run(path)
+    assert (trials, len(notices)) == ([], 1)
+
+
+def test_the_second_starter_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+    with Store.open(tmp_path):
+        with pytest.raises(LockedError, match=rf"in use by process {os.getpid()} on .+ since 2\d\d\d-"):
+            Store.open(tmp_path)
+        assert Store.read(tmp_path) == ([], []), "reading needs no lock"
+    Store.open(tmp_path).close()
+
+
+def test_a_killed_run_gives_back_its_lock_and_keeps_its_trials(tmp_path: Path) -> None:
+    program = (
+        "import sys; from bench.store import Store; from bench.line import decode; store = Store.open(sys.argv[1])\n"
+        "store.append(decode(sys.stdin.buffer.readline())); print('ready', flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdin.write(encode(trial()))
+        holder.stdin.flush()
+        assert holder.stdout.readline() == b"ready\n"
+        with pytest.raises(LockedError, match=f"process {holder.pid} "):
+            Store.open(tmp_path)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    Store.open(tmp_path).close()
+    assert Store.read(tmp_path) == ([trial()], [])
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    room = [len(encode(trial())) + 100]
+
+    def write_until_full(descriptor: int, data: bytes) -> int:
+        if room[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = min(len(data), room[0])
+        room[0] -= taken
+        return write(descriptor, data[:taken])
+
+    monkeypatch.setattr(os, "write", write_until_full)
+    with Store.open(tmp_path) as store:
+        store.append(trial())
+        with pytest.raises(StorageError, match="no space left on device; free some space"):
+            store.append(trial())
+        room[0] = 1 << 20
+        store.append(trial(ranks=2))
+    trials, notices = Store.read(tmp_path)
+    assert [one.ranks for one in trials] == [1, 2]
+    assert notices == []
+
+
+def test_a_file_where_a_folder_should_be_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    file.touch()
+    with pytest.raises(StorageError, match="choose a folder's name that no file has"):
+        Store.open(file)
+    with pytest.raises(FileError, match="a file, where a folder of runs should be"):
+        Store.read(file)
+
+
+def test_runs_are_found_by_name_inside_the_folder_only(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "results") as store:
+        store.append(trial())
+    name = store.path
+    assert name is not None
+    assert find_run(tmp_path / "results", name.stem) == find_run(tmp_path / "results", name.name) == name
+    assert find_run(tmp_path / "results", "last") == name
+    (tmp_path / "secret.jsonl").touch()
+    for outside in ("../secret", "../secret.jsonl", str(tmp_path / "secret.jsonl")):
+        with pytest.raises(FileError, match="no run"):
+            find_run(tmp_path / "results", outside)
+    with pytest.raises(FileError, match=f"did you mean '{name.stem}'"):
+        find_run(tmp_path / "results", name.stem[:-1])
+    with pytest.raises(FileError, match="no such file"):
+        read_run(tmp_path / "absent.jsonl")
