@@ -150,15 +150,6 @@ def default_settings(
         exchange=ExchangeName.ALONE if layout.dcp == 1 else ExchangeName.AG_RS,
         skip_empty_context=False,
     )
-    return settle(settings, layout, workload)
-
-
-def settle(settings: Settings, layout: DcpLayout, workload: Workload) -> Settings:
-    """Return ``settings`` with all that plays no part in this step at its default, so that equal steps compare equal."""
-    if any(workload.context_lens):
-        settings = replace(
-            settings, skip_empty_context=Settings().skip_empty_context
-        )  # there is no empty context to skip
     return canonical(settings, layout, workload)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from bench.entry import Entry, serves, settle
+from bench.entry import Entry, serves
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 
@@ -78,7 +78,7 @@ def leave_each_out(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 def carried(entry: Entry, workload: Workload) -> Settings:
     """Return an entry's settings as they run another batch."""
-    return settle(entry.settings, entry.layout, workload)
+    return canonical(entry.settings, entry.layout, workload)
 
 
 def _left_out(region: Region, entry: Entry) -> float | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.axes import AXES, Part
-from bench.entry import settle
 from bench.errors import UsageError
 from bench.files import FileError, check_keys, read_capped
 from bench.record import Policy
@@ -189,7 +188,7 @@ def _case(shape: ModelShape, layout: DcpLayout, workload: Workload, choice: dict
     except IllegalSettings as error:
         return Illegal(f"path {choice['path']}, kernel {choice['kernel']}", str(error))
     try:
-        return Case(shape, layout, workload, settle(settings, layout, workload))
+        return Case(shape, layout, workload, canonical(settings, layout, workload))
     except (IllegalSettings, IllegalLayout) as error:
         return Illegal(f"{shape.name}, {layout}, {workload}, path {settings.path}", str(error))
 

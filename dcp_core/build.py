@@ -44,7 +44,13 @@ class SimulatedPath:
         self._mesh = mesh
 
     def plan(self, workload: Workload, tables: Sequence[PageTable] | None = None) -> None:
-        """Prepare every rank for a batch."""
+        """Prepare every rank for a batch.
+
+        Raises:
+            ValueError: if there is not one table per rank, and as ``Path.plan``.
+        """
+        if tables is not None and len(tables) != len(self.ranks):
+            raise ValueError(f"a group of {len(self.ranks)} needs as many page tables, one per rank, not {len(tables)}")
         for rank, path in enumerate(self.ranks):
             path.plan(workload, tables[rank] if tables else None)
 

@@ -135,7 +135,7 @@ class DcpLayout:
 
 def legal_dcps(shape: ModelShape, tp: int) -> list[int]:
     """Return every dcp size with which a server would run this model at ``tp``, ascending; empty if tp itself is illegal."""
-    return [dcp for dcp in range(1, tp + 1) if DcpLayout(tp, dcp)._problem(shape) is None]
+    return [dcp for dcp in range(1, min(tp, shape.q_heads) + 1) if DcpLayout(tp, dcp)._problem(shape) is None]
 
 
 def _smallest_tp(shape: ModelShape, dcp: int) -> str:

@@ -282,6 +282,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     mixed = workload.is_mixed and path is not PathName.DECODE
     apart = mixed and settings.batching is Batching.SEPARATE
     ragged = path is PathName.SPLIT
+    empty = ragged and not any(workload.context_lens)
     return replace(
         settings,
         kernel=settings.kernel_for_decode if path is PathName.DECODE else settings.kernel,
@@ -290,7 +291,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         exchange=settings.exchange if layout.dcp > 1 else ExchangeName.ALONE,
         mask_form=settings.mask_form if path is PathName.MASK else default.mask_form,
         batching=settings.batching if mixed else default.batching,
-        skip_empty_context=settings.skip_empty_context if ragged else default.skip_empty_context,
+        skip_empty_context=settings.skip_empty_context if empty else default.skip_empty_context,
     )
 
 

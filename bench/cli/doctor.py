@@ -18,7 +18,6 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     Starts the workers that a run would start, and asks them. Ends with exit code 4 if nothing could be measured, or
     if there is a GPU that none of FlashInfer's kernels can use.
 
-    \b
     Examples:
       dcpbench doctor
       dcpbench --ranks 2 doctor --json
@@ -88,7 +87,13 @@ def _show(gpus: list[dict[str, Any]], about: dict[str, str], probe: dict[str, An
     else:
         say("No GPU: torch's reference kernel runs on the CPU, groups of ranks over gloo.")
     say()
-    draw(Grid("Environment", (Column(""), Column("", wrap=True)), tuple((name, about[name]) for name in sorted(about))))
+    draw(
+        Grid(
+            "Environment",
+            (Column("what"), Column("found", wrap=True)),
+            tuple((name, about[name]) for name in sorted(about)),
+        )
+    )
     say()
     what = (Column("name"), Column("here", wrap=True))
     for title, answers in (("Kernels", probe["kernels"]), ("Exchanges", probe["exchanges"])):

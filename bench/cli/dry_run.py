@@ -9,7 +9,7 @@ from bench.cli.exits import Exit
 from bench.cli.screen import clock, draw, emit, say
 from bench.estimate import local_ranks, seconds_each
 from bench.report.grid import Column, Grid
-from bench.report.table import dcp_of, exchange_of, kernels_of, path_of
+from bench.report.table import Footnotes, dcp_of, exchange_of, kernels_of
 from dcp_core.memory import case_bytes, format_size
 
 if TYPE_CHECKING:
@@ -66,9 +66,10 @@ def _show(wanted: Campaign, missing: list[Case], expected: dict[str, float]) -> 
         Column("memory", right=True),
         Column("time", right=True),
     )
-    rows = tuple(_row(case, expected[case.key]) for case in missing[:LONGEST])
+    footnotes = Footnotes()
+    rows = tuple(_row(case, expected[case.key], footnotes) for case in missing[:LONGEST])
     if rows:
-        draw(Grid(title, columns, rows))
+        draw(Grid(title, columns, rows, footnotes=footnotes.lines()))
     if len(missing) > LONGEST:
         say(f"… and {len(missing) - LONGEST} more; --json lists all.")
     if wanted.illegal:
@@ -78,13 +79,13 @@ def _show(wanted: Campaign, missing: list[Case], expected: dict[str, float]) -> 
             say(f"  {count}×  {reason}")
 
 
-def _row(case: Case, seconds: float) -> tuple[str, ...]:
+def _row(case: Case, seconds: float, footnotes: Footnotes) -> tuple[str, ...]:
     return (
         case.shape.name,
         str(case.layout.tp),
         dcp_of(case) + ("*" if case.synthetic else ""),
         str(case.workload),
-        path_of(case.settings),
+        footnotes.path(case.settings),
         kernels_of(case.settings),
         exchange_of(case.settings),
         format_size(case_bytes(case, local_ranks(case))),

@@ -34,7 +34,6 @@ def memory(
     Tensor parallelism beyond the KV heads copies them to several ranks; dcp shares out what was copied. Nothing is
     measured, and no GPU is needed.
 
-    \b
     Examples:
       dcpbench memory --model qwen3-235b-a22b --tp 8
       dcpbench memory --model llama-3.1-70b --tp 16 --dcp 1,2 --budget 60GiB --length 128k

@@ -144,15 +144,16 @@ def add(app: typer.Typer, command: Callable[..., int], *, name: str | None = Non
 
 
 def paragraphs(text: str) -> str:
-    """Join the lines of each paragraph, for help that fits any terminal; one that begins with ``\\b`` keeps its lines."""
+    """Join the lines of each paragraph, for help that fits any terminal; examples keep their lines."""
     parts = [part.strip() for part in inspect.cleandoc(text).split("\n\n")]
-    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in parts)
+    # A paragraph that begins with a backspace is left as it is by every click.
+    return "\n\n".join(f"\b\n{part}" if part.startswith("Examples:") else " ".join(part.split()) for part in parts)
 
 
 def takes_groups(command: Callable[..., int]) -> Callable[..., int]:
     """Let a command take dataclasses of options: typer sees one parameter per field, the command whole values."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     plain = [
         parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(command).parameters.items()

@@ -61,8 +61,8 @@ def publish(trials: Sequence[Trial], results: Path, *, command: str, as_json: bo
         say(f"profile  {file}")
     for picture in saved:
         say(f"plot     {'  '.join(str(file) for file in picture.files)}")
-    for picture in missing:
-        say(f"no plot  {picture.name}: {picture.reason}")
+    for undrawn in missing:
+        say(f"no plot  {undrawn.name}: {undrawn.reason}")
 
 
 def finish(trials: Sequence[Trial], *, interrupted: bool) -> Exit:

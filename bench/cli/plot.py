@@ -36,7 +36,6 @@ def plot(
     Reads the store alone, so that a picture can be made again years later, on a laptop. What the trials do not allow
     is not drawn, and the reason is printed.
 
-    \b
     Examples:
       dcpbench plot
       dcpbench plot last --figure latency,mask-cost --to report/

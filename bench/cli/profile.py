@@ -23,10 +23,9 @@ Files = Annotated[
 def show_profile(file: Files = None, results: Results = Path("results"), json: Json = False) -> int:
     """Print what profiles chose for each batch.
 
-    \b
     Examples:
       dcpbench profile show
-      dcpbench profile show 'results/profiles/q16,kv1,d128,dtype=bfloat16,device_name=NVIDIA_H200.json'
+      dcpbench profile show results/profiles/*H200.json --json
     """
     from bench.report.choices import entries_grid, entries_json
 
@@ -53,7 +52,6 @@ def lookup(
 ) -> int:
     """Ask which settings to run for a batch: those of the same batch, of the nearest measured one, or the default.
 
-    \b
     Examples:
       dcpbench profile lookup 8q1s32k --model qwen3-235b-a22b --tp 8 --dcp 2
       dcpbench profile lookup q4ks36k --model qwen3-30b-a3b --tp 8 --dcp 2 --json

@@ -51,6 +51,14 @@ Measures a real decode-context-parallel attention core on this machine, checks e
 before it is timed, picks the fastest settings for each batch, and draws what it found."""
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from dcp_core import __version__
+
+        say(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
 @app.callback(
     help=paragraphs(ABOUT), epilog="Start here: [bold]dcpbench doctor[/bold], then [bold]dcpbench tune quick[/bold]."
 )
@@ -66,25 +74,24 @@ def options(
             "[default: every visible GPU; 2 without any]",
         ),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Take the options that come before the command."""
-    from dcp_core import __version__
-
-    if version:
-        say(f"{PROGRAM} {__version__}")
-        raise typer.Exit
+    del version  # its callback has printed it
     invocation.obj = Session(ranks, _command_line(invocation.obj))
 
 
 MEASURE, READ, HERE = "Measure", "Read what was measured", "This machine and its models"
-for command in (tune, sweep, verify):
-    add(app, command, panel=MEASURE)
-for command in (show, plot):
-    add(app, command, panel=READ)
+add(app, tune, panel=MEASURE)
+add(app, sweep, panel=MEASURE)
+add(app, verify, panel=MEASURE)
+add(app, show, panel=READ)
+add(app, plot, panel=READ)
 app.add_typer(profile.app, name="profile", rich_help_panel=READ)
-for command in (memory, doctor):
-    add(app, command, panel=HERE)
+add(app, memory, panel=HERE)
+add(app, doctor, panel=HERE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), Exit.STORAGE)
     except (KeyboardInterrupt, typer.Abort):
         return Exit.INTERRUPTED
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else Exit.DONE
     except RuntimeError as error:
         from bench.store import LockedError
 
@@ -128,7 +137,7 @@ def _described(mistake: Exception) -> str:
     context = getattr(mistake, "ctx", None)
     where = context.command_path if context else PROGRAM
     message = mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)
-    return f"{' '.join(message.split())} See '{where} --help'."
+    return f"{' '.join(message.split()).rstrip('.')}. See '{where} --help'."
 
 
 def _command_line(words: object) -> str:
@@ -139,7 +148,7 @@ def _command_line(words: object) -> str:
 def _sigterm_stops() -> Iterator[None]:
     """Turn SIGTERM into SystemExit, so that what holds workers, locks or a terminal lets go of them."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(Exit.TERMINATED)
 
     before = signal.signal(signal.SIGTERM, stop)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+import typer
+
 from bench.report.grid import Grid, printable
 
 
@@ -129,18 +131,18 @@ def clock(seconds: float) -> str:
 
 def say(text: str = "") -> None:
     """Print a line of output on stdout."""
-    print(printable(text))
+    typer.echo(printable(text))
 
 
 def warn(text: str) -> None:
     """Print a line on stderr, apart from the output."""
-    print(printable(text), file=sys.stderr)
+    typer.echo(printable(text), err=True)
 
 
 def draw(grid: Grid) -> None:
     """Print a table on stdout: in colour and as wide as a terminal, or as plain text of 80 columns."""
     if not sys.stdout.isatty():
-        print(grid.to_text())
+        typer.echo(grid.to_text())
         return
     from rich.console import Console
 
@@ -151,4 +153,4 @@ def emit(data: object) -> None:
     """Print JSON on stdout."""
     import json
 
-    print(json.dumps(data, indent=1, allow_nan=False))
+    typer.echo(json.dumps(data, indent=1, allow_nan=False))

@@ -36,7 +36,6 @@ def show(
     Rivals are the settings of one batch, model and tp whose times may be compared: same label, same timer. Notes below
     say what was skipped or failed, and why. A star marks a layout that no server starts with.
 
-    \b
     Examples:
       dcpbench show last
       dcpbench show --results results/reference/h200 --markdown

@@ -13,11 +13,9 @@ def sweep(invocation: typer.Context, asked: Asked, running: Running) -> int:
     A sweep is a shipped one by name, a TOML file, or typed as options alone. Every case is checked against a float64
     oracle before it is timed, and is on disk before the next begins: stop at any time and run the same command again.
 
-    \b
     Examples:
       dcpbench sweep seed --dry-run
-      dcpbench --ranks 2 sweep --model qwen3-235b-a22b --tp 8 --dcp 1,2 \\
-        --context 8k,32k,128k --new 1,512 --concurrency 1,16 --exchange ag_rs,a2a
+      dcpbench sweep --model qwen3-32b --tp 16 --dcp 1,2 --batch 8q1s32k
     """
     from bench.cli.campaign import campaign, measure
     from bench.cli.dry_run import show_plan

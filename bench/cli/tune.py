@@ -13,10 +13,9 @@ def tune(invocation: typer.Context, asked: Asked, running: Running) -> int:
     Takes what [bold]sweep[/bold] takes. The fastest settings of each batch win, unless the engine's default is as fast
     within the noise. Ends with a table, a profile to look settings up in, and pictures.
 
-    \b
     Examples:
       dcpbench tune quick
-      dcpbench --ranks 2 tune decode --model qwen3-235b-a22b --tp 8 --dcp 1,2 --precision strict
+      dcpbench --ranks 2 tune decode --model qwen3-30b-a3b --precision strict
     """
     from bench.cli.campaign import campaign, measure
     from bench.cli.dry_run import show_plan

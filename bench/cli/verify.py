@@ -13,9 +13,10 @@ from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Json, session_of, values_of, whole_number
 from bench.cli.screen import draw, emit, say, screen, warn
-from bench.record import Check, Failed, Skipped
+from bench.record import Failed, Skipped
 from bench.report.grid import Column, Grid
 from bench.report.table import case_name, exchange_of, kernels_of, path_of
+from dcp_core.check import Check
 
 if TYPE_CHECKING:
     from dcp_core.settings import Case
@@ -65,7 +66,6 @@ def verify(
     Odd lengths, batches shorter than the group, empty shards, several KV heads per rank, interleaves, head dims: each
     result must stay within an error budget derived from what the same precision errs. Exit code 3 if one does not.
 
-    \b
     Examples:
       dcpbench verify
       dcpbench --ranks 2 verify --path fold,mask --dcp 2 --exchange a2a

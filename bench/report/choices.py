@@ -7,7 +7,7 @@ from typing import Any
 from bench.entry import Candidate, Entry
 from bench.profile import Profile
 from bench.report.grid import Column, Grid
-from bench.report.table import NOT_MEASURED, exchange_of, kernels_of, micros, path_of
+from bench.report.table import NOT_MEASURED, Footnotes, exchange_of, kernels_of, micros
 
 
 def entries_grid(profile: Profile) -> Grid:
@@ -24,9 +24,10 @@ def entries_grid(profile: Profile) -> Grid:
         Column("label"),
     )
     device = profile.environment.hard.get("device_name", "unknown device")
-    rows = tuple(_row(entry) for entry in profile.entries)
+    footnotes = Footnotes()
+    rows = tuple(_row(entry, footnotes) for entry in profile.entries)
     gains = frozenset(index for index, entry in enumerate(profile.entries) if (entry.ratio_to_default or 1.0) < 1.0)
-    return Grid(f"Chosen for {profile.geometry} on {device}", columns, rows, gains)
+    return Grid(f"Chosen for {profile.geometry} on {device}", columns, rows, gains, footnotes.lines())
 
 
 def entries_json(profile: Profile) -> list[dict[str, Any]]:
@@ -48,13 +49,13 @@ def entries_json(profile: Profile) -> list[dict[str, Any]]:
     ]
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry, footnotes: Footnotes) -> tuple[str, ...]:
     settings, chosen, ratio = entry.settings, entry.chosen, entry.ratio_to_default
     interleave = f"i{entry.layout.interleave}" if entry.layout.interleave > 1 else ""
     return (
         str(entry.workload),
         f"{entry.layout.dcp}{interleave}",
-        path_of(settings),
+        footnotes.path(settings),
         kernels_of(settings),
         exchange_of(settings),
         micros(chosen.median_us),

@@ -1,10 +1,10 @@
-"""A table of text, drawn for a terminal, for plain output and for Markdown. Standard library only until one is drawn in colour."""
+"""A table of text, drawn for a terminal, as plain lines and as Markdown. Imports rich when one is drawn in colour."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,10 +25,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table: its title, its columns, and rows of as many cells.
+    """A table: its title, its columns, rows of as many cells, and what is said below.
 
     Args:
         emphasized: indices of the rows to point out.
+        footnotes: a line each.
 
     Raises:
         ValueError: for a row with more or fewer cells than columns.
@@ -38,6 +39,7 @@ class Grid:
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     emphasized: frozenset[int] = frozenset()
+    footnotes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -45,6 +47,7 @@ class Grid:
                 raise ValueError(
                     f"{self.title}: a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}"
                 )
+        object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
         object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
 
     def to_text(self, width: int = WIDTH) -> str:
@@ -54,7 +57,7 @@ class Grid:
         lines = [self.title] if self.title else []
         for row in (headings, ["-" * size for size in widths], *self.rows):
             lines += self._lines(row, widths, gap)
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(line.rstrip() for line in [*lines, *self.footnotes])
 
     def to_markdown(self) -> str:
         """Return the table as Markdown, a title above it in bold."""
@@ -62,7 +65,9 @@ class Grid:
         rows = [[column.heading for column in self.columns], rule]
         rows += [[_markdown(cell) for cell in row] for row in self.rows]
         lines = [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([f"**{_markdown(self.title)}**", "", *lines] if self.title else lines)
+        title = [f"**{_markdown(self.title)}**", ""] if self.title else []
+        below = ["", *map(_markdown, self.footnotes)] if self.footnotes else []
+        return "\n".join([*title, *lines, *below])
 
     def to_rich(self) -> Table:
         """Return the table for a rich console. No cell is read as markup."""
@@ -71,9 +76,18 @@ class Grid:
         from rich.text import Text
 
         title = Text(printable(self.title), style="bold") if self.title else None
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        below = Text("\n".join(self.footnotes)) if self.footnotes else None
+        table = Table(
+            title=title,
+            title_justify="left",
+            caption=below,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1),
+            pad_edge=False,
+        )
         for column in self.columns:
-            justify = "right" if column.right else "left"
+            justify: Literal["right", "left"] = "right" if column.right else "left"
             table.add_column(column.heading, justify=justify, no_wrap=not column.wrap, overflow="fold")
         for index, row in enumerate(self.rows):
             style = "bold green" if index in self.emphasized else ""

@@ -41,7 +41,7 @@ _CHARACTERS_PER_INCH = 19
 _LINE_INCHES = 0.135
 _LEGEND_INCHES = (0.98, 0.2)
 """Width of a legend's entry, height of its row."""
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -68,7 +68,8 @@ def styled() -> Iterator[None]:
     """Draw and save inside: the house's settings, whatever the user's own matplotlibrc says."""
     from matplotlib import rc_context, rcParamsDefault
 
-    with rc_context({**{name: rcParamsDefault[name] for name in _RC}, **_RC}):
+    defaults = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
+    with rc_context(defaults | _RC):
         yield
 
 
@@ -99,6 +100,8 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
     """Write below the panels one legend for all, what a reader must know, and where it was measured."""
     from textwrap import wrap
 
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     width, height = figure.get_size_inches()
     lines = [line for note in (*notes, provenance(trials)) for line in wrap(note, int(width * _CHARACTERS_PER_INCH))]
     columns = max(1, min(len(entries), int(width / _LEGEND_INCHES[0])))
@@ -108,8 +111,9 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
     if entries:
         anchor = (_LEFT, caption_inches / height)
         figure.legend(handles=list(entries), loc="lower left", bbox_to_anchor=anchor, ncols=columns, borderaxespad=0)
-    if engine := figure.get_layout_engine():
-        bottom = (caption_inches + legend_inches + 0.12) / height
+    bottom = (caption_inches + legend_inches + 0.12) / height
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0, bottom, 1, 1 - bottom), w_pad=0.12, h_pad=0.08)
 
 
@@ -136,7 +140,7 @@ def ink(colour: str) -> tuple[float, float, float]:
 
 def provenance(trials: Sequence[Trial]) -> str:
     """Return where trials were made: device, versions, dates; every environment if there are several."""
-    places = {}
+    places: dict[str, None] = {}
     for trial in trials:
         hard = dict(trial.environment.hard)
         device = hard.pop("device_name", "unknown device")

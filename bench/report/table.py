@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from bench.record import Failed, Label, Measured, Skipped, Summary, Trial
 from bench.report.grid import Column, Grid
@@ -137,8 +137,30 @@ def _clipped(text: str, size: int = 40) -> str:
     return text if len(text) <= size else f"{text[: size - 1]}…"
 
 
+class Footnotes:
+    """Letters for settings without a column of their own, given out as rows meet them."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def path(self, settings: Settings) -> str:
+        """Return the path, with the letter of what else is not at its default: ``split(a)``."""
+        more = ", ".join(f"{name}={mine}" for name, mine, _ in settings.differences(Settings()) if name not in _SHOWN)
+        if not more:
+            return path_of(settings)
+        letter = self._letters.setdefault(more, _letter(len(self._letters)))
+        return f"{path_of(settings)}({letter})"
+
+    def lines(self) -> tuple[str, ...]:
+        """Return what each letter means."""
+        return tuple(f"({letter}) {more}" for more, letter in self._letters.items())
+
+
+def _letter(number: int) -> str:
+    return chr(ord("a") + number) if number < 26 else str(number)
+
+
 def _grid(title: str, rows: Sequence[Row]) -> Grid:
-    varied = _varied(row.case.settings for row in rows)
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
@@ -150,19 +172,19 @@ def _grid(title: str, rows: Sequence[Row]) -> Grid:
         Column("plan µs", right=True),
         Column("ratio", right=True),
         Column("label"),
-        *((Column("with", wrap=True),) if varied else ()),
     )
-    cells = tuple(_cells(row, varied) for row in rows)
-    return Grid(title, columns, cells, frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0))
+    footnotes = Footnotes()
+    cells = tuple(_cells(row, footnotes) for row in rows)
+    best = frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0)
+    return Grid(title, columns, cells, best, footnotes.lines())
 
 
-def _cells(row: Row, varied: Sequence[str]) -> tuple[str, ...]:
+def _cells(row: Row, footnotes: Footnotes) -> tuple[str, ...]:
     case, outcome, settings = row.case, row.outcome, row.case.settings
-    more = " ".join(f"{name}={getattr(settings, name)}" for name in varied)
     return (
         _clipped(str(case.workload)),
         dcp_of(case) + ("*" if case.synthetic else ""),
-        path_of(settings),
+        footnotes.path(settings),
         kernels_of(settings),
         exchange_of(settings),
         micros(outcome.step_us.median),
@@ -170,15 +192,7 @@ def _cells(row: Row, varied: Sequence[str]) -> tuple[str, ...]:
         micros(outcome.plan_us),
         f"{row.ratio:.2f}",
         str(outcome.label),
-        *((more,) if varied else ()),
     )
-
-
-def _varied(settings: Iterable[Settings]) -> list[str]:
-    """Name the settings without a column of their own that differ between rows."""
-    seen = list(settings)
-    names = [field.name for field in fields(Settings) if field.name not in _SHOWN]
-    return [name for name in names if len({getattr(one, name) for one in seen}) > 1]
 
 
 def _rivalry(case: Case, outcome: Measured) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ from dcp_core.cache import PageTable
 from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer_batch import BatchSize, check_batch
 from dcp_core.kernels.flashinfer_refusals import refusal
-from dcp_core.kernels.flashinfer_workspace import FLOAT_WORKSPACE_BYTES, float_workspace, graph_bytes
+from dcp_core.kernels.flashinfer_workspace import float_workspace, graph_bytes
 from dcp_core.kernels.flashinfer_wrappers import (
     GraphBuffers,
     make_wrapper,
@@ -76,7 +76,7 @@ class FlashInferPass:
 
         self.resolved = str(name)
         self._name, self._spec, self._device = name, spec, device
-        self._workspace = float_workspace(device, spec.kind, FLOAT_WORKSPACE_BYTES)
+        self._workspace = float_workspace(device, spec.kind)
         self._wrapper: Any = None
         self._buffers: GraphBuffers | None = None
         self._first: BatchSize | None = None
@@ -125,7 +125,8 @@ class FlashInferPass:
             into.lse.fill_(-math.inf)
         else:
             source = keys_values if isinstance(keys_values, tuple) else (keys_values,)
-            self._wrapper.run(q, *source, *self._arguments, out=into.out, lse=into.lse, return_lse=True)
+            with self._workspace.launching:
+                self._wrapper.run(q, *source, *self._arguments, out=into.out, lse=into.lse, return_lse=True)
         return into.relabelled(LseBase.TWO)
 
     def _plan(self, batch: PassBatch, size: BatchSize) -> None:

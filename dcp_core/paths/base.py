@@ -154,7 +154,13 @@ class Path:
         return self._stages
 
     def launch(self, step: Step) -> None:
-        """Run every stage: what ``run`` does, without reading the LSE."""
+        """Run every stage: what ``run`` does, without reading the LSE.
+
+        Raises:
+            ValueError: if no batch was planned.
+        """
+        if not self._stages:
+            raise ValueError(f"path {self.case.settings.path} runs a step only after plan")
         for stage in self._stages:
             stage.run(step)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from bench.record import (
-    Check,
     Environment,
     Label,
     Measured,
@@ -19,6 +18,7 @@ from bench.record import (
 )
 from bench.stats import summarize
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
+from dcp_core.check import Check
 from dcp_core.cost import Ceiling, ceiling_of, step_work
 from dcp_core.memory import cache_bytes, mask_elements
 from dcp_core.settings import ExchangeName, IllegalSettings, KernelName, PathName, canonical
@@ -93,7 +93,8 @@ def cases(
                         for form in forms:
                             layout, workload = DcpLayout(tp, dcp), Workload.parse(batch)
                             try:
-                                settings = Settings(path=path, kernel=kernel, exchange=exchange, mask_form=form)
+                                chosen = {"path": path, "kernel": kernel, "exchange": exchange, "mask_form": form}
+                                settings = Settings.from_json(chosen)
                                 case = Case(shape, layout, workload, canonical(settings, layout, workload))
                             except IllegalSettings:
                                 continue

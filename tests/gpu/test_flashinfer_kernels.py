@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
@@ -447,6 +448,28 @@ def test_passes_share_their_scratch_by_kind_and_give_it_back() -> None:
     size = paged_pass._workspace.buffer.numel()
     del paged_pass, decode_pass
     assert torch.cuda.memory_allocated() <= held - size
+
+
+def test_passes_of_one_stream_may_be_run_by_several_threads() -> None:
+    """The ranks of a simulated group are threads; their passes share scratch that split-KV kernels and merges go through."""
+    spec = spec_of(PAGED, NONE)
+    scenes = [Scene.of(spec, Lengths((4, 2), (4000 + rank, 1500)), seed=20 + rank) for rank in range(4)]
+    passes = [FlashInfer(FA2).open(spec, DEVICE) for _ in scenes]
+    for opened, scene in zip(passes, scenes, strict=True):
+        opened.plan(scene.batch)
+    rooms = [[scene.room() for _ in range(50)] for scene in scenes]
+    torch.cuda.synchronize()
+
+    def seat(rank: int) -> None:
+        for room in rooms[rank]:
+            passes[rank].run(scenes[rank].q, scenes[rank].source, room)
+
+    with ThreadPoolExecutor(len(scenes)) as pool:
+        list(pool.map(seat, range(len(scenes))))
+    for scene, results in zip(scenes, rooms, strict=True):
+        first = results[0]
+        assert_right(Partial(first.out, first.lse, LseBase.TWO), scene)
+        assert all(torch.equal(first.out, room.out) and torch.equal(first.lse, room.lse) for room in results)
 
 
 def test_queries_with_gaps_between_rows_are_read_where_they_are() -> None:

@@ -11,7 +11,7 @@ from dcp_core.cache import PageTable
 from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer import FlashInfer
 from dcp_core.kernels.flashinfer_batch import BatchSize, Indices, check_batch
-from dcp_core.kernels.flashinfer_workspace import FLOAT_WORKSPACE_BYTES, float_workspace, graph_bytes
+from dcp_core.kernels.flashinfer_workspace import PAGED_BYTES, float_workspace, graph_bytes
 from dcp_core.kernels.refused import REFUSED
 from dcp_core.mask import InterleavedMask, PackedMask
 from dcp_core.settings import KernelName, KvLayout, Unsupported
@@ -204,16 +204,18 @@ def test_a_replayable_pass_takes_batches_up_to_its_first() -> None:
             replace(first, requests=other).check_within(first)
 
 
-def test_paged_passes_share_scratch_and_ragged_ones_have_their_own() -> None:
-    paged, decode, ragged = (
-        float_workspace(CPU, kind, 64) for kind in (PassKind.PAGED, PassKind.DECODE, PassKind.RAGGED)
-    )
+def test_paged_passes_share_scratch_and_ragged_ones_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcp_core.kernels.flashinfer_workspace.PAGED_BYTES", 64)
+    monkeypatch.setattr("dcp_core.kernels.flashinfer_workspace.RAGGED_BYTES", 32)
+    paged, decode, ragged = (float_workspace(CPU, kind) for kind in (PassKind.PAGED, PassKind.DECODE, PassKind.RAGGED))
     assert paged is decode
-    assert paged is not ragged
+    assert (paged.buffer.numel(), ragged.buffer.numel()) == (64, 32)
+    grown = float_workspace(CPU, PassKind.PAGED, 128)
+    assert grown.buffer.numel() == 128
+    assert float_workspace(CPU, PassKind.DECODE, 100) is grown
 
 
-def test_scratch_for_graphs_grows_with_the_batch_beyond_the_default() -> None:
+def test_scratch_for_graphs_holds_a_partial_result_per_row_and_head() -> None:
     small, large = (BatchSize(requests=1, rows=rows, keys=1, mask_bytes=0) for rows in (8, 1 << 17))
-    assert graph_bytes(SPEC, small) == FLOAT_WORKSPACE_BYTES
-    assert graph_bytes(SPEC, large) > 4 * 16 * 128 * (1 << 17) > FLOAT_WORKSPACE_BYTES
-    assert float_workspace(CPU, PassKind.PAGED, 128).buffer.numel() >= 128
+    assert graph_bytes(SPEC, small) < PAGED_BYTES
+    assert graph_bytes(SPEC, large) > 4 * 16 * 129 * (1 << 17) > PAGED_BYTES

@@ -304,6 +304,18 @@ def test_a_pass_with_nothing_to_do_asks_no_kernel(asked: list[str]) -> None:
     assert asked == ["wait", "record"]
 
 
+def test_a_run_launches_alone_on_its_scratch(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(PAGED, Masking.NONE)
+    opened = FlashInferPass(FA2, spec, CPU)
+    batch, q, source = inputs_of(spec)
+    opened.plan(batch)
+    held = []
+    monkeypatch.setattr(opened._wrapper, "run", lambda *_, **__: held.append(opened._workspace.launching.locked()))
+    opened.run(q, source, Partial.empty(*q.shape, dtype=q.dtype, device=CPU))
+    assert held == [True]
+    assert not opened._workspace.launching.locked()
+
+
 def test_results_that_are_not_contiguous_are_refused(asked: list[str]) -> None:
     spec = spec_of(PAGED, Masking.NONE)
     opened = FlashInferPass(FA2, spec, CPU)

@@ -1,0 +1,64 @@
+"""A table reads the same on a terminal, in a pipe and on a page, and no cell can do harm there."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bench.report.grid import Column, Grid, printable
+
+GRID = Grid(
+    "Fruit",
+    (Column("name", wrap=True), Column("count", right=True)),
+    (("apple", "3"), ("a very long name of a fruit that nobody has eaten in this part of the world", "12")),
+    footnotes=("(a) a note",),
+)
+
+
+def test_plain_text_keeps_to_the_width_and_right_aligns_numbers() -> None:
+    text = GRID.to_text(40).splitlines()
+    assert text[0] == "Fruit"
+    assert all(len(line) <= 40 for line in text)
+    assert text[3].endswith("    3")
+    assert text[-1] == "(a) a note"
+
+
+def test_markdown_aligns_and_escapes() -> None:
+    page = Grid("a|b", (Column("x", right=True),), (("1|2<b>`*_[",),)).to_markdown().splitlines()
+    assert page == ["**a\\|b**", "", "| x |", "| ---: |", "| 1\\|2\\<b>\\`\\*\\_\\[ |"]
+
+
+def test_no_cell_is_read_as_markup_by_rich() -> None:
+    out = io.StringIO()
+    grid = Grid("[red]title[/]", (Column("x"),), (("[bold]cell[/bold]",),), footnotes=("[link]",))
+    Console(file=out, width=80).print(grid.to_rich())
+    assert all(word in out.getvalue() for word in ("[red]title[/]", "[bold]cell[/bold]", "[link]"))
+
+
+def test_the_rows_pointed_out_are_drawn_in_colour_where_there_is_colour() -> None:
+    out = io.StringIO()
+    grid = Grid("", (Column("x"),), (("plain",), ("best",)), emphasized=frozenset({1}))
+    Console(file=out, width=80, force_terminal=True, color_system="standard", no_color=False).print(grid.to_rich())
+    assert [("\x1b[1;32m" in line) for line in out.getvalue().splitlines() if "plain" in line or "best" in line] == [
+        False,
+        True,
+    ]
+
+
+@given(st.text())
+def test_nothing_printed_can_move_a_cursor(text: str) -> None:
+    assert printable(text).isprintable()
+
+
+def test_printable_text_is_left_alone() -> None:
+    assert printable("8q1s32k ±0.8 % µs – ×") == "8q1s32k ±0.8 % µs – ×"
+    assert printable("\x1b[2Jx\n") == "\\x1b[2Jx\\n"
+
+
+def test_a_row_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 cells in a table of 1 columns"):
+        Grid("t", (Column("x"),), (("1", "2"),))

@@ -1,0 +1,186 @@
+"""Pictures: drawn from trials alone, the same file for the same trials, and a reason where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from bench.files import StorageError
+from bench.record import Failed, Measured, Trial
+from bench.report import breakdown, kv_memory, latency, mask_cost, style
+from bench.report.plot import FIGURES, NotDrawn, Saved, save_all
+from dcp_core import DcpLayout, ModelShape
+from dcp_core.memory import KvMemory
+from dcp_core.settings import KernelName, PathName
+from tests.bench.made_up import CPU, trials
+
+CONTEXTS = ("16q1s8k", "16q1s32k", "16q1s128k", "q512s8k", "q512s32k")
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+
+
+def drawn(draw: Callable[..., Figure | str], found: list[Trial]) -> Figure:
+    figure = draw(found)
+    assert isinstance(figure, Figure), figure
+    return figure
+
+
+def test_every_picture_is_saved_as_png_and_svg_with_its_caption(tmp_path: Path) -> None:
+    found = list(save_all(trials(*CONTEXTS), tmp_path, command="dcpbench plot last"))
+    assert [picture.name for picture in found] == list(FIGURES)
+    for picture in found:
+        assert isinstance(picture, Saved)
+        png, svg = picture.files
+        assert png.read_bytes().startswith(b"\x89PNG")
+        assert svg.read_text(encoding="utf-8").count("<svg") == 1
+
+
+def test_the_same_trials_give_the_same_bytes(tmp_path: Path) -> None:
+    found = trials("16q1s8k", "16q1s32k", kernels=("fa2",))
+    first, second = ([*save_all(found, tmp_path / name, command="x", names=["latency"])] for name in "ab")
+    for one, other in zip(first, second, strict=True):
+        assert isinstance(one, Saved)
+        assert isinstance(other, Saved)
+        assert [file.read_bytes() for file in one.files] == [file.read_bytes() for file in other.files]
+
+
+def test_nothing_measured_is_a_reason_and_no_file(tmp_path: Path) -> None:
+    failed = [replace(one, outcome=Failed("error", "boom")) for one in trials("q8s1k", kernels=("fa2",))]
+    found = list(save_all(failed, tmp_path, command="x", names=["latency", "mask-cost", "breakdown"]))
+    assert all(isinstance(picture, NotDrawn) and picture.reason.startswith("needs ") for picture in found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way", encoding="utf-8")
+    with pytest.raises(StorageError, match="pictures"):
+        list(save_all(trials("q8s1k", "q8s2k", kernels=("fa2",)), blocked / "plots", command="x"))
+
+
+@pytest.mark.parametrize("draw", FIGURES.values())
+def test_every_axis_has_a_name_and_the_caption_says_where_it_was_measured(draw: Callable[..., Figure | str]) -> None:
+    figure = drawn(draw, trials(*CONTEXTS))
+    assert "NVIDIA H200" in words(figure)
+    assert "torch 2.11.0" in words(figure)
+    for axes in figure.axes:
+        assert axes.get_xlabel() or axes.get_xticklabels()
+        assert axes.get_ylabel() or axes.get_yticklabels() or axes is not figure.axes[0]
+        assert axes.get_title(loc="left")
+
+
+def test_every_environment_is_named_where_there_are_several() -> None:
+    here, there = trials("16q1s8k", kernels=("fa2",)), trials("16q1s32k", kernels=("fa2",))
+    assert "NVIDIA H200" in style.provenance(here)
+    mixed = [*here, *(replace(one, environment=CPU) for one in there)]
+    assert "NVIDIA H200" in style.provenance(mixed)
+    assert "A CPU" in style.provenance(mixed)
+
+
+def test_latency_has_a_panel_per_batch_shape_and_context_along_x() -> None:
+    figure = drawn(latency.draw, trials(*CONTEXTS))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["qwen3-235b-a22b, tp 8\n1 request, 512 new", "qwen3-235b-a22b, tp 8\n16 requests, 1 new"]
+    assert all(axes.get_xlabel().startswith("context") for axes in figure.axes)
+    assert "8k" in [tick.get_text() for tick in figure.axes[1].get_xticklabels()]
+
+
+def test_latency_falls_back_to_new_tokens_and_then_to_batches() -> None:
+    by_new = drawn(latency.draw, trials("q512", "q2k", "q8k", kernels=("fa2",)))
+    assert by_new.axes[0].get_xlabel().startswith("new tokens")
+    by_batch = drawn(latency.draw, trials("q512", "8q1s1k", "4q1s1k_q128s640", kernels=("fa2",)))
+    assert [tick.get_text() for tick in by_batch.axes[0].get_xticklabels()] == ["q512", "8q1s1k", "4q1s1k_q128s640"]
+
+
+def test_a_path_has_its_colour_and_a_simulation_hollow_markers() -> None:
+    figure = drawn(latency.draw, trials("16q1s8k", "16q1s32k", kernels=("fa2",)))
+    entries = {
+        text.get_text(): handle
+        for text, handle in zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)
+    }
+    assert to_hex(entries["split"].get_color()) == style.PATH_COLOURS[PathName.SPLIT].lower()
+    assert to_hex(entries["simulated"].get_markerfacecolor()) == "#ffffff"
+    assert to_hex(entries["measured"].get_markerfacecolor()) != "#ffffff"
+    assert {"dcp 1", "dcp 2", "fa2"} <= entries.keys()
+
+
+def test_every_path_kernel_and_dcp_has_a_mark_of_its_own() -> None:
+    assert len(set(style.PATH_COLOURS.values())) == len(PathName) == len(style.PATH_COLOURS)
+    assert len(set(style.KERNEL_MARKERS.values())) == len(KernelName) == len(style.KERNEL_MARKERS)
+    assert len({str(style.line_of(dcp)) for dcp in (1, 2, 4, 8)}) == 4
+
+
+def test_what_a_mask_costs_is_building_planning_and_running() -> None:
+    found = trials("q2ks32k", exchanges=("loopback",), forms=("bool",))
+    figure = drawn(mask_cost.draw, found)
+    (axes,) = figure.axes
+    masked = next(one.outcome for one in found if one.case.settings.path is PathName.MASK)
+    assert isinstance(masked, Measured)
+    widths = [bar.get_width() for bar in axes.patches[:3]]
+    building, planning = (stage.host_us.median for stage in masked.plan)
+    assert widths == pytest.approx([building, planning, masked.step_us.median])
+    assert "94 layers" in words(figure)
+
+
+def test_a_mask_is_compared_on_its_own_layout_only() -> None:
+    apart = [
+        one
+        for one in trials("q2ks32k", dcps=(2, 4), exchanges=("loopback",))
+        if (one.case.settings.path is PathName.MASK) == (one.case.layout.dcp == 2)
+    ]
+    assert mask_cost.draw(apart) == "needs one batch measured with path mask and with split or fold, on the same layout"
+
+
+def test_what_was_measured_is_not_drawn_simulated_as_well() -> None:
+    figure = drawn(mask_cost.draw, trials("q2ks32k"))
+    assert [axes.get_title(loc="left").endswith("measured") for axes in figure.axes] == [True]
+
+
+def test_the_breakdown_stacks_stages_and_leaves_out_what_was_not_timed() -> None:
+    figure = drawn(breakdown.draw, trials("q2ks32k", kernels=("fa2",), dcps=(2,)))
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"gather", "context", "new", "combine", "merge"} <= set(entries)
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert any(name.endswith("simulated") for name in names)
+    simulated = drawn(breakdown.draw, trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("loopback",)))
+    assert "gather" not in [text.get_text() for text in simulated.legends[0].get_texts()]
+    assert "not measured" in words(simulated)
+
+
+def test_too_many_batches_are_counted_and_not_crowded() -> None:
+    many = trials(*(f"{count}q1s8k" for count in range(1, 12)), kernels=("fa2",), exchanges=("ag_rs",))
+    figure = drawn(breakdown.draw, many)
+    assert len(figure.axes) == breakdown.MAX_PANELS
+    assert "5 more batches" in words(figure)
+
+
+def test_kv_memory_shows_every_legal_dcp_and_what_was_allocated() -> None:
+    figure = drawn(kv_memory.draw, trials("q1s32k", tp=16, dcps=(1, 2, 4), kernels=("fa2",)))
+    sizes, requests = figure.axes
+    heights = [bar.get_height() for bar in sizes.patches]
+    shape = ModelShape.preset("qwen3-235b-a22b")
+    assert heights == [KvMemory(shape, DcpLayout(16, dcp)).bytes_per_token / 1024 for dcp in (1, 2, 4)]
+    assert sizes.lines[0].get_ydata() == pytest.approx(heights, rel=0.01)
+    assert [bar.get_height() for bar in requests.patches] == [27, 54, 108]
+
+
+def test_no_words_run_into_each_other() -> None:
+    for draw in FIGURES.values():
+        figure = drawn(draw, trials(*CONTEXTS))
+        figure.draw_without_rendering()
+        below = [text.get_window_extent() for text in figure.texts if text.get_gid() == "caption"]
+        boxes = [axes.get_tightbbox() for axes in figure.axes]
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        for caption in below:
+            assert not any(caption.overlaps(box) for box in (*boxes, *legends))
+        for first, second in pairwise(boxes):
+            assert not first.overlaps(second)

@@ -1,0 +1,116 @@
+"""Rows of what was measured: rivals compared with their like, labels beside every number, reasons below."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.record import Failed, Label, Measured, Skipped
+from bench.report.table import (
+    Footnotes,
+    case_line,
+    case_name,
+    kernels_of,
+    micros,
+    notes_of,
+    path_of,
+    rows_of,
+    spread,
+    trials_grids,
+)
+from dcp_core import Settings
+from tests.bench.made_up import cases, summary, trial, trials
+
+
+def test_a_ratio_compares_only_what_may_be_compared() -> None:
+    rows = rows_of(trials("16q1s32k"))
+    for label in (Label.MEASURED, Label.SIMULATED):
+        ratios = [row.ratio for row in rows if row.outcome.label is label]
+        assert min(ratios) == 1.0
+        assert len(ratios) > 2
+    best = next(row for row in rows if row.ratio == 1.0 and row.outcome.label is Label.SIMULATED)
+    assert best.outcome.step_us.median < min(
+        row.outcome.step_us.median for row in rows if row.outcome.label is Label.MEASURED
+    )
+
+
+def test_cold_and_warm_are_no_rivals() -> None:
+    one, other = trials("16q1s32k", dcps=(1,))
+    assert isinstance(other.outcome, Measured)
+    warm = replace(other, outcome=replace(other.outcome, flushed_bytes=0, step_us=summary(1.0)))
+    assert [row.ratio for row in rows_of([one, warm])] == [1.0, 1.0]
+
+
+def test_the_last_trial_of_a_case_counts() -> None:
+    (case,) = cases(["q1s1k"], dcps=(1,), kernels=("fa2",))
+    assert rows_of([trial(case), trial(case, Failed("crashed", "gone"))]) == []
+    assert len(rows_of([trial(case, Failed("crashed", "gone")), trial(case)])) == 1
+
+
+def test_tables_are_split_by_model_and_tp_and_fit_80_columns() -> None:
+    found = trials("16q1s32k", "q2ks32k", "4q1s8k_q512s4k") + trials("q2k", tp=16, dcps=(1, 2, 4))
+    grids = trials_grids(found)
+    assert [grid.title for grid in grids] == ["qwen3-235b-a22b, tp 8", "qwen3-235b-a22b, tp 16"]
+    for grid in grids:
+        assert max(map(len, grid.to_text().splitlines())) <= 80
+        assert {row[-1] for row in grid.rows} <= {"measured", "simulated"}
+
+
+def test_rows_stand_in_order_of_the_batch_and_then_of_time() -> None:
+    rows = rows_of(trials("q512", "16q1s32k", "q8s32k", exchanges=("ag_rs",)))
+    batches = list(dict.fromkeys(str(row.case.workload) for row in rows))
+    assert batches == ["16q1s32k", "q8s32k", "q512"]
+    decodes = [row.outcome.step_us.median for row in rows if str(row.case.workload) == "16q1s32k"]
+    assert decodes == sorted(decodes)
+
+
+def test_a_layout_that_no_server_starts_with_is_marked() -> None:
+    grids = trials_grids(trials("q1s1k", dcps=(4,), kernels=("fa2",), exchanges=("loopback",)))
+    assert {row[1] for row in grids[0].rows} == {"4*"}
+
+
+def test_reasons_are_counted_and_said_once() -> None:
+    found = trials("q2ks32k", exchanges=("loopback",))
+    found = [
+        replace(found[0], outcome=Skipped("fa3 needs a Hopper GPU")),
+        replace(found[1], outcome=Skipped("fa3 needs a Hopper GPU")),
+        replace(found[2], outcome=Failed("timeout", "no answer within 300 s\nand more")),
+        *found[3:],
+    ]
+    notes = notes_of(found)
+    assert notes[0] == "1 case failed: timeout: no answer within 300 s."
+    assert notes[1] == "2 cases skipped: fa3 needs a Hopper GPU."
+    assert notes[-1].startswith(f"{len(found) - 3} cases simulated")
+
+
+def test_other_settings_than_the_default_get_a_footnote() -> None:
+    notes = Footnotes()
+    assert notes.path(Settings()) == "split"
+    assert notes.path(Settings(page_size=64)) == "split(a)"
+    assert notes.path(Settings(skip_empty_context=False)) == "split(b)"
+    assert notes.path(Settings(page_size=64)) == "split(a)"
+    assert notes.lines() == ("(a) page_size=64", "(b) skip_empty_context=False")
+
+
+def test_settings_are_named_in_short() -> None:
+    assert path_of(Settings.from_json({"path": "mask", "kernel": "fa2", "mask_form": "bool"})) == "mask:bool"
+    assert kernels_of(Settings.from_json({"kernel": "fa2", "new_kernel": "fa3"})) == "fa2+fa3"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(8.524, "8.52"), (17.23, "17.2"), (35269.4, "35269")])
+def test_times_have_three_figures_or_more(value: float, shown: str) -> None:
+    assert micros(value) == shown
+
+
+def test_the_interval_is_shown_as_its_wider_half() -> None:
+    assert spread(replace(summary(100.0), median=100.0, low=99.0, high=102.5)) == "±2.5%"
+    assert spread(replace(summary(100.0), median=100.0, low=20.0, high=102.5)) == "±80%"
+
+
+def test_a_trial_fits_a_line_whatever_became_of_it() -> None:
+    case = next(case for case in cases(["2q8s1k"], dcps=(2,)) if case.settings.exchange == "ag_rs")
+    assert case_name(case) == "qwen3-235b-a22b tp 8 dcp 2 2q8s1k split fa2 ag_rs"
+    assert case_line(trial(case)).endswith("% measured")
+    assert case_line(trial(case, Skipped("no room"))).endswith("skipped, no room.")
+    assert case_line(trial(case, Failed("error", "boom\nline two"))).endswith("FAILED, error: boom.")

@@ -1,0 +1,582 @@
+"""The program as a user meets it: what it says, what it writes, how it ends. Workers are stand-ins, all else is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+import bench.environment
+import bench.supervisor
+from bench.cli import completion, main
+from bench.cli.exits import Exit
+from bench.cli.options import paragraphs, values_of
+from bench.cli.screen import Bar, Lines, clock
+from bench.errors import UnfitError
+from bench.record import Environment, Failed, Outcome, Policy, Skipped, Trial
+from bench.store import Store
+from dcp_core.check import Check
+from dcp_core.settings import Case
+from tests.bench.made_up import CPU, trial
+
+COMMANDS = ("tune", "sweep", "verify", "show", "plot", "memory", "doctor", "profile show", "profile lookup")
+TYPED = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
+RIGHT = Check(rows=3, out_error=0.001, out_budget=0.01, lse_error=1e-6, lse_budget=1e-4)
+
+
+@dataclass
+class Scripted:
+    """Stands in for the supervisor: every case ends as the script says, or is measured."""
+
+    script: Callable[[int, Case], Outcome | None] = lambda number, case: None
+    verdict: Callable[[int], Check | Skipped | Failed] = lambda number: RIGHT
+    kernels: dict[str, str] = field(default_factory=lambda: {"reference": "", "fa2": "fa2 needs a CUDA device"})
+    ranks: list[int] = field(default_factory=list)
+    measured: list[Case] = field(default_factory=list)
+    policies: list[Policy] = field(default_factory=list)
+    closed: int = 0
+
+    def __call__(self, ranks: int, policy: Policy) -> Scripted:
+        self.ranks.append(ranks)
+        self.policies.append(policy)
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed += 1
+
+    def measure(self, cases: Sequence[Case]) -> Iterator[Trial]:
+        for number, case in enumerate(cases):
+            made = trial(case, self.script(number, case), environment=CPU)
+            self.measured.append(case)
+            yield replace(made, policy=self.policies[-1])
+
+    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Check | Skipped | Failed]]:
+        for number, case in enumerate(cases):
+            yield case, self.verdict(number)
+
+    def probe(self) -> dict[str, object]:
+        if not self.kernels:
+            raise UnfitError("no worker comes up here")
+        return {"kernels": self.kernels, "exchanges": {"ag_rs": "", "a2a": "needs two ranks"}}
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """Return the stand-in, in place, on a machine without a GPU."""
+    stand_in = Scripted()
+    monkeypatch.setattr(bench.supervisor, "Supervisor", stand_in)
+    monkeypatch.setattr(bench.environment, "devices", lambda: ())
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: CPU)
+    return stand_in
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def run(*words: str | Path) -> int:
+    return main([str(word) for word in words])
+
+
+# --- Starting -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_without_anything_heavy() -> None:
+    code = "import sys; from bench.cli import main; main(['--help']); print([name for name in sys.modules if '.' not in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(re.findall(r"'(\w+)'", done.stdout.splitlines()[-1]))
+    assert not loaded & {"torch", "triton", "flashinfer", "matplotlib", "pydantic", "scipy", "numpy", "pynvml"}
+    assert all(
+        name in done.stdout for name in ("tune", "sweep", "verify", "show", "plot", "profile", "memory", "doctor")
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself_with_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*command.split(), "--help") == Exit.DONE
+    out = capsys.readouterr().out
+    examples = out.partition("Examples:")[2]
+    assert len(re.findall(r"^\s+dcpbench ", examples, re.MULTILINE)) >= 2
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_no_command_is_a_question_for_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == Exit.DONE
+    assert "Usage: dcpbench" in capsys.readouterr().out
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    from dcp_core import __version__
+
+    assert run("--version") == Exit.DONE
+    assert capsys.readouterr().out == f"dcpbench {__version__}\n"
+
+
+# --- Mistakes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("tuen", "No such command 'tuen'"),
+        ("sweep --modle tiny", "No such option: --modle"),
+        ("--ranks 0 doctor", "--ranks"),
+        ("memory --tp 8", "Missing option '--model'"),
+        ("sweep", "name a sweep (dcp, decode"),
+        ("sweep quikc", "unknown sweep 'quikc'; did you mean 'quick'?"),
+        ("sweep nowhere.toml", "no such file"),
+        ("sweep quick --model qwen3-23b", "did you mean 'qwen3-32b'?"),
+        ("sweep quick --path fald", "did you mean 'fold'?"),
+        ("sweep quick --kernel fa4", "unknown kernel 'fa4'"),
+        ("sweep quick --exchange agrs", "did you mean 'ag_rs'?"),
+        ("sweep quick --batch 8q1x", "character 4"),
+        ("sweep quick --context 8z", "context"),
+        ("sweep quick --set pagesize=16", "unknown setting 'pagesize'; did you mean 'page_size'?"),
+        ("sweep quick --set page_size", "has no value"),
+        ("sweep quick --precision sloppy", "precision is quick, standard, strict"),
+        ("sweep --model tiny --tp 3 --batch q8", "tp 3"),
+        ("sweep --model qwen3-32b --tp 8 --dcp 2 --batch q8", "the smallest tp for dcp 2 is 16"),
+        ("memory --model tiny --tp 4 --budget lots", "write it as 80GiB"),
+        ("memory --model tiny --tp 4 --length 8x", "write it as 32k"),
+        ("memory --model tiny --tp 4 --dcp two", "--dcp takes whole numbers"),
+        ("memory --model qwen3-235b-a22b --tp 8 --dcp 4", "the nearest legal choice at tp 8 is dcp 2"),
+        ("plot --figure latancy", "did you mean 'latency'?"),
+        ("show", "holds no trials"),
+        ("show last", "no run 'last'"),
+        ("profile show", "holds no profile"),
+        ("profile show absent.json", "no such file"),
+        ("verify --path fald", "did you mean 'fold'?"),
+        ("verify --dcp x", "--dcp takes whole numbers"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    words: str,
+    says: str,
+    scripted: Scripted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words.split()) == Exit.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("dcpbench: ")
+    assert says in err
+    assert scripted.measured == []
+
+
+def test_a_kernel_that_this_machine_lacks_is_refused_by_verify(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("verify", "--kernel", "fa2") == Exit.UNFIT
+    assert "kernel fa2 does not run here: fa2 needs a CUDA device" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_exit_code_5(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    assert run("sweep", *TYPED, "--results", tmp_path / "file" / "below") == Exit.STORAGE
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_folder_in_use_is_exit_code_6(scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store.open(results):
+        assert run("sweep", *TYPED, "--results", results) == Exit.LOCKED
+    assert "in use by process" in capsys.readouterr().err
+    assert scripted.measured == []
+
+
+def test_a_bug_keeps_its_traceback(scripted: Scripted, results: Path) -> None:
+    def broken(number: int, case: Case) -> Outcome | None:
+        raise ZeroDivisionError
+
+    scripted.script = broken
+    with pytest.raises(ZeroDivisionError):
+        run("sweep", *TYPED, "--results", results)
+
+
+# --- Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_cases_memory_and_time_and_measures_nothing(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", "quick", "--results", results, "--dry-run") == Exit.DONE
+    out = capsys.readouterr().out
+    assert "MiB" in out
+    assert " s\n" in out
+    assert "Not possible, and left out:" in out
+    assert "path decode takes one new token per request" in out
+    assert "to measure in about" in out
+    assert scripted.ranks == []
+    assert not results.exists()
+
+
+def test_a_dry_run_for_machines_lists_every_case(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("tune", *TYPED, "--results", results, "--dry-run", "--json") == Exit.DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert {Case.from_json(one["case"]).layout.dcp for one in plan["cases"]} == {1, 2}
+    assert all(one["bytes"] > 0 and one["seconds"] > 0 and one["lacking"] for one in plan["cases"])
+    assert plan["illegal"]
+
+
+def test_axes_on_the_command_line_override_the_sweep_s(scripted: Scripted, results: Path) -> None:
+    words = ("--model", "q8,kv2,d64", "--batch", "q4s64,2q1s32", "--path", "split", "--set", "page_size=16,32")
+    assert run("sweep", "quick", *words, "--dcp", "2", "--exchange", "a2a", "--results", results) == Exit.DONE
+    found = {(str(case.workload), case.settings.path, case.settings.page_size) for case in scripted.measured}
+    assert found >= {("q4s64", "split", 16), ("q4s64", "split", 32), ("2q1s32", "split", 16), ("2q1s32", "split", 32)}
+    assert {case.shape.head_dim for case in scripted.measured} == {64}
+
+
+def test_ranks_decide_what_is_real_and_what_is_simulated(scripted: Scripted, results: Path) -> None:
+    words = ("--model", "tiny", "--tp", "4", "--dcp", "2", "--batch", "q8", "--path", "fold", "--results")
+    assert run("--ranks", "1", "sweep", *words, results) == Exit.DONE
+    assert run("--ranks", "2", "sweep", *words, results) == Exit.DONE
+    assert run("sweep", *words, results) == Exit.DONE
+    assert scripted.ranks == [1, 2]
+    assert [case.settings.exchange for case in scripted.measured] == ["loopback", "ag_rs"]
+
+
+def test_tune_ends_with_a_table_a_profile_and_pictures(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("tune", *TYPED, "--results", results) == Exit.DONE
+    out, err = capsys.readouterr()
+    assert "Chosen for q4,kv1,d64,dtype=float32 on A CPU" in out
+    assert max(len(line) for line in out.splitlines() if not line.startswith(("profile", "plot"))) <= 80
+    printed = re.findall(r"(\S+\.(?:json|png|svg))", out)
+    assert len(printed) >= 5
+    for path in printed:
+        assert (Path(path)).stat().st_size > 0, path
+    assert f"[{len(scripted.measured)}/{len(scripted.measured)}]" in err
+    assert "\x1b" not in out + err
+
+
+def test_tune_for_machines_prints_json_and_nothing_else(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("tune", *TYPED, "--results", results, "--json") == Exit.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert {entry["dcp"] for profile in found["profiles"] for entry in profile["entries"]} == {1, 2}
+    assert Path(found["plots"]["latency"][0]).is_file()
+
+
+def test_what_is_in_the_store_is_not_measured_again(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    first = len(scripted.measured)
+    assert run("sweep", *TYPED, "--concurrency", "1,2", "--results", results) == Exit.DONE
+    assert len(scripted.measured) == 2 * first
+    assert f"{first} are in {results} already" in capsys.readouterr().err
+    assert run("tune", *TYPED, "--results", results) == Exit.DONE
+    assert len(scripted.measured) == 2 * first
+    assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_more_precision_than_the_store_has_is_measured(scripted: Scripted, results: Path) -> None:
+    assert run("sweep", *TYPED, "--results", results, "--precision", "quick") == Exit.DONE
+    first = len(scripted.measured)
+    assert run("sweep", *TYPED, "--results", results, "--precision", "strict") == Exit.DONE
+    assert len(scripted.measured) == 2 * first
+    assert run("sweep", *TYPED, "--results", results, "--precision", "quick") == Exit.DONE
+    assert len(scripted.measured) == 2 * first
+    assert [policy.precision for policy in scripted.policies] == [0.03, 0.005]
+
+
+def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(number: int, case: Case) -> Outcome | None:
+        if number == 3:
+            raise KeyboardInterrupt
+        return None
+
+    scripted.script = stopped
+    words = ("--ranks", "2", "tune", *TYPED, "--results", results)
+    assert run(*words) == Exit.INTERRUPTED
+    err = capsys.readouterr().err
+    assert "3 trials are kept" in err
+    resume = err.strip().splitlines()[-1].split()
+    assert resume == ["dcpbench", *map(str, words)]
+    assert len(Store.read(results)[0]) == 3
+    assert scripted.closed == 1
+    scripted.script = lambda number, case: None
+    assert main(resume[1:]) == Exit.DONE
+    assert len({case.key for case in scripted.measured}) == len(scripted.measured)
+
+
+def test_sigterm_ends_as_a_signal_does_with_nothing_lost(scripted: Scripted, results: Path) -> None:
+    def terminated(number: int, case: Case) -> Outcome | None:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None
+
+    scripted.script = terminated
+    assert run("sweep", *TYPED, "--results", results) == Exit.TERMINATED
+    assert len(Store.read(results)[0]) == 2
+    assert scripted.closed == 1
+    with Store.open(results):
+        pass
+
+
+def test_a_failed_case_is_exit_code_3_tried_once_more_and_then_left(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.script = lambda number, case: Failed("crashed", "a worker died") if case.layout.dcp == 2 else None
+    assert run("sweep", *TYPED, "--results", results) == Exit.FAILED_CASES
+    first = len(scripted.measured)
+    failed = sum(case.layout.dcp == 2 for case in scripted.measured)
+    assert f"{failed} cases failed: crashed: a worker died." in capsys.readouterr().out
+    assert run("sweep", *TYPED, "--results", results) == Exit.FAILED_CASES
+    assert len(scripted.measured) == first + failed
+    assert run("sweep", *TYPED, "--results", results) == Exit.FAILED_CASES
+    assert len(scripted.measured) == first + failed
+
+
+def test_a_skipped_case_says_why_and_does_no_harm(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.script = lambda number, case: Skipped("needs 9.0 GiB, 1.0 GiB are free") if case.layout.dcp == 2 else None
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    assert "skipped: needs 9.0 GiB, 1.0 GiB are free." in capsys.readouterr().out
+
+
+def test_where_nothing_can_run_the_machine_is_unfit(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.script = lambda number, case: Skipped("no kernel")
+    assert run("sweep", *TYPED, "--results", results) == Exit.UNFIT
+    assert "doctor" in capsys.readouterr().err
+
+
+def test_another_driver_is_named_and_refused_unless_asked_to_measure_afresh(
+    scripted: Scripted, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    first = len(scripted.measured)
+    newer = Environment({**CPU.hard, "torch": "9.9.9"})
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: newer)
+    capsys.readouterr()
+    assert run("sweep", *TYPED, "--results", results) == Exit.USAGE
+    err = capsys.readouterr().err
+    assert "torch: 9.9.9 here, 2.13.0 there" in err
+    assert "--fresh" in err
+    assert run("sweep", *TYPED, "--results", results, "--fresh") == Exit.DONE
+    assert len(scripted.measured) == 2 * first
+
+
+def test_the_whole_way_with_real_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "--model",
+        "q4,kv1,d16",
+        "--tp",
+        "2",
+        "--dcp",
+        "1,2",
+        "--batch",
+        "q3s9",
+        "--path",
+        "split,fold",
+        "--exchange",
+        "ag_rs",
+    )
+    assert run("--ranks", "2", "tune", *words, "--results", tmp_path, "--precision", "0.9") == Exit.DONE
+    out = capsys.readouterr().out
+    assert re.search(r"^q3s9 +2 +(split|fold)\S* +reference +ag_rs .* measured$", out, re.MULTILINE)
+    assert len(Store.read(tmp_path)[0]) == 3
+
+
+# --- Reading ------------------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_tables_markdown_or_json(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    swept = capsys.readouterr().out
+    assert run("show", "--results", results) == Exit.DONE
+    assert capsys.readouterr().out == swept
+    assert run("show", "last", "--results", results, "--markdown") == Exit.DONE
+    assert "| batch | dcp | path |" in capsys.readouterr().out
+    assert run("show", "--results", results, "--json") == Exit.DONE
+    assert len(json.loads(capsys.readouterr().out)["trials"]) == len(scripted.measured)
+
+
+def test_a_run_may_be_given_as_a_file(scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    swept = capsys.readouterr().out
+    (path,) = results.glob("*.jsonl")
+    assert run("show", path) == Exit.DONE
+    assert capsys.readouterr().out == swept
+
+
+def test_a_damaged_line_is_named_and_the_rest_is_shown(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    (path,) = results.glob("*.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    capsys.readouterr()
+    assert run("show", "--results", results, "--json") == Exit.DONE
+    out, err = capsys.readouterr()
+    assert "set aside" in err
+    assert len(json.loads(out)["trials"]) == len(scripted.measured) - 1
+
+
+def test_plot_writes_where_it_is_told_and_says_what_it_left_out(
+    scripted: Scripted, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--model", "tiny", "--tp", "4", "--dcp", "1", "--batch", "q8s64")
+    assert run("sweep", *words, "--results", results) == Exit.DONE
+    capsys.readouterr()
+    folder = tmp_path / "pictures"
+    assert run("plot", "--results", results, "--to", folder, "--figure", "kv-memory,mask-cost") == Exit.DONE
+    out = capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["kv-memory.png", "kv-memory.svg"]
+    assert "no plot  mask-cost: needs one batch measured with path mask" in out
+
+
+def test_a_profile_answers_for_a_batch(scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tune", *TYPED, "--results", results) == Exit.DONE
+    capsys.readouterr()
+    assert run("profile", "show", "--results", results) == Exit.DONE
+    assert "Chosen for q4,kv1,d64" in capsys.readouterr().out
+    asked = ("profile", "lookup", "--model", "tiny", "--tp", "4", "--dcp", "2", "--results", results)
+    assert run(*asked, "q8s520") == Exit.DONE
+    assert "exact" in capsys.readouterr().out
+    assert run(*asked, "q1s513", "--json") == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["source"] == "exact"
+    assert run("profile", "lookup", "q8", "--model", "llama-3.1-70b", "--tp", "8", "--results", results) == Exit.USAGE
+    assert "no profile here is for q8,kv1,d128" in capsys.readouterr().err
+
+
+# --- This machine -------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_computed_per_legal_dcp(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run("memory", "--model", "qwen3-235b-a22b", "--tp", "16", "--budget", "40GiB", "--length", "32k") == Exit.DONE
+    )
+    out = capsys.readouterr().out
+    assert re.search(r"^ +1 +48,128 +4 +892,400 +27 +0%$", out, re.MULTILINE)
+    assert re.search(r"^ +4 +12,032 +1 +3,569,600 +108 +75%$", out, re.MULTILINE)
+    assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "16", "--dcp", "2", "--json") == Exit.DONE
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["dcp"], row["bytes_per_token"], row["saved"]) == (2, 24064, 0.5)
+
+
+def test_doctor_says_what_runs_and_why_the_rest_does_not(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("doctor") == Exit.DONE
+    out = capsys.readouterr().out
+    for words in ("reference  yes", "fa2 needs a CUDA device", "needs two ranks", "xqa", "returns no LSE"):
+        assert words in " ".join(out.split()) or words in out
+    assert run("doctor", "--json") == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["refused"]["xqa"]
+
+
+def test_doctor_calls_a_machine_unfit_where_nothing_runs(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.kernels = {}
+    assert run("doctor") == Exit.UNFIT
+    assert "no worker comes up here" in capsys.readouterr().err
+    scripted.kernels = {"reference": "", "fa2": "flashinfer is not installed"}
+    card = bench.environment.Device("NVIDIA H200", "GPU-1", 141 << 30, 140 << 30)
+    monkeypatch.setattr(bench.environment, "devices", lambda: (card,))
+    assert run("doctor") == Exit.UNFIT
+    out, err = capsys.readouterr()
+    assert "none of FlashInfer's kernels can use it" in err
+    assert "140.0 GiB" in out
+
+
+def test_verify_tells_right_from_wrong(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("verify", "--path", "fold", "--dcp", "2", "--exchange", "a2a")
+    assert run(*words) == Exit.DONE
+    out = capsys.readouterr().out
+    assert re.search(r"^fold +reference +a2a +\d+ +0 +0 +10%$", out, re.MULTILINE)
+    assert "0 wrong" in out
+    scripted.verdict = lambda number: replace(
+        RIGHT, out_error=0.5 if number == 1 else float("nan") if number == 2 else 0.0
+    )
+    assert run(*words) == Exit.FAILED_CASES
+    out, err = capsys.readouterr()
+    assert out.count("FAILED") == 2
+    assert "WRONG, out errs by 5.00e-01 (budget 1.00e-02)" in err
+    scripted.verdict = lambda number: Skipped("no LSE")
+    assert run(*words, "--json") == Exit.DONE
+    assert {one["verdict"] for one in json.loads(capsys.readouterr().out)} == {"skipped, no LSE"}
+
+
+# --- Small things -------------------------------------------------------------------------------------------------------
+
+
+def test_commas_inside_a_value_are_its_own() -> None:
+    assert values_of("dcp", ["1,2", "4"]) == ["1", "2", "4"]
+    assert values_of("model", ["tiny,q64,kv4,d128,qwen3-32b,q8,kv2,d64,l3"]) == [
+        "tiny",
+        "q64,kv4,d128",
+        "qwen3-32b",
+        "q8,kv2,d64,l3",
+    ]
+    assert values_of("batch", ["8q1s32k,q2k", "mix=8192,32*1@8192"]) == ["8q1s32k", "q2k", "mix=8192,32*1@8192"]
+
+
+def test_tab_completes_the_last_value_of_a_list() -> None:
+    assert completion.models("qwen3-2") == ["qwen3-235b-a22b"]
+    assert completion.paths("tp,f") == ["tp,fold"]
+    assert completion.kernels("fa") == ["fa2", "fa3"]
+    assert completion.exchanges("a") == ["alone", "ag_rs", "a2a"]
+    assert "quick" in completion.sweeps("")
+    assert completion.settings("page") == ["page_size="]
+    assert completion.precisions("st") == ["standard", "strict"]
+    assert completion.figures("k") == ["kv-memory"]
+
+
+def test_help_joins_lines_and_keeps_examples() -> None:
+    assert (
+        paragraphs("One\n    line.\n\n    Examples:\n      a\n      b\n    ") == "One line.\n\n\b\nExamples:\n  a\n  b"
+    )
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(-1, "0 s"), (42.4, "42 s"), (200, "3 min"), (7800, "2 h 10 min")])
+def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
+    assert clock(seconds) == said
+
+
+def test_plain_progress_has_no_colours_and_counts_down(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines(2, 20.0, sys.stderr)
+    lines.advance("first\x1b[31m", 10.0)
+    lines.advance("second", 10.0)
+    assert capsys.readouterr().err == "[1/2, 10 s left] first\\x1b[31m\n[2/2] second\n"
+
+
+def test_the_bar_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar(1, 1.0)
+    bar.now("[bold]case[/bold]")
+    bar.advance("[red]result[/red]", 1.0)
+    bar.close()
+    assert "[red]result[/red]" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""How long a run will take: from the model alone, and corrected by what was seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.estimate import case_seconds, local_ranks, seconds_each
+from bench.record import Failed, Policy
+from dcp_core.cost import ceiling_of
+from tests.bench.made_up import cases, trial
+
+H200 = ceiling_of("NVIDIA H200")
+
+
+def test_what_is_larger_takes_longer() -> None:
+    (small,), (large,) = (list(cases([batch], dcps=(1,), kernels=("fa2",))) for batch in ("q512", "q32k"))
+    assert case_seconds(small, Policy(), H200) < case_seconds(large, Policy(), H200)
+
+
+def test_more_samples_take_longer_up_to_the_cap_on_seconds() -> None:
+    (case,) = cases(["q32k"], dcps=(1,), kernels=("fa2",))
+    few, many = Policy(min_samples=30), Policy(min_samples=3000, max_samples=3000)
+    assert case_seconds(case, few, H200) < case_seconds(case, many, H200)
+    assert case_seconds(case, replace(many, max_seconds=0.5), H200) < case_seconds(case, many, H200)
+
+
+def test_a_simulated_group_shares_one_device() -> None:
+    split = [case for case in cases(["q8s1k"]) if case.settings.path == "split"]
+    assert {(case.settings.exchange, local_ranks(case)) for case in split} == {("loopback", 2), ("ag_rs", 1)}
+
+
+def test_three_trials_correct_the_model_and_failures_do_not() -> None:
+    found = list(cases(["q512", "q2k"], dcps=(1,)))
+    plain = seconds_each(found, Policy(), "NVIDIA H200")
+    slow = [trial(case, seconds=3 * seconds) for case, seconds in zip(found, plain, strict=True)]
+    assert seconds_each(found, Policy(), "NVIDIA H200", slow) == pytest.approx([3 * seconds for seconds in plain])
+    assert seconds_each(found, Policy(), "NVIDIA H200", slow[:2]) == plain
+    failed = [replace(one, outcome=Failed("error", "boom")) for one in slow]
+    assert seconds_each(found, Policy(), "NVIDIA H200", failed) == plain

@@ -1,0 +1,252 @@
+"""Folding: the interleaved mask of one rank is plain bottom-right causal attention over rows of dcp queries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dcp_core.fold import Fold, Folder
+from dcp_core.layout import DcpLayout
+from dcp_core.lse import LseBase, Partial
+
+HEAD_DIM = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    new_lens: list[int]
+    total_lens: list[int]
+    dcp: int
+    kv_heads: int
+    group: int
+    seed: int
+
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.group
+
+    def folder(self, rank: int, *, dtype: torch.dtype = torch.float64) -> Folder:
+        fold = Fold.of(self.new_lens, self.total_lens, self.dcp, rank)
+        return Folder(
+            fold,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=HEAD_DIM,
+            dtype=dtype,
+            device=torch.device("cpu"),
+        )
+
+    def queries(self, *, dtype: torch.dtype = torch.float64) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(sum(self.new_lens), self.heads, HEAD_DIM, generator=generator, dtype=dtype)
+
+    def shard(self, rank: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return, per request, the positions, keys and values that a rank holds."""
+        layout, generator = DcpLayout(self.dcp, self.dcp), torch.Generator().manual_seed(self.seed + 1)
+        found = []
+        for total in self.total_lens:
+            keys, values = torch.randn(2, total, self.kv_heads, HEAD_DIM, generator=generator, dtype=torch.float64)
+            positions = torch.tensor(layout.positions(total, rank), dtype=torch.int64)
+            found.append((positions, keys[positions], values[positions]))
+        return found
+
+
+def lengths(longest: int) -> st.SearchStrategy[list[tuple[int, int]]]:
+    one = st.tuples(st.integers(1, longest), st.integers(0, longest))
+    return st.lists(one, min_size=1, max_size=4)
+
+
+@st.composite
+def batches(draw: st.DrawFn, longest: int = 24) -> Batch:
+    lens = draw(lengths(longest))
+    return Batch(
+        [new for new, _ in lens],
+        [new + context for new, context in lens],
+        draw(st.sampled_from([1, 2, 3, 4, 5, 8])),
+        draw(st.sampled_from([1, 1, 2, 3])),
+        draw(st.sampled_from([1, 2])),
+        draw(st.integers(0, 1 << 20)),
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend in float64: q ``[T, H, D]``, k and v ``[J, K, D]``, seen ``[T, J]``; a row that sees nothing gives (0, -inf)."""
+    group = q.shape[1] // k.shape[1]
+    scores = torch.einsum("thd,jhd->thj", q, k.repeat_interleave(group, 1)) / math.sqrt(HEAD_DIM)
+    scores = scores.masked_fill(~seen.unsqueeze(1), -math.inf)
+    lse = scores.logsumexp(-1)
+    weights = torch.where(lse.isinf().unsqueeze(-1), 0.0, torch.exp(scores - lse.unsqueeze(-1)))
+    return torch.einsum("thj,jhd->thd", weights, v.repeat_interleave(group, 1)), lse
+
+
+def interleaved(batch: Batch, rank: int, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend as the definition says: a query at position p sees the local keys at positions up to p."""
+    outs, lses = [], []
+    rows = q.split(batch.new_lens)
+    for own, total, (positions, k, v) in zip(rows, batch.total_lens, batch.shard(rank), strict=True):
+        query_positions = torch.arange(total - len(own), total)
+        out, lse = attend(own, k, v, positions <= query_positions.unsqueeze(1))
+        outs.append(out)
+        lses.append(lse)
+    return torch.cat(outs), torch.cat(lses)
+
+
+def folded_causal(batch: Batch, rank: int, folder: Folder, q: Tensor) -> Partial:
+    """Attend to the folded queries with nothing but the plain bottom-right causal rule."""
+    fold = folder.fold
+    outs, lses = [], []
+    rows = folder.fold_queries(q).split(list(fold.rows))
+    for own, kv_len, (_, k, v) in zip(rows, fold.kv_lens, batch.shard(rank), strict=True):
+        seen = torch.arange(kv_len) <= torch.arange(len(own)).unsqueeze(1) + kv_len - len(own)
+        out, lse = attend(own, k, v, seen)
+        outs.append(out)
+        lses.append(lse)
+    return Partial(torch.cat(outs), torch.cat(lses).float())
+
+
+@settings(max_examples=800)
+@given(batches())
+def test_folded_causal_attention_is_interleaved_attention_on_every_row_of_every_rank(batch: Batch) -> None:
+    q = batch.queries()
+    for rank in range(batch.dcp):
+        folder = batch.folder(rank)
+        result = folder.unfold(folded_causal(batch, rank, folder, q))
+        out, lse = interleaved(batch, rank, q)
+        torch.testing.assert_close(result.out, out, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(result.lse, lse.float(), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=800)
+@given(batches(longest=3000))
+def test_rows_never_outnumber_keys_and_keys_are_the_shard(batch: Batch) -> None:
+    layout = DcpLayout(batch.dcp, batch.dcp)
+    for rank in range(batch.dcp):
+        fold = Fold.of(batch.new_lens, batch.total_lens, batch.dcp, rank)
+        assert fold.kv_lens == tuple(layout.local_len(total, rank) for total in batch.total_lens)
+        for rows, keys, new in zip(fold.rows, fold.kv_lens, batch.new_lens, strict=True):
+            assert 0 <= rows <= keys
+            assert (rows == 0) == (keys == 0)
+            assert rows * batch.dcp <= new + 2 * (batch.dcp - 1)
+
+
+@settings(max_examples=800)
+@given(batches(longest=300))
+def test_a_query_has_a_place_of_its_own_or_sees_no_key(batch: Batch) -> None:
+    for rank in range(batch.dcp):
+        fold = Fold.of(batch.new_lens, batch.total_lens, batch.dcp, rank)
+        positions = torch.cat(
+            [torch.arange(total - new, total) for new, total in zip(batch.new_lens, batch.total_lens, strict=True)]
+        )
+        assert torch.equal(fold.place < 0, positions < rank)
+        placed = fold.place[fold.place >= 0]
+        assert placed.unique().numel() == placed.numel()
+        assert placed.numel() == 0 or int(placed.max()) < fold.places
+        begins = torch.tensor([begin * batch.dcp for begin in accumulate(fold.rows, initial=0)][:-1])
+        begin = begins.repeat_interleave(torch.tensor(batch.new_lens))[fold.place >= 0]
+        # Where a query stands within its row is its position's alone, so that one row holds consecutive positions.
+        assert torch.equal((placed - begin) % batch.dcp, (positions[fold.place >= 0] - rank) % batch.dcp)
+
+
+def one_request(new: int, total: int, dcp: int, kv_heads: int = 1) -> Batch:
+    return Batch([new], [total], dcp, kv_heads, 2, 0)
+
+
+def numbered(batch: Batch, folder: Folder) -> Partial:
+    """Return a folded result whose every element differs."""
+    shape = folder.row_shape(batch.heads, HEAD_DIM)
+    out = torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
+    return Partial(out, out[..., 0].float())
+
+
+def test_whole_rows_of_one_kv_head_are_folded_as_a_view() -> None:
+    batch = one_request(8, 24, 4)
+    q, folder = batch.queries(), batch.folder(rank=0)
+    folded = folder.fold_queries(q)
+    assert folded.shape == (2, 4 * batch.heads, HEAD_DIM)
+    assert folded.data_ptr() == q.data_ptr()
+
+
+def test_padded_rows_are_folded_by_a_copy_that_leaves_the_queries_alone() -> None:
+    batch = one_request(7, 23, 4)
+    q, folder = batch.queries(), batch.folder(rank=1)
+    before = q.clone()
+    folded = folder.fold_queries(q)
+    assert folded.data_ptr() != q.data_ptr()
+    assert folded.isfinite().all()
+    assert torch.equal(q, before)
+
+
+@pytest.mark.parametrize(("new", "total", "rank"), [(8, 24, 0), (8, 24, 3), (7, 23, 1), (1, 9, 2)])
+def test_a_single_request_is_unfolded_as_a_view(new: int, total: int, rank: int) -> None:
+    batch = one_request(new, total, 4)
+    folder = batch.folder(rank)
+    folded = numbered(batch, folder)
+    result = folder.unfold(folded)
+    start, end = folded.out.data_ptr(), folded.out.data_ptr() + folded.out.nbytes
+    assert start <= result.out.data_ptr() < end
+    assert result.out.shape == (new, 2, HEAD_DIM)
+
+
+def test_several_kv_heads_or_requests_are_unfolded_by_a_copy_with_the_same_contents() -> None:
+    for batch in (one_request(8, 24, 4, kv_heads=2), Batch([3, 5], [9, 5], 2, 1, 2, 3)):
+        for rank in range(batch.dcp):
+            folder = batch.folder(rank)
+            q = batch.queries()
+            folded = folder.fold_queries(q)
+            back = folder.unfold(Partial(folded, folded[..., 0].float()))
+            seeing = folder.fold.place >= 0
+            assert torch.equal(back.out[seeing], q[seeing])
+            assert torch.equal(back.lse[seeing], q[seeing][..., 0].float())
+
+
+def test_queries_that_see_no_key_get_nothing_whatever_the_kernel_left() -> None:
+    batch = Batch([5, 2], [5, 2], 4, 1, 2, 0)
+    folder = batch.folder(rank=3)
+    shape = folder.row_shape(batch.heads, HEAD_DIM)
+    garbage = torch.full(shape, math.nan, dtype=torch.float64)
+    result = folder.unfold(Partial(garbage, garbage[..., 0].float()))
+    unseeing = torch.tensor([True, True, True, False, False, True, True])
+    assert torch.equal(result.lse[unseeing], torch.full((5, 2), -math.inf))
+    assert torch.equal(result.out[unseeing], torch.zeros(5, 2, HEAD_DIM, dtype=torch.float64))
+    assert result.out[~unseeing].isnan().all()
+
+
+def test_a_rank_without_any_key_needs_no_row() -> None:
+    folder = Batch([1, 2], [1, 2], 4, 1, 2, 0).folder(rank=3)
+    assert folder.fold.rows == folder.fold.kv_lens == (0, 0)
+    result = folder.unfold(Partial(torch.empty(0, 8, HEAD_DIM, dtype=torch.float64), torch.empty(0, 8)))
+    assert (result.lse == -math.inf).all()
+    assert (result.out == 0).all()
+
+
+@pytest.mark.parametrize("batch", [one_request(8, 24, 4), Batch([3, 5], [9, 5], 2, 2, 1, 3)])
+def test_unfolding_keeps_the_base_of_the_lse(batch: Batch) -> None:
+    folder = batch.folder(rank=0)
+    folded = folder.fold_queries(batch.queries())
+    assert folder.unfold(Partial(folded, folded[..., 0].float(), LseBase.TWO)).base is LseBase.TWO
+
+
+def test_the_published_example_folds_to_two_rows_a_rank() -> None:
+    # New 8, total 25, dcp 4: rank 0 holds positions 0, 4 … 24, so the last query sees seven keys.
+    fold = Fold.of([8], [25], 4, 0)
+    assert fold.rows == (3,)
+    assert fold.kv_lens == (7,)
+    assert fold.place.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("new", "total", "dcp", "rank"),
+    [([1], [1], 2, 2), ([1], [1], 2, -1), ([1], [1], 0, 0), ([0], [1], 2, 0), ([2], [1], 2, 0), ([1, 1], [1], 2, 0)],
+)
+def test_what_is_no_batch_or_no_rank_is_refused_in_a_sentence(
+    new: list[int], total: list[int], dcp: int, rank: int
+) -> None:
+    with pytest.raises(ValueError, match="rank|lists"):
+        Fold.of(new, total, dcp, rank)
