@@ -1,7 +1,7 @@
 """How long a run will take: the cost model's step, repeated as measuring does, corrected by what trials really took.
 
 Assumptions, for want of anything measured: on a GPU sampling ends after one or two blocks of the fewest samples, on a CPU,
-whose times scatter, at the cap; the step as a whole and its stages one by one take the same; a warm-up is three blocks;
+whose times scatter, at the cap; the step as a whole and each of its stages are sampled alike; a warm-up is three blocks;
 planning is repeated for half a second at most; every rank of a simulated group runs the checked step in turn; opening and
 checking a case takes a fixed time, and as long as its memory takes to write. Compiling kernels on first use, and starting
 workers, are not included.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from bench.record import Measured, Policy, Trial
-from dcp_core.cost import CPU, Ceiling, ceiling_of, plan_bytes, step_seconds
+from dcp_core.cost import CPU, Ceiling, ceiling_of, plan_bytes, step_work
 from dcp_core.memory import case_bytes
 from dcp_core.settings import Case, ExchangeName
 
@@ -40,14 +40,20 @@ def local_ranks(case: Case) -> int:
 
 def case_seconds(case: Case, policy: Policy, ceiling: Ceiling) -> float:
     """Return the time that measuring one case should take, by the module's assumptions."""
-    step_s, together = step_seconds(case, ceiling), local_ranks(case)
-    each_s = step_s + (0.0 if ceiling is CPU else FLUSH_S)
-    samples = policy.max_samples if ceiling is CPU else min(policy.max_samples, BLOCKS * policy.min_samples)
-    timed_s = min(samples * each_s, policy.max_seconds) + WARM_UP_BLOCKS * policy.min_warmup * each_s
+    stages_s = [work.seconds(ceiling) for work in step_work(case)]
+    step_s, together = sum(stages_s), local_ranks(case)
+    timed_s = sum(_timed_seconds(call_s, policy, on_cpu=ceiling is CPU) for call_s in (step_s, *stages_s))
     plan_s = PLAN_S + plan_bytes(case) / (ceiling.bytes_per_s / 8)
     planning_s = min(MOST_PLANS * plan_s, max(PLAN_SECONDS, FEWEST_PLANS * plan_s))
     checking_s = SETUP_S + together * step_s + 2 * case_bytes(case, together) / ceiling.bytes_per_s
-    return checking_s + planning_s + 2 * timed_s + LAUNCHES * step_s
+    return checking_s + planning_s + timed_s + LAUNCHES * step_s
+
+
+def _timed_seconds(call_s: float, policy: Policy, *, on_cpu: bool) -> float:
+    """Return the time of warming up and sampling one call, the step or a stage of it."""
+    each_s = call_s + (0.0 if on_cpu else FLUSH_S)
+    samples = policy.max_samples if on_cpu else min(policy.max_samples, BLOCKS * policy.min_samples)
+    return min(samples * each_s, policy.max_seconds) + WARM_UP_BLOCKS * policy.min_warmup * each_s
 
 
 def seconds_each(cases: Sequence[Case], policy: Policy, device_name: str, known: Iterable[Trial] = ()) -> list[float]:

@@ -10,7 +10,6 @@ import torch
 
 from bench.clock import Clock, CudaClock, HostClock, floor_us
 from bench.record import (
-    Check,
     Failed,
     Label,
     Measured,
@@ -23,6 +22,7 @@ from bench.record import (
 )
 from bench.stand import Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
+from dcp_core.check import Check
 from dcp_core.memory import case_bytes, format_size
 from dcp_core.mesh import Mesh
 from dcp_core.paths.base import Stage

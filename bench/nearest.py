@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.entry import Entry, serves
-from dcp_core.settings import Settings
+from dcp_core.settings import Settings, canonical
 from dcp_core.shapes import Workload
 
 CONTEXT_FLOOR = 128

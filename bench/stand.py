@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.record import Check
 from dcp_core.build import open_path
 from dcp_core.cache import PagedCache, PageTable, page_count, slot_mapping
+from dcp_core.check import Check
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.oracle import attend_rows, choose_rows, judge
@@ -44,7 +44,8 @@ class Sequences:
         queries = tuple(normal(rows, heads.query) * QUERY_SCALE for _ in range(case.layout.dcp))
         # What the cache will hold, so that rounding to its dtype is no error of the kernel.
         keys, values = (
-            tuple(normal(total, heads.kv).to(kv_dtype).to(dtype) for total in case.workload.total_lens) for _ in range(2)
+            tuple(normal(total, heads.kv).to(kv_dtype).to(dtype) for total in case.workload.total_lens)
+            for _ in range(2)
         )
         return cls(queries, keys, values)
 
@@ -85,7 +86,8 @@ class Stand:
         paths = [open_path(case, member) for member in mesh.members()]
         self.sequences = Sequences.draw(case, mesh.device, seed)
         self.seats = tuple(
-            self._seat(member.rank, path) for member, path in zip(mesh.members(), paths, strict=True)
+            self._seat(member.rank, path)
+            for member, path in zip(mesh.members(), paths, strict=True)
             if isinstance(path, Path)
         )
 
@@ -98,7 +100,9 @@ class Stand:
     def kv_bytes(self) -> int:
         """Bytes of the pages in use in the largest cache here, one layer."""
         pages = self.fullest.step.cache.pages
-        return page_count(self.fullest.table.lens, self.fullest.table.page_size) * pages[0].numel() * pages.element_size()
+        return (
+            page_count(self.fullest.table.lens, self.fullest.table.page_size) * pages[0].numel() * pages.element_size()
+        )
 
     def plan(self) -> None:
         """Plan the batch on every rank here."""

@@ -13,7 +13,8 @@ from bench.errors import UnfitError
 from bench.group import GroupLost, WorkerGroup
 from bench.line import read_outcome
 from bench.orders import Order
-from bench.record import Check, Failed, Outcome, Policy, Skipped, Trial
+from bench.record import Failed, Outcome, Policy, Skipped, Trial
+from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 
 CASE_SECONDS = 300.0

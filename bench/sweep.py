@@ -27,6 +27,7 @@ from dcp_core.settings import (
     KernelName,
     PathName,
     Settings,
+    canonical,
 )
 from dcp_core.shapes import ModelShape, Workload, nearest
 

@@ -94,7 +94,10 @@ def _cross(selection: Selection, head_dim: int) -> list[Case]:
         for query, kv in RANK_HEADS
         for batch in selection.batches
         for case in _one_batch(
-            ModelShape(query * dcp, kv, head_dim, dtype=dtype), DcpLayout(dcp, dcp, interleave), Workload.parse(batch), selection
+            ModelShape(query * dcp, kv, head_dim, dtype=dtype),
+            DcpLayout(dcp, dcp, interleave),
+            Workload.parse(batch),
+            selection,
         )
     ]
 
@@ -116,14 +119,22 @@ def _settings(layout: DcpLayout, selection: Selection) -> Iterator[Settings]:
             for exchange in _exchanges(layout, selection.ranks):
                 for form in MaskForm if path is PathName.MASK else (MaskForm.PACKED,):
                     for batching in Batching:
-                        yield from _legal(path=path, kernel=kernel, exchange=exchange, mask_form=form, batching=batching)
+                        yield from _legal(
+                            path=path, kernel=kernel, exchange=exchange, mask_form=form, batching=batching
+                        )
 
 
 def _legal(*, path: PathName, kernel: KernelName, **others: object) -> Iterator[Settings]:
     decode_only = kernel is KernelName.CUDA_CORE
     main = KernelName.FA2 if decode_only else kernel
     kv_layout = KvLayout.HND if path is PathName.SPLIT else KvLayout.NHD
-    data = {"path": path, "kernel": main, "decode_kernel": kernel if decode_only else None, "kv_layout": kv_layout, **others}
+    data = {
+        "path": path,
+        "kernel": main,
+        "decode_kernel": kernel if decode_only else None,
+        "kv_layout": kv_layout,
+        **others,
+    }
     try:
         yield Settings.from_json(data)
     except IllegalSettings:

@@ -19,9 +19,10 @@ import torch
 
 from bench.measure import measure, synchronize, verify
 from bench.orders import REPLY_VARIABLE, Order
+from bench.record import Failed, Outcome, Policy, Skipped
 from bench.stand import row_difference
-from bench.record import Check, Failed, Outcome, Policy, Skipped
 from dcp_core.build import open_kernel
+from dcp_core.check import Check
 from dcp_core.kernels.base import Masking, PassKind, PassSpec
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
@@ -67,7 +68,7 @@ def _answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str
         outcome = run(case, group, policy)
     except torch.OutOfMemoryError as error:
         outcome = Failed("out_of_memory", str(error).splitlines()[0])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the one place that catches everything: it becomes a failed trial
         outcome = Failed("error", f"{type(error).__name__}: {error}", traceback.format_exc())
     gc.collect()
     poisoned = _poisoned(mesh.device) if isinstance(outcome, Failed) else False
@@ -103,7 +104,9 @@ class Companion:
         differences = [row_difference(mine, other) for mine, other in zip(stand.results(), self._results, strict=True)]
         worst = max(mesh.share(max(differences)))
         if check.passed and not worst <= 2 * check.out_budget:
-            return Failed("differs", f"a row is {worst:.2e} away from path {self._path}, budget {2 * check.out_budget:.2e}")
+            return Failed(
+                "differs", f"a row is {worst:.2e} away from path {self._path}, budget {2 * check.out_budget:.2e}"
+            )
         return check
 
 

@@ -84,7 +84,9 @@ def open_exchange(case: Case, mesh: Mesh) -> Exchange:
     if mesh.board is None and name is ExchangeName.LOOPBACK:
         raise Unsupported("exchange loopback needs a simulated group, whose ranks share one process")
     if mesh.board is not None and name not in (ExchangeName.LOOPBACK, ExchangeName.ALONE):
-        raise Unsupported(f"exchange {name} needs {case.layout.dcp} real ranks; in a simulated group the exchange is loopback")
+        raise Unsupported(
+            f"exchange {name} needs {case.layout.dcp} real ranks; in a simulated group the exchange is loopback"
+        )
     match name:
         case ExchangeName.ALONE:
             from dcp_core.exchange.alone import Alone

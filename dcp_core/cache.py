@@ -50,23 +50,25 @@ class PageTable:
     @property
     def last_page_lens(self) -> Tensor:
         """Tokens in each request's last page: int32 ``[requests]``, 1 … page_size, and 0 for a request without pages."""
-        return torch.tensor([(length - 1) % self.page_size + 1 if length else 0 for length in self.lens], dtype=torch.int32)
+        return torch.tensor(
+            [(length - 1) % self.page_size + 1 if length else 0 for length in self.lens], dtype=torch.int32
+        )
 
     def first(self, lens: Sequence[int]) -> PageTable:
         """Return the same pages cut down to each request's first ``lens`` tokens: a request's context, say."""
-        if len(lens) != len(self.lens) or any(short > whole for short, whole in zip(lens, self.lens, strict=True)):
+        if len(lens) != len(self.lens) or any(not 0 <= a <= b for a, b in zip(lens, self.lens, strict=True)):
             raise ValueError(f"a table of {self.lens} tokens holds no first {tuple(lens)}")
         counts = [-(-length // self.page_size) for length in lens]
         starts = self.indptr.tolist()
         kept = [self.indices[start : start + count] for start, count in zip(starts, counts, strict=False)]
-        return PageTable(tuple(lens), _offsets(lens, self.page_size), torch.cat(kept), self.page_size)
+        return PageTable(tuple(lens), _offsets(lens, self.page_size), _joined(kept), self.page_size)
 
     def select(self, requests: Sequence[int]) -> PageTable:
         """Return the table of some of the requests, in the given order."""
         starts = self.indptr.tolist()
         kept = [self.indices[starts[request] : starts[request + 1]] for request in requests]
         lens = tuple(self.lens[request] for request in requests)
-        return PageTable(lens, _offsets(lens, self.page_size), torch.cat(kept), self.page_size)
+        return PageTable(lens, _offsets(lens, self.page_size), _joined(kept), self.page_size)
 
     def slots(self, request: Tensor, local_index: Tensor) -> Tensor:
         """Return the slot, ``page * page_size + offset``, of each (request, local token): int64, shaped as the arguments."""
@@ -76,7 +78,13 @@ class PageTable:
 
 
 def page_count(lens: Sequence[int], page_size: int) -> int:
-    """Return how many pages requests of these local lengths take."""
+    """Return how many pages requests of these local lengths take.
+
+    Raises:
+        ValueError: if a length is negative or the page size not positive.
+    """
+    if page_size < 1 or any(length < 0 for length in lens):
+        raise ValueError(f"pages of {page_size} tokens cannot hold requests of {tuple(lens)[:8]} tokens")
     return sum(-(-length // page_size) for length in lens)
 
 
@@ -97,8 +105,15 @@ def slot_mapping(
 
     Returns:
         int64 ``[Σ new_lens]``: the slot, or -1 for a token that lives on another rank and is not written.
+
+    Raises:
+        ValueError: if the table is too short for the batch.
     """
-    request, position = token_positions(torch.tensor(new_lens, device=device), torch.tensor(total_lens, device=device))
+    local = tuple(layout.local_len(total, rank) for total in total_lens)
+    if any(held < needed for held, needed in zip(table.lens, local, strict=True)):
+        raise ValueError(f"rank {rank} is to hold {local} tokens, the table has room for {table.lens}")
+    new, total = (torch.tensor(lens, dtype=torch.int64, device=device) for lens in (new_lens, total_lens))
+    request, position = token_positions(new, total)
     block, inside = position // (layout.dcp * layout.interleave), position % layout.interleave
     owned = position // layout.interleave % layout.dcp == rank
     slots = torch.full_like(position, -1)
@@ -170,6 +185,10 @@ class PagedCache:
             pages = pages.transpose(2, 3)
         keys, values = (pages[:, which].flatten(0, 1)[: table.lens[request]] for which in (0, 1))
         return keys, values
+
+
+def _joined(pages: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(pages)) if pages else torch.empty(0, dtype=torch.int32)
 
 
 def _offsets(lens: Sequence[int], page_size: int) -> Tensor:

@@ -23,6 +23,7 @@ class Ceiling:
         bytes_per_s: read from its memory.
         wire_bytes_per_s: received from peers.
         launch_s: host time of launching one stage.
+        wire_s: time of one exchange, however little it moves.
         masked_share: of ``flops_per_s`` that a pass with a custom mask reaches.
     """
 
@@ -31,20 +32,21 @@ class Ceiling:
     bytes_per_s: float
     wire_bytes_per_s: float
     launch_s: float
+    wire_s: float
     masked_share: float = 0.3
 
 
 # H200: measured with FlashInfer 0.7.2 (fa2 and fa3 prefill 380 to 730 TFLOP/s, masked 125; copy 4.25 TB/s; NCCL 280 GB/s).
 # The others: the H200's share of its datasheet's peak, applied to theirs.
 _CEILINGS = (
-    Ceiling("H200", 450e12, 3.7e12, 2.4e11, 10e-6),
-    Ceiling("H100", 450e12, 2.6e12, 2.4e11, 10e-6),
-    Ceiling("B200", 1000e12, 6.0e12, 4.8e11, 10e-6),
-    Ceiling("A100", 140e12, 1.5e12, 1.6e11, 10e-6),
+    Ceiling("H200", 450e12, 3.7e12, 2.4e11, 10e-6, 10e-6),
+    Ceiling("H100", 450e12, 2.6e12, 2.4e11, 10e-6, 10e-6),
+    Ceiling("B200", 1000e12, 6.0e12, 4.8e11, 10e-6, 10e-6),
+    Ceiling("A100", 140e12, 1.5e12, 1.6e11, 10e-6, 10e-6),
 )
-GPU = Ceiling("another GPU", 100e12, 0.8e12, 2e10, 10e-6)
+GPU = Ceiling("another GPU", 100e12, 0.8e12, 2e10, 10e-6, 10e-6)
 """A device that the table does not know: a guess on the slow side."""
-CPU = Ceiling("CPU", 8e9, 4e9, 5e8, 100e-6, masked_share=1.0)
+CPU = Ceiling("CPU", 12e9, 2e9, 5e8, 100e-6, 3e-3, masked_share=1.0)
 """One core of a server running the torch kernel; its wire is gloo over loopback."""
 
 
@@ -76,7 +78,8 @@ class Work:
         """Return the time that the device cannot beat, its launch included."""
         flops_per_s = ceiling.flops_per_s * (ceiling.masked_share if self.masked else 1.0)
         device = max(self.flops / flops_per_s, self.bytes_moved / ceiling.bytes_per_s)
-        return ceiling.launch_s + device + self.wire_bytes / ceiling.wire_bytes_per_s
+        wire = ceiling.wire_s + self.wire_bytes / ceiling.wire_bytes_per_s if self.wire_bytes else 0.0
+        return ceiling.launch_s + device + wire
 
 
 def step_work(case: Case, rank: int = 0) -> tuple[Work, ...]:

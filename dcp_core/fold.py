@@ -82,7 +82,9 @@ class Folder:
         heads, kv_heads: of the unfolded tensors, after the gather.
     """
 
-    def __init__(self, fold: Fold, *, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, fold: Fold, *, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ):
         self.fold = fold
         self._kv_heads = kv_heads
         self._offset = fold.offset
@@ -116,7 +118,9 @@ class Folder:
         if self._rowed is None:
             return padded.view(self.row_shape(heads, head_dim))
         by_query = padded.view(-1, self.fold.dcp, self._kv_heads, heads // self._kv_heads, head_dim)
-        self._rowed.view(-1, self._kv_heads, self.fold.dcp, heads // self._kv_heads, head_dim).copy_(by_query.transpose(1, 2))
+        self._rowed.view(-1, self._kv_heads, self.fold.dcp, heads // self._kv_heads, head_dim).copy_(
+            by_query.transpose(1, 2)
+        )
         return self._rowed
 
     def unfold(self, folded: Partial) -> Partial:

@@ -42,7 +42,9 @@ class Partial:
 
     def __post_init__(self) -> None:
         if self.out.shape[:-1] != self.lse.shape:
-            raise ValueError(f"out {list(self.out.shape)} needs an lse of {list(self.out.shape[:-1])}, not {list(self.lse.shape)}")
+            raise ValueError(
+                f"out {list(self.out.shape)} needs an lse of {list(self.out.shape[:-1])}, not {list(self.lse.shape)}"
+            )
         if self.lse.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"lse should be float32 (float64 in the oracle), not {self.lse.dtype}")
 
@@ -75,14 +77,15 @@ def combine(outs: Tensor, lses: Tensor, *, base: LseBase = LseBase.NATURAL, into
         into: where to write; new tensors otherwise.
 
     Returns:
-        A natural Partial of ``[T, H, D]``, accumulated in float32 and rounded once to the dtype of ``outs``.
+        A natural Partial of ``[T, H, D]``, accumulated in float32 (float64 of float64) and rounded once to the dtype of ``outs``.
     """
     lses = lses * base.to_natural
     empty = lses == -math.inf
     top = lses.amax(0)
     weights = torch.where(empty, 0.0, torch.exp(lses - top))
     total = weights.sum(0)
-    contributions = torch.where(empty.unsqueeze(-1), 0.0, outs.float()) * weights.unsqueeze(-1)
+    wide = torch.promote_types(outs.dtype, torch.float32)
+    contributions = torch.where(empty.unsqueeze(-1), 0.0, outs.to(wide)) * weights.unsqueeze(-1)
     out = contributions.sum(0) / torch.where(total == 0, 1.0, total).unsqueeze(-1)
     lse = torch.where(total == 0, -math.inf, top + torch.log(total))
     if into is None:
@@ -117,13 +120,15 @@ def rescale(partial: Partial, lses: Tensor, *, into: Partial | None = None) -> P
     Returns:
         ``exp(lse - total) * out``, 0 where this rank is empty, in the dtype of ``out``; and the total natural LSE.
     """
-    total = torch.logsumexp(lses * partial.base.to_natural, 0)
-    own = partial.lse * partial.base.to_natural
+    lses, own = lses * partial.base.to_natural, partial.lse * partial.base.to_natural
+    top = lses.amax(0)
+    total = torch.where(lses == -math.inf, 0.0, torch.exp(lses - top)).sum(0)
     empty = own == -math.inf
-    weight = torch.where(empty, 0.0, torch.exp(own - total))
-    out = torch.where(empty.unsqueeze(-1), 0.0, partial.out.float()) * weight.unsqueeze(-1)
+    share = torch.where(empty, 0.0, torch.exp(own - top) / torch.where(total == 0, 1.0, total))
+    out = torch.where(empty.unsqueeze(-1), 0.0, partial.out.float()) * share.unsqueeze(-1)
+    lse = torch.where(total == 0, -math.inf, top + torch.log(total))
     if into is None:
-        return Partial(out.to(partial.out.dtype), total)
+        return Partial(out.to(partial.out.dtype), lse)
     into.out.copy_(out)
-    into.lse.copy_(total)
+    into.lse.copy_(lse)
     return into

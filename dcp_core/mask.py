@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcp_core.shard import local_seq_lens, token_positions
+from dcp_core.shard import local_seq_lens, token_positions, whole_numbers
 
 Lengths = Tensor | Sequence[int]
 
@@ -47,7 +47,9 @@ class InterleavedMask:
     def packed(self, device: torch.device | None = None) -> PackedMask:
         """Return the mask as ``packed_interleaved_causal_mask`` does."""
         return PackedMask(
-            *packed_interleaved_causal_mask(self.new_lens, self.total_lens, self.dcp, self.rank, self.interleave, device)
+            *packed_interleaved_causal_mask(
+                self.new_lens, self.total_lens, self.dcp, self.rank, self.interleave, device
+            )
         )
 
 
@@ -71,11 +73,10 @@ class MaskRows:
         cls, new_lens: Lengths, total_lens: Lengths, dcp: int, rank: int, interleave: int, device: torch.device | None
     ) -> MaskRows:
         """Work out the rows; raises ValueError for lengths, dcp, rank or interleave that cannot be."""
-        new = torch.as_tensor(new_lens, dtype=torch.int64, device=device)
-        total = torch.as_tensor(total_lens, dtype=torch.int64, device=device)
+        new, total = whole_numbers(new_lens, device), whole_numbers(total_lens, device)
+        if new.shape != total.shape or bool(((new < 0) | (total < new)).any()):
+            raise ValueError("a mask needs two equally long lists of lengths with 0 <= new <= total")
         request, position = token_positions(new, total)
-        if bool(((new < 0) | (total < new)).any()):
-            raise ValueError("every request of a mask needs 0 <= new <= total")
         visible = local_seq_lens(position + 1, dcp, rank, interleave)
         return cls(visible, request, new, local_seq_lens(total, dcp, rank, interleave).to(torch.int64))
 

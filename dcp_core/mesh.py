@@ -75,7 +75,9 @@ class Mesh:
         self._group, self._control = group, control
         self._parts: dict[int, Mesh | None] = {}
         self._token = torch.zeros(1, device=device)
-        self.composed = self._missing_collectives() if group is not None else frozenset[str]()
+        self.composed: frozenset[str] = frozenset()
+        if group is not None:
+            self.composed = self._missing_collectives()
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> Mesh:
@@ -242,22 +244,25 @@ class Mesh:
             dist.destroy_process_group()
 
     def _missing_collectives(self) -> frozenset[str]:
+        """Try, on every rank alike, the collectives that not every build of gloo has."""
         if self.backend != "gloo":
             return frozenset()
-        missing = set()
-        self.composed = frozenset()
         own, out = torch.zeros(self.size, 1), torch.zeros(self.size, 1)
-        for name, attempt in (
-            ("all_to_all", lambda: self.all_to_all(out, own)),
-            ("reduce_scatter", lambda: self.reduce_scatter(out[0], own)),
-        ):
-            try:
-                attempt()
-            except RuntimeError as error:
-                if "does not support" not in str(error) and "not implemented" not in str(error).lower():
-                    raise
-                missing.add(name)
-        return frozenset(missing)
+        attempts: dict[str, Callable[[], None]] = {
+            "all_to_all": lambda: self.all_to_all(out, own),
+            "reduce_scatter": lambda: self.reduce_scatter(out[0], own),
+        }
+        return frozenset(name for name, attempt in attempts.items() if not _is_there(attempt))
+
+
+def _is_there(collective: Callable[[], None]) -> bool:
+    try:
+        collective()
+    except RuntimeError as error:
+        if "not support" in str(error) or "not implemented" in str(error).lower():
+            return False
+        raise
+    return True
 
 
 def _env_number(name: str, default: int) -> int:

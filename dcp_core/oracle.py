@@ -69,9 +69,7 @@ def choose_rows(workload: Workload, *, heads: int, borders: int, seed: int) -> T
     return torch.tensor(sorted(chosen))
 
 
-def attend_rows(
-    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], workload: Workload, rows: Tensor
-) -> Truth:
+def attend_rows(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], workload: Workload, rows: Tensor) -> Truth:
     """Compute the truth on some rows.
 
     Args:

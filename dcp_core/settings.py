@@ -117,7 +117,9 @@ class Settings:
         if self.path is PathName.MASK and self.kernel is KernelName.FA3:
             raise IllegalSettings("fa3 takes no custom mask; run path mask with kernel fa2")
         if self.path is PathName.TP and self.exchange is not ExchangeName.ALONE:
-            raise IllegalSettings(f"path tp is the dcp 1 baseline and exchanges nothing; its exchange is alone, not {self.exchange}")
+            raise IllegalSettings(
+                f"path tp is the dcp 1 baseline and exchanges nothing; its exchange is alone, not {self.exchange}"
+            )
 
     @property
     def kernel_for_new(self) -> KernelName:
@@ -165,6 +167,7 @@ def coerce(name: str, value: object) -> Any:
     Raises:
         IllegalSettings: naming the setting, the value and what would be right.
     """
+    check_name(name)
     default = _DEFAULTS[name]
     if value is None or (value == "" and name in _OPTIONAL):
         if name in _OPTIONAL:
@@ -177,15 +180,14 @@ def coerce(name: str, value: object) -> Any:
         return truth
     if isinstance(default, int):
         text = str(value)
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 16):
-            raise IllegalSettings(f"{name} is a whole number from 1 to 65536, not {value!r}")
+        if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 1 << 16):
+            raise IllegalSettings(f"{name} is a whole number from 1 to 65536, not {text[:40]!r}")
         return int(text)
-    choices = type(default)
-    try:
-        return choices(str(value))
-    except ValueError:
-        known = ", ".join(choices)
-        raise IllegalSettings(f"unknown {name} {str(value)[:40]!r}{nearest(str(value), choices)}; known: {known}") from None
+    known = [str(choice) for choice in type(default)]
+    if str(value) not in known:
+        hint = nearest(str(value), known)
+        raise IllegalSettings(f"unknown {name} {str(value)[:40]!r}{hint}; known: {', '.join(known)}")
+    return type(default)(str(value))
 
 
 _OPTIONAL = {"new_kernel": KernelName.AUTO, "decode_kernel": KernelName.AUTO}
@@ -267,7 +269,9 @@ class Case:
         """
         try:
             shape, layout, workload = data["shape"], data["layout"], data["workload"]
-            return cls(ModelShape(**shape), DcpLayout(**layout), Workload.parse(workload), Settings.from_json(data["settings"]))
+            return cls(
+                ModelShape(**shape), DcpLayout(**layout), Workload.parse(workload), Settings.from_json(data["settings"])
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise IllegalSettings(f"a case needs shape, layout, workload and settings, each whole: {error}") from None
 

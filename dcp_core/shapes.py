@@ -198,7 +198,9 @@ class Workload:
         if not self.requests:
             raise WorkloadError("a batch needs at least one request")
         if len(self.requests) > MAX_REQUESTS:
-            raise WorkloadError(f"a batch of {len(self.requests)} requests is larger than any engine's ({MAX_REQUESTS})")
+            raise WorkloadError(
+                f"a batch of {len(self.requests)} requests is larger than any engine's ({MAX_REQUESTS})"
+            )
 
     @classmethod
     def of(cls, new_lens: Iterable[int], total_lens: Iterable[int]) -> Workload:
@@ -281,7 +283,7 @@ class _Grammar:
             raise _at(text, offset, f"the segment {segment[:40]!r} holds a number that no batch can have")
         count = int(match["count"]) if match["count"] else 1
         if not 1 <= count <= room:
-            raise _at(text, offset, f"a count of {count} requests, where a batch has 1 to {MAX_REQUESTS} in all")
+            raise _at(text, offset, f"{count} more requests, where a batch has 1 to {MAX_REQUESTS} in all")
         new = _length(match["new"])
         second = _length(match["second"]) if match["second"] else (0 if self.second_is_context else new)
         try:
@@ -290,16 +292,14 @@ class _Grammar:
             raise _at(text, offset, str(error)) from None
 
     def _complain(self, text: str, segment: str, offset: int) -> WorkloadError:
-        at = 0
-        expected = "a segment"
-        for expected, token in self.tokens:
+        at, expected = 0, f"{self.separator!r} or the end"
+        for word, token in self.tokens:
             found = token.match(segment, at)
             if found is None:
+                expected = word
                 break
             at = found.end()
-        else:
-            expected = f"{self.separator!r} or the end"
-        seen = repr(segment[at]) if at < len(segment) else "the end" if offset + at >= len(text) else repr(self.separator)
+        seen = repr(text[offset + at]) if offset + at < len(text) else "the end"
         return _at(text, offset + at, f"{seen} where {expected} should stand")
 
 
@@ -312,7 +312,8 @@ def _grammar(separator: str, before_new: str, before_second: str, second_is_cont
     else:
         pattern = rf"(?P<count>[0-9]+)?q(?P<new>{length})(?:s(?P<second>{length}))?"
         tokens = [("a count", rf"(?:{count})?"), ("'q', as in 8q1s32k,", "q"), ("a number of new tokens", length)]
-    tokens.append((f"{before_second!r} and a length, {separator!r} or the end", rf"(?:{before_second}{length})?"))
+    # A segment that is right up to here and ends is right, so what fails at one of these is what stands there instead.
+    tokens += [(f"{before_second!r}, {separator!r} or the end", before_second), ("a length", length)]
     compiled = tuple((word, re.compile(token)) for word, token in tokens)
     return _Grammar(separator, re.compile(pattern), compiled, second_is_context)
 
@@ -355,14 +356,15 @@ def _dtype(name: object) -> DType:
 
 
 def _read_config(path: Path) -> tuple[str, Mapping[str, object]]:
-    file = path / "config.json" if path.is_dir() else path
+    file = path
     try:
+        file = path / "config.json" if path.is_dir() else path
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise ShapeError(f"{file}: larger than {MAX_CONFIG_BYTES >> 20} MiB, so it is no model's config.json")
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ShapeError(f"{file}: {error.strerror or error}; give a preset's name or a config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number too long, of a NUL in the path
         raise ShapeError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise ShapeError(f"{file}: a model's config.json is an object, not {type(config).__name__}")
@@ -371,7 +373,8 @@ def _read_config(path: Path) -> tuple[str, Mapping[str, object]]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the known word closest to ``word``, or nothing if none is close."""
-    close = get_close_matches(word, [str(name) for name in known], n=1)
+    names = [str(name) for name in known]
+    close = [name for name in names if len(word) > 2 and name.startswith(word)] or get_close_matches(word, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -22,12 +22,14 @@ def local_seq_lens(seq_lens: Tensor | Sequence[int], dcp: int, rank: int | None 
         ``get_dcp_local_seq_lens``: each block of ``dcp * interleave`` tokens gives a rank ``interleave`` of them.
 
     Raises:
-        ValueError: for a dcp, interleave or rank that cannot be.
+        ValueError: for lengths, a dcp, interleave or rank that cannot be.
     """
     layout = DcpLayout(dcp, dcp, interleave)
     if rank is not None:
         layout.local_len(0, rank)
-    lens = torch.as_tensor(seq_lens, dtype=torch.int64)
+    lens = whole_numbers(seq_lens)
+    if bool((lens < 0).any()):
+        raise ValueError("a sequence cannot have fewer than 0 tokens")
     ranks = torch.arange(dcp, device=lens.device) if rank is None else torch.tensor(rank, device=lens.device)
     if rank is None:
         lens = lens.unsqueeze(-1)
@@ -37,16 +39,30 @@ def local_seq_lens(seq_lens: Tensor | Sequence[int], dcp: int, rank: int | None 
     return (base + rest).to(torch.int32)
 
 
+def whole_numbers(lens: Tensor | Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Return lengths as int64, on ``device`` or where they are.
+
+    Raises:
+        ValueError: if they are no whole numbers.
+    """
+    found = torch.as_tensor(lens, device=device)
+    if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool):
+        raise ValueError(f"lengths should be whole numbers, not {found.dtype}")
+    return found.to(torch.int64)
+
+
 def token_positions(new_lens: Tensor | Sequence[int], total_lens: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return, for every new token of a batch, its request and its position in that request's sequence.
 
     Returns:
         Two int64 tensors ``[Σ new_lens]``, request after request, on the device of the lengths.
     """
-    new = torch.as_tensor(new_lens, dtype=torch.int64)
-    total = torch.as_tensor(total_lens, dtype=torch.int64, device=new.device)
+    new = whole_numbers(new_lens)
+    total = whole_numbers(total_lens, new.device)
     if new.shape != total.shape or new.ndim != 1:
-        raise ValueError(f"new and total lengths should be two equally long lists, not {list(new.shape)} and {list(total.shape)}")
+        raise ValueError(
+            f"new and total lengths should be two equally long lists, not {list(new.shape)} and {list(total.shape)}"
+        )
     request = torch.repeat_interleave(torch.arange(new.numel(), device=new.device), new)
     first = new.cumsum(0) - new
     row = torch.arange(request.numel(), device=new.device)

@@ -139,7 +139,7 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
         except (KeyboardInterrupt, SystemExit) as stop:
             where = f" in {store.path}" if store.path else ""
             warn(
-                f"\nStopped. {len(measured)} trials are kept{where}, {len(missing) - len(measured)} cases remain. To go on:"
+                f"Stopped. {len(measured)} trials are kept{where}, {len(missing) - len(measured)} cases remain. To go on:"
             )
             warn(f"  {command}")
             if isinstance(stop, SystemExit):

@@ -59,6 +59,8 @@ def verify(
         str | None, typer.Option(help="Only these exchanges.", metavar="EXCHANGE", autocompletion=completion.exchanges)
     ] = None,
     dcp: Annotated[str | None, typer.Option(help="Only these dcp sizes.", metavar="1,2,8")] = None,
+    head_dim: Annotated[str | None, typer.Option(help="Only these head dims.", metavar="64,128,256")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Cross real exchanges with every batch too.")] = False,
     json: Json = False,
 ) -> int:
     """Check every path, kernel and exchange that runs here against a float64 oracle, edge cases included.
@@ -76,10 +78,10 @@ def verify(
 
     on_gpu = devices()
     ranks = session_of(invocation).ranks or len(on_gpu) or 2
-    chosen = {"path": path, "kernel": kernel, "exchange": exchange, "dcp": dcp}
+    chosen = {"path": path, "kernel": kernel, "exchange": exchange, "dcp": dcp, "head-dim": head_dim}
     wanted = {name: values_of(name, [text]) for name, text in chosen.items() if text}
     with Supervisor(ranks, Policy()) as supervisor:
-        cases = _cases(wanted, supervisor.probe()["kernels"], ranks=ranks, on_gpu=bool(on_gpu))
+        cases = _cases(wanted, supervisor.probe()["kernels"], ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
         warn(f"{len(cases)} cases to check.")
         verdicts = []
         with screen(len(cases), float(len(cases))) as view:
@@ -90,7 +92,9 @@ def verify(
     return _report(verdicts, as_json=json)
 
 
-def _cases(wanted: Mapping[str, Sequence[str]], kernels: Mapping[str, str], *, ranks: int, on_gpu: bool) -> list[Case]:
+def _cases(
+    wanted: Mapping[str, Sequence[str]], kernels: Mapping[str, str], *, ranks: int, on_gpu: bool, thorough: bool = False
+) -> list[Case]:
     """Return what to check: everything that runs here, narrowed to what was asked for.
 
     Args:
@@ -117,9 +121,12 @@ def _cases(wanted: Mapping[str, Sequence[str]], kernels: Mapping[str, str], *, r
         ranks=ranks,
         dtypes=(DType.BFLOAT16,) if on_gpu else (DType.FLOAT32,),
         paths=tuple(paths),
+        thorough=thorough,
     )
     if sizes := wanted.get("dcp"):
         selection = replace(selection, dcps=tuple(whole_number("--dcp", text) for text in sizes))
+    if head_dims := wanted.get("head-dim"):
+        selection = replace(selection, head_dims=tuple(whole_number("--head-dim", text) for text in head_dims))
     cases = [case for case in verify_cases(selection) if case.settings.exchange in exchanges]
     if not cases:
         raise UsageError("nothing to check: no case has all of these at once (--path, --kernel, --exchange, --dcp)")

@@ -75,15 +75,14 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        title = Text(printable(self.title), style="bold") if self.title else None
-        below = Text("\n".join(self.footnotes)) if self.footnotes else None
+        _, gap = self._widths(WIDTH)
         table = Table(
-            title=title,
+            title=Text(printable(self.title), style="bold") if self.title else None,
             title_justify="left",
-            caption=below,
+            caption=Text("\n".join(self.footnotes)) if self.footnotes else None,
             caption_justify="left",
             box=box.SIMPLE_HEAD,
-            padding=(0, 1),
+            padding=(0, len(gap) - 1, 0, 0),  # the box itself puts one space between columns
             pad_edge=False,
         )
         for column in self.columns:

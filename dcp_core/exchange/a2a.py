@@ -19,9 +19,7 @@ class AllToAll:
 
     name = ExchangeName.A2A
 
-    def __init__(
-        self, mesh: Mesh, heads: RankHeads, head_dim: int, dtype: torch.dtype, arithmetic: Arithmetic
-    ) -> None:
+    def __init__(self, mesh: Mesh, heads: RankHeads, head_dim: int, dtype: torch.dtype, arithmetic: Arithmetic) -> None:
         self._mesh, self._heads, self._head_dim, self._dtype = mesh, heads, head_dim, dtype
         self._combine = arithmetic.combine
         self._gather = HeadGather(mesh, heads, head_dim, dtype)

@@ -22,9 +22,11 @@ class HeadGather:
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` rows."""
-        options = {"dtype": self._dtype, "device": self._mesh.device}
-        self._stacked = torch.empty(self._mesh.size, tokens, self._heads.query, self._head_dim, **options)
-        self._ordered = torch.empty(tokens, self._heads.gathered, self._head_dim, **options)
+        size, device = self._mesh.size, self._mesh.device
+        stacked = (size, tokens, self._heads.query, self._head_dim)
+        self._stacked = torch.empty(stacked, dtype=self._dtype, device=device)
+        ordered = (tokens, self._heads.gathered, self._head_dim)
+        self._ordered = torch.empty(ordered, dtype=self._dtype, device=device)
 
     def __call__(self, q: Tensor) -> Tensor:
         """Gather ``[T, h, D] -> [T, H, D]``."""
@@ -37,9 +39,7 @@ class AllGatherReduceScatter:
 
     name = ExchangeName.AG_RS
 
-    def __init__(
-        self, mesh: Mesh, heads: RankHeads, head_dim: int, dtype: torch.dtype, arithmetic: Arithmetic
-    ) -> None:
+    def __init__(self, mesh: Mesh, heads: RankHeads, head_dim: int, dtype: torch.dtype, arithmetic: Arithmetic) -> None:
         self._mesh, self._heads, self._head_dim, self._dtype = mesh, heads, head_dim, dtype
         self._rescale = arithmetic.rescale
         self._gather = HeadGather(mesh, heads, head_dim, dtype)

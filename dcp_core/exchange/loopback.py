@@ -42,8 +42,12 @@ class Loopback:
         if not self._board.solo or self._combined is None:
             partials = self._board.swap(self._rank, partial)
             ranks = len(partials)
-            outs = torch.stack([split_ranks(other.out, self._kv_heads, ranks)[self._rank].flatten(1, 2) for other in partials])
-            lses = torch.stack([split_ranks(other.lse, self._kv_heads, ranks)[self._rank].flatten(1, 2) for other in partials])
+            outs = torch.stack(
+                [split_ranks(other.out, self._kv_heads, ranks)[self._rank].flatten(1, 2) for other in partials]
+            )
+            lses = torch.stack(
+                [split_ranks(other.lse, self._kv_heads, ranks)[self._rank].flatten(1, 2) for other in partials]
+            )
             self._combined = self._combine(outs, lses, base=partial.base)
             if into is not None:
                 into.out.copy_(self._combined.out)

@@ -107,7 +107,10 @@ class Pass(Protocol):
 class Kernel(Protocol):
     """Who computes attention; opens passes."""
 
-    name: KernelName
+    @property
+    def name(self) -> KernelName:
+        """Which kernel it is."""
+        ...
 
     def refusal(self, spec: PassSpec, device: torch.device) -> str | None:
         """Say in a sentence why this kernel cannot run the pass here, or None if it can."""

@@ -22,7 +22,7 @@ class Reference:
 
     name = KernelName.REFERENCE
 
-    def refusal(self, spec: PassSpec, device: torch.device) -> str | None:  # noqa: ARG002  # a Kernel's signature
+    def refusal(self, spec: PassSpec, device: torch.device) -> str | None:  # a Kernel's signature
         """Return None: this kernel runs every pass."""
         return None
 

@@ -64,11 +64,11 @@ class FoldRecipe:
             raise ValueError("path fold runs a step only after plan")
         return self._folder
 
-    def _fold(self, step: Step) -> None:  # noqa: ARG002  # a Stage's signature
+    def _fold(self, step: Step) -> None:  # a Stage's signature
         self._q_folded = self._opened().fold_queries(self._step.q)
 
     def _attend(self, step: Step) -> None:
         self._folded = self._pass.run(self._q_folded, step.cache.pages, self._rows)
 
-    def _unfold(self, step: Step) -> None:  # noqa: ARG002  # a Stage's signature
+    def _unfold(self, step: Step) -> None:  # a Stage's signature
         self._step.partial = self._opened().unfold(self._folded)

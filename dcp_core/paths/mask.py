@@ -30,9 +30,7 @@ class MaskRecipe:
         """Take a batch: building the mask is a stage of its own."""
         self._step.reserve(workload.new_tokens)
         layout = self._site.case.layout
-        rule = InterleavedMask(
-            workload.new_lens, workload.total_lens, layout.dcp, self._site.rank, layout.interleave
-        )
+        rule = InterleavedMask(workload.new_lens, workload.total_lens, layout.dcp, self._site.rank, layout.interleave)
         self._mask = rule
         plan = PlanStage("plan", lambda: self._plan(workload, table))
         if self._form is MaskForm.COMPUTED:

@@ -37,7 +37,8 @@ class Share:
     def stages(self) -> tuple[Stage, ...]:
         """Return the path's stages on these rows."""
         inner = tuple(
-            Stage(f"{self.name}: {stage.name}", self._on_rows(stage.run), stage.communicates) for stage in self.path.stages()
+            Stage(f"{self.name}: {stage.name}", self._on_rows(stage.run), stage.communicates)
+            for stage in self.path.stages()
         )
         if isinstance(self.rows, slice):
             return inner
@@ -87,8 +88,8 @@ class MixedRecipe:
         for name, path, is_decode in (("decode", self._decode, True), ("rest", self._rest, False)):
             chosen = [i for i, request in enumerate(workload.requests) if (request.new == 1) is is_decode]
             part = Workload(tuple(workload.requests[request] for request in chosen))
-            for stage in path.prepare(part, table.select(chosen)):
-                stages.append(PlanStage(f"{name}: {stage.name}", stage.run))
+            planned = path.prepare(part, table.select(chosen))
+            stages += [PlanStage(f"{name}: {stage.name}", stage.run) for stage in planned]
             shares.append(Share(name, path, workload, chosen, self._site.device))
         self._planned = _Planned(tuple(shares), self._site.own_lse(workload.new_tokens))
         return tuple(stages)

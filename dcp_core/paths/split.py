@@ -67,7 +67,7 @@ class SplitRecipe:
     def _attend_context(self, step: Step) -> None:
         self._step.partial = self._context_pass.run(self._step.q, step.cache.pages, self._step.room)
 
-    def _combine(self, step: Step) -> None:  # noqa: ARG002  # a Stage's signature
+    def _combine(self, step: Step) -> None:  # a Stage's signature
         self._site.exchange.combine(self._step.partial, into=self._combined)
 
     def _attend_new(self, step: Step) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.entry import default_settings, settle
+from bench.entry import default_settings
 from bench.profile import Profile
 from bench.record import (
     Environment,
@@ -22,6 +22,7 @@ from bench.record import (
 from bench.tune.pick import pick
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
+from dcp_core.settings import canonical
 
 H200 = Environment({"device_name": "NVIDIA H200", "driver": "580"}, {"compute_capability": "9.0"})
 MODEL = ModelShape.preset("qwen3-235b-a22b")
@@ -65,7 +66,7 @@ def timed(
     )
     workload = Workload.parse(batch)
     exchange = "alone" if layout.dcp == 1 else "loopback" if label is Label.SIMULATED else settings.exchange
-    case = Case(shape, layout, workload, settle(replace(settings, exchange=exchange), layout, workload))
+    case = Case(shape, layout, workload, canonical(replace(settings, exchange=exchange), layout, workload))
     return Trial(case, outcome, layout.dcp, Policy(), environment, seconds=1.0, time=time)
 
 

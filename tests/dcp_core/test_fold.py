@@ -248,5 +248,5 @@ def test_the_published_example_folds_to_two_rows_a_rank() -> None:
 def test_what_is_no_batch_or_no_rank_is_refused_in_a_sentence(
     new: list[int], total: list[int], dcp: int, rank: int
 ) -> None:
-    with pytest.raises(ValueError, match="rank|lists"):
+    with pytest.raises(ValueError, match=r"rank|lists"):
         Fold.of(new, total, dcp, rank)

@@ -49,6 +49,13 @@ def test_the_rows_pointed_out_are_drawn_in_colour_where_there_is_colour() -> Non
     ]
 
 
+def test_a_table_that_fits_80_columns_plain_fits_a_terminal_of_80() -> None:
+    out = io.StringIO()
+    columns = tuple(Column("a heading") for _ in range(7))
+    Console(file=out, width=80).print(Grid("", columns, (("12345678901",) * 5 + ("1",) * 2,)).to_rich())
+    assert out.getvalue().count("12345678901") == 5
+
+
 @given(st.text())
 def test_nothing_printed_can_move_a_cursor(text: str) -> None:
     assert printable(text).isprintable()

@@ -138,6 +138,7 @@ class Group:
 
 
 def stages_of(group: Group) -> list[str]:
-    """Return the names of the stages of planning."""
+    """Return the names of the stages of planning, but for the one that puts a step's stages together."""
     path = next(group.ranks())
-    return [stage.name for stage in path.prepare(group.case.workload, group.tables[0])][:-1]
+    names = [stage.name for stage in path.prepare(group.case.workload, group.tables[0])]
+    return [name for name in names if not name.endswith("stages")]

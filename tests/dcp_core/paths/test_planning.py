@@ -81,7 +81,7 @@ def test_a_table_for_other_lengths_is_refused() -> None:
     group = Group(case("q8s25", dcp=2, path="split"))
     with pytest.raises(ValueError, match=r"rank 0 holds \(13,\) tokens in pages of 16; the table is for \(25,\)"):
         group.path.plan(group.case.workload, [PageTable.over([25], 16)] * 2)
-    with pytest.raises(ValueError, match="the table is for .* in pages of 8"):
+    with pytest.raises(ValueError, match=r"the table is for .* in pages of 8"):
         group.path.plan(group.case.workload, [PageTable.over([13], 8), PageTable.over([12], 8)])
     with pytest.raises(ValueError, match="a group of 2 needs as many page tables, one per rank, not 1"):
         group.path.plan(group.case.workload, [PageTable.over([13], 16)])
