@@ -9,8 +9,8 @@
 # Variables:
 #   PYTHON=python3.12         the interpreter for .venv
 #   CONSTRAINTS=              do not pin torch (or name another constraints file)
-#   TORCH_INDEX=URL           where to take torch from besides PyPI. Without a GPU the CPU build saves gigabytes:
-#                             make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   TORCH_INDEX=URL           where to take torch from besides the default index. Without a GPU, PyTorch's own index
+#                             of CPU builds saves gigabytes.
 #   PIP_FLAGS=, PYTEST_FLAGS=, SWEEP=quick
 PYTHON ?= python3
 VENV ?= .venv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -94,6 +95,36 @@ class CudaClock:
             end.record()
         torch.cuda.synchronize(self._device)
         return [start.elapsed_time(end) * 1e3 for start, end in zip(starts, ends, strict=True)]
+
+
+class Scripted:
+    """A device that exists on paper: calls are made, and take as long as a model of latency says. Needs no GPU.
+
+    Args:
+        latency_us: from the number of a repetition, counted over the clock's life, and a generator for its noise.
+        seed: of that generator: the same script gives the same samples.
+    """
+
+    name = "scripted"
+    flushed_bytes = 0
+
+    def __init__(self, latency_us: Callable[[int, random.Random], float], *, seed: int = 0) -> None:
+        self._latency_us, self._noise, self._count = latency_us, random.Random(seed), 0
+
+    def prepare(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Return the call itself."""
+        return call
+
+    def sample(self, call: Callable[[], None], count: int, align: Callable[[], None] | None = None) -> list[float]:
+        """Make every call and return what the script says each took."""
+        times = []
+        for _ in range(count):
+            if align is not None:
+                align()
+            call()
+            times.append(self._latency_us(self._count, self._noise))
+            self._count += 1
+        return times
 
 
 def floor_us(clock: Clock, device: torch.device) -> float:

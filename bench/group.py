@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -11,12 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from bench.orders import REPLY_VARIABLE
 
 START_SECONDS = 180.0
 """How long a group may take to import its libraries and find itself."""
+WORKER = (sys.executable, "-m", "bench.worker")
+"""The command that a worker is."""
 LOG_TAIL_BYTES = 4000
 """Of a dead worker's own output that are kept with the failure."""
 
@@ -32,13 +36,17 @@ class GroupLost(RuntimeError):
 class WorkerGroup:
     """``ranks`` workers on this machine, each in a process group of its own, so that no signal meant for us hits them."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, command: Sequence[str] = WORKER) -> None:
         """Start the workers and wait until every one is ready.
+
+        Args:
+            command: of one worker; whatever speaks as ``bench.orders`` says will do.
 
         Raises:
             GroupLost: if one does not come up.
         """
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the group
+        self._command = tuple(command)
         port = _free_port()
         self._workers = [self._start(rank, ranks, port) for rank in range(ranks)]
         self._replies = []
@@ -72,7 +80,8 @@ class WorkerGroup:
         for worker, _ in self._workers:
             worker.wait()
             if worker.stdin is not None:
-                worker.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # an order that a dead worker never read
+                    worker.stdin.close()
         for lines in self._replies:
             lines.close()
         self._log.close()
@@ -91,7 +100,7 @@ class WorkerGroup:
             REPLY_VARIABLE: str(write_end),
         }
         worker = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker"],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

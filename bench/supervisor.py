@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from bench.environment import clocks, fingerprint
 from bench.errors import UnfitError
-from bench.group import GroupLost, WorkerGroup
+from bench.group import WORKER, GroupLost, WorkerGroup
 from bench.line import read_outcome
 from bench.orders import Order
 from bench.record import Failed, Outcome, Policy, Skipped, Trial
@@ -24,9 +24,16 @@ CASE_SECONDS = 300.0
 class Supervisor:
     """Runs cases on ``ranks`` workers of this machine, started at the first order and again after each fault."""
 
-    def __init__(self, ranks: int, policy: Policy, *, case_seconds: float = CASE_SECONDS) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        policy: Policy,
+        *,
+        case_seconds: float = CASE_SECONDS,
+        command: Sequence[str] = WORKER,
+    ) -> None:
         self.ranks, self.policy = ranks, policy
-        self._case_seconds = case_seconds
+        self._case_seconds, self._command = case_seconds, command
         self._group: WorkerGroup | None = None
         self._environment = fingerprint()
 
@@ -98,7 +105,7 @@ class Supervisor:
 
     def _answers(self, order: dict[str, Any]) -> list[dict[str, Any]]:
         try:
-            self._group = self._group or WorkerGroup(self.ranks)
+            self._group = self._group or WorkerGroup(self.ranks, self._command)
             return self._group.ask(order, self._case_seconds)
         except GroupLost:
             self._group = None

@@ -10,10 +10,12 @@ from dcp_core.layout import DcpLayout
 from dcp_core.settings import Case, KernelName, MaskForm, PathName
 from dcp_core.shapes import MAX_TOKENS, ModelShape
 
-FLOAT_WORKSPACE_BYTES = 400 << 20
-"""FlashInfer's float workspace, one per device: vLLM's default of 394 MiB, rounded up."""
+PAGED_WORKSPACE_BYTES, RAGGED_WORKSPACE_BYTES = 394 << 20, 64 << 20
+"""FlashInfer's float workspaces, shared by the passes of a device: of paged passes (vLLM's default), and of ragged ones."""
 INT_WORKSPACE_BYTES = 16 << 20
-"""FlashInfer's int workspace of one pass: 8 MiB on the device and room for its index tensors."""
+"""FlashInfer's int workspace of one pass: 8 MiB on the device, and room for its index tensors."""
+QUERY_TILE = 128
+"""(query, head) pairs of FlashInfer's largest tile."""
 FLUSH_BYTES = 128 << 20
 """Written between repetitions to cool the L2 cache: twice that of the largest device in use."""
 PACKING_BYTES_PER_ELEMENT = 10
@@ -167,7 +169,7 @@ def case_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:
     if case.settings.kernel is KernelName.REFERENCE:
         yield "the reference kernel's scores", _reference_bytes(case)
     else:
-        yield "FlashInfer's workspaces", FLOAT_WORKSPACE_BYTES + local_ranks * _passes(case) * INT_WORKSPACE_BYTES
+        yield "FlashInfer's workspaces", _workspace_bytes(case) + local_ranks * _passes(case) * INT_WORKSPACE_BYTES
         yield "cooling the L2 cache", FLUSH_BYTES
 
 
@@ -202,11 +204,24 @@ def _mask_bytes(case: Case) -> int:
     elements, reference = mask_elements(case), case.settings.kernel is KernelName.REFERENCE
     match case.settings.mask_form:
         case MaskForm.BOOL:
-            return elements + elements // 8
+            widths = {case.layout.local_len(total, 0) for total in case.workload.total_lens}
+            # Requests of different widths are cut out of one mask as wide as the widest.
+            padding = 2 * case.workload.new_tokens * max(widths) if len(widths) > 1 else 0
+            return elements + elements // 8 + padding
         case MaskForm.PACKED:
             return elements // 8 + (PACKING_BYTES_PER_ELEMENT * elements if reference else 0)
         case MaskForm.COMPUTED:
             return elements if reference else 0
+
+
+def _workspace_bytes(case: Case) -> int:
+    """Float workspaces; a plan for CUDA graphs splits KV whether that helps or not, and needs room for every row."""
+    heads, rows = case.layout.heads(case.shape), case.workload.new_tokens
+    paged = PAGED_WORKSPACE_BYTES
+    if case.settings.replayable:
+        padding = -(-len(case.workload) * QUERY_TILE * heads.kv // heads.gathered)
+        paged = max(paged, 4 * heads.gathered * (case.shape.head_dim + 1) * (rows + padding + 1))
+    return paged + (RAGGED_WORKSPACE_BYTES if case.settings.path is PathName.SPLIT else 0)
 
 
 def _passes(case: Case) -> int:

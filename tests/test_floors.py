@@ -29,8 +29,8 @@ FLOORS = {
     ),
     "bench": (
         ("shipped", "errors", "record", "stats", "files", "orders", "nvml"),
-        ("axes", "sweep", "line", "store", "entry", "nearest", "profile", "environment", "estimate", "verify"),
-        ("profile_file", "clock", "stand", "measure", "worker"),
+        ("axes", "sweep", "line", "store", "entry", "nearest", "profile", "environment", "estimate", "verify", "profile_file"),
+        ("clock", "stand", "measure", "worker"),
         ("group", "supervisor", "recommend"),
         ("tune", "report"),
         ("cli", "__main__"),

@@ -69,6 +69,13 @@ class Campaign:
             )
         return mine
 
+    def everything_here(self) -> list[Trial]:
+        """Return all that the results folder holds, of whatever case, made on this machine as it is now."""
+        from bench.store import Store
+
+        found, _ = Store.read(self.results)
+        return [trial for trial in found if not self.environment.differences(trial.environment)]
+
     def lacking(self, known: Sequence[Trial]) -> list[Case]:
         """Return the cases that ``known`` has no trial for, as careful as asked; failed ones once more."""
         latest = {trial.key: trial for trial in known}

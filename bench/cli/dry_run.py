@@ -45,10 +45,9 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
     _show(wanted, missing, expected)
     say()
     where = "one process" if wanted.ranks == 1 else f"{wanted.ranks} processes"
-    say(
-        f"{len(wanted.cases)} cases on {where}, {len(wanted.cases) - len(missing)} of them in {wanted.results} already; "
-        f"{len(missing)} to measure in about {clock(total_s)}, kernels compiled on first use not counted."
-    )
+    kept = len(wanted.cases) - len(missing)
+    say(f"{len(wanted.cases)} cases on {where}; {kept} are in {wanted.results} already.")
+    say(f"{len(missing)} to measure in about {clock(total_s)}; kernels compiled on first use come on top.")
     return Exit.DONE
 
 

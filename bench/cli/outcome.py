@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.cli.exits import Exit
 from bench.cli.screen import draw, emit, say, warn
 from bench.record import Failed, Measured, Trial
 from bench.report.table import notes_of, trials_grids
+
+if TYPE_CHECKING:
+    from bench.cli.campaign import Campaign
 
 
 def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
@@ -25,35 +27,37 @@ def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
         say(note)
 
 
-def publish(trials: Sequence[Trial], results: Path, *, command: str, as_json: bool) -> None:
-    """Pick settings from trials, save profiles and pictures under the results folder, and say where.
+def publish(trials: Sequence[Trial], wanted: Campaign, *, command: str, as_json: bool) -> None:
+    """Pick settings, save profiles and pictures under the results folder, and say where.
+
+    A profile is made from all that the store holds of its geometry, so that tuning decodes does not forget prefills;
+    tables and pictures show what was asked for.
 
     Raises:
         StorageError: if the folder does not take them.
     """
+    from bench.entry import Geometry
     from bench.report.choices import entries_grid, entries_json
     from bench.report.plot import NotDrawn, Saved, save_all
     from bench.tune.pick import pick
 
-    profiles = pick(trials)
-    files = [profile.save(results / "profiles") for profile in profiles]
-    pictures = list(save_all(trials, results / "plots", command=command))
+    geometries = {Geometry.of(trial.case) for trial in trials}
+    batches = {(trial.case.layout.dcp, trial.case.layout.interleave, trial.case.workload) for trial in trials}
+    profiles = [profile for profile in pick(wanted.everything_here()) if profile.geometry in geometries]
+    files = [profile.save(wanted.results / "profiles") for profile in profiles]
+    pictures = list(save_all(trials, wanted.results / "plots" / wanted.name, command=command))
     saved = [picture for picture in pictures if isinstance(picture, Saved)]
     missing = [picture for picture in pictures if isinstance(picture, NotDrawn)]
     if as_json:
-        emit(
-            {
-                "profiles": [
-                    {"file": str(file), "entries": entries_json(profile)}
-                    for file, profile in zip(files, profiles, strict=True)
-                ],
-                "plots": {picture.name: [str(file) for file in picture.files] for picture in saved},
-                "not_drawn": {picture.name: picture.reason for picture in missing},
-            }
-        )
+        chosen = [
+            {"file": str(file), "entries": entries_json(profile, batches)}
+            for file, profile in zip(files, profiles, strict=True)
+        ]
+        plots = {picture.name: [str(file) for file in picture.files] for picture in saved}
+        emit({"profiles": chosen, "plots": plots, "not_drawn": {one.name: one.reason for one in missing}})
         return
     for profile in profiles:
-        draw(entries_grid(profile))
+        draw(entries_grid(profile, batches))
         say()
     for note in notes_of(trials):
         say(note)

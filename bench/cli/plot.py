@@ -26,7 +26,7 @@ def plot(
         ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to write. [default: 'plots' in the results folder]")
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write; else plots/ in the results folder.")
     ] = None,
     results: Results = Path("results"),
     json: Json = False,

@@ -14,7 +14,7 @@ from bench.cli.screen import draw, emit, say
 if TYPE_CHECKING:
     from bench.profile import Profile
 
-app = typer.Typer(name="profile", help="Read a profile, and ask it what to run.", no_args_is_help=True)
+app = typer.Typer(name="profile", help="Read a profile, and ask it what to run.")
 Files = Annotated[
     list[Path] | None, typer.Argument(metavar="[FILE]...", help="Profiles; all of the results folder if none.")
 ]

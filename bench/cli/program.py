@@ -71,7 +71,7 @@ def options(
             max=1024,
             metavar="N",
             help="Processes to form DCP groups of, one per GPU. Larger groups are simulated on one. "
-            "[default: every visible GPU; 2 without any]",
+            "Default: one per visible GPU, 2 without any.",
         ),
     ] = None,
     version: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -150,7 +151,19 @@ def draw(grid: Grid) -> None:
 
 
 def emit(data: object) -> None:
-    """Print JSON on stdout."""
+    """Print JSON on stdout; a number that is NaN or infinite, which JSON lacks, as null."""
     import json
 
-    typer.echo(json.dumps(data, indent=1, allow_nan=False))
+    typer.echo(json.dumps(_finite(data), indent=1, allow_nan=False))
+
+
+def _finite(data: object) -> object:
+    match data:
+        case float():
+            return data if math.isfinite(data) else None
+        case dict():
+            return {name: _finite(value) for name, value in data.items()}
+        case list() | tuple():
+            return [_finite(value) for value in data]
+        case _:
+            return data

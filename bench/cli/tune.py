@@ -27,5 +27,5 @@ def tune(invocation: typer.Context, asked: Asked, running: Running) -> int:
         return show_plan(wanted, as_json=running.json)
     trials, interrupted = measure(wanted, session.command)
     if not interrupted:
-        publish(trials, wanted.results, command=session.command, as_json=running.json)
+        publish(trials, wanted, command=session.command, as_json=running.json)
     return finish(trials, interrupted=interrupted)

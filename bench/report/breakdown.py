@@ -19,8 +19,8 @@ STAGE_COLOURS = {
     "gather": "#9ecae1",
     "fold": "#d9d2e9",
     "attention": "#525252",
-    "context": "#525252",
-    "new": "#a6a6a6",
+    "context": "#7a7a7a",
+    "new": "#b5b5b5",
     "combine": "#4292c6",
     "unfold": "#b4a7d6",
     "merge": "#d9c7a0",
@@ -47,15 +47,15 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
             _draw_panel(place, name, bars)
         style.title(figure, "Where a step's time goes, each stage timed alone")
         measured = [pair for _, bars in shown for pair in bars]
-        notes = [
-            "Hatched: every rank of the group takes part. Diamond: the whole step, timed in one go, with its interval."
-        ]
+        timed = [stage for _, outcome in measured for stage in _timed(outcome)]
+        notes = ["Diamond: the whole step, timed in one go, with its 95 % interval."]
+        if any(stage.communicates for stage in timed):
+            notes[0] += " Hatched: every rank of the group takes part."
         if any(not outcome.exchange_timed for _, outcome in measured):
             notes.append("Simulated: ranks run one after another, the exchange's time is not measured.")
         if len(panels) > len(shown):
             notes.append(f"{len(panels) - len(shown)} more batches were measured and are not shown.")
-        entries = _key([stage for _, outcome in measured for stage in _timed(outcome)])
-        style.finish(figure, entries, [trial for trial, _ in measured], *notes)
+        style.finish(figure, _key(timed), [trial for trial, _ in measured], *notes)
     return figure
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from bench.entry import Candidate, Entry
 from bench.profile import Profile
 from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, Footnotes, exchange_of, kernels_of, micros
+from dcp_core.shapes import Workload
+
+Batches = Collection[tuple[int, int, Workload]]
+"""(dcp, interleave, batch) of the entries to show."""
 
 
-def entries_grid(profile: Profile) -> Grid:
-    """Return a profile's choices: the settings of each batch, their step, and its ratio to the engine's default."""
+def entries_grid(profile: Profile, batches: Batches | None = None) -> Grid:
+    """Return a profile's choices: the settings of each batch, their step, and its ratio to the engine's default.
+
+    Args:
+        batches: to show; all if None.
+    """
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
@@ -25,13 +34,14 @@ def entries_grid(profile: Profile) -> Grid:
     )
     device = profile.environment.hard.get("device_name", "unknown device")
     footnotes = Footnotes()
-    rows = tuple(_row(entry, footnotes) for entry in profile.entries)
-    gains = frozenset(index for index, entry in enumerate(profile.entries) if (entry.ratio_to_default or 1.0) < 1.0)
+    entries = _wanted(profile, batches)
+    rows = tuple(_row(entry, footnotes) for entry in entries)
+    gains = frozenset(index for index, entry in enumerate(entries) if (entry.ratio_to_default or 1.0) < 1.0)
     return Grid(f"Chosen for {profile.geometry} on {device}", columns, rows, gains, footnotes.lines())
 
 
-def entries_json(profile: Profile) -> list[dict[str, Any]]:
-    """Return a profile's choices as plain data."""
+def entries_json(profile: Profile, batches: Batches | None = None) -> list[dict[str, Any]]:
+    """Return a profile's choices as plain data; see ``entries_grid``."""
     return [
         {
             "batch": str(entry.workload),
@@ -45,7 +55,15 @@ def entries_json(profile: Profile) -> list[dict[str, Any]]:
             "ratio_to_default": entry.ratio_to_default,
             "case": entry.chosen.case,
         }
+        for entry in _wanted(profile, batches)
+    ]
+
+
+def _wanted(profile: Profile, batches: Batches | None) -> list[Entry]:
+    return [
+        entry
         for entry in profile.entries
+        if batches is None or (entry.layout.dcp, entry.layout.interleave, entry.workload) in batches
     ]
 
 

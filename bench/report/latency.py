@@ -114,6 +114,13 @@ def _panel_name(case: Case, fixed: str = "") -> str:
     return f"{case.shape.name}, tp {case.layout.tp}{interleave}\n{batch}"
 
 
+def _order(panel: tuple[str, list[Point]]) -> tuple[object, ...]:
+    """Sort panels as people count: tp 8 before tp 16."""
+    case = panel[1][0].trial.case
+    workload = case.workload
+    return case.shape.name, case.layout.tp, case.layout.interleave, len(workload), workload.new_tokens
+
+
 def _varies(points: Sequence[Point]) -> bool:
     return len({point.x for point in points}) > 1
 
@@ -123,7 +130,7 @@ def _figure(panels: Mapping[str, list[Point]], axis: Axis) -> Figure:
     points = [point for _, group in shown for point in group]
     with style.styled():
         figure, axes = style.panels(len(shown), width=3.9, height=2.9)
-        for place, (name, group) in zip(axes, sorted(shown), strict=True):
+        for place, (name, group) in zip(axes, sorted(shown, key=_order), strict=True):
             _draw_panel(place, name, group, axis)
         for place in axes:
             place.set_xlabel(axis.name)

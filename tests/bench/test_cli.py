@@ -159,6 +159,7 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
         ("plot --figure latancy", "did you mean 'latency'?"),
         ("show", "holds no trials"),
         ("show last", "no run 'last'"),
+        ("profile", "Missing command"),
         ("profile show", "holds no profile"),
         ("profile show absent.json", "no such file"),
         ("verify --path fald", "did you mean 'fold'?"),
@@ -271,6 +272,20 @@ def test_tune_ends_with_a_table_a_profile_and_pictures(
         assert (Path(path)).stat().st_size > 0, path
     assert f"[{len(scripted.measured)}/{len(scripted.measured)}]" in err
     assert "\x1b" not in out + err
+
+
+def test_tuning_one_thing_does_not_forget_another(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ("--model", "tiny", "--tp", "4", "--dcp", "2", "--results", results)
+    assert run("tune", *model, "--batch", "8q1s1k") == Exit.DONE
+    capsys.readouterr()
+    assert run("tune", *model, "--batch", "q512") == Exit.DONE
+    assert "8q1s1k" not in capsys.readouterr().out
+    assert run("profile", "show", "--results", results) == Exit.DONE
+    out = capsys.readouterr().out
+    assert "8q1s1k" in out
+    assert "q512" in out
 
 
 def test_tune_for_machines_prints_json_and_nothing_else(
@@ -526,6 +541,8 @@ def test_verify_tells_right_from_wrong(scripted: Scripted, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out.count("FAILED") == 2
     assert "WRONG, out errs by 5.00e-01 (budget 1.00e-02)" in err
+    assert run(*words, "--json") == Exit.FAILED_CASES
+    assert [one["out_error"] for one in json.loads(capsys.readouterr().out)][:3] == [0.0, 0.5, None]
     scripted.verdict = lambda number: Skipped("no LSE")
     assert run(*words, "--json") == Exit.DONE
     assert {one["verdict"] for one in json.loads(capsys.readouterr().out)} == {"skipped, no LSE"}

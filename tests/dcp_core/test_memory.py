@@ -122,6 +122,16 @@ def test_a_bool_mask_takes_a_byte_per_query_and_local_key() -> None:
     assert dict(case_parts(case("q32k", path="mask", mask_form="computed"), 1))["masks"] == 0
 
 
+def test_a_plan_for_cuda_graphs_takes_room_for_every_row() -> None:
+    def workspaces(**settings: object) -> int:
+        return dict(case_parts(case("16q8ks32k", **settings), 1))["FlashInfer's workspaces"]
+
+    assert workspaces(path="fold") == (394 + 16) << 20
+    assert workspaces(path="split") == (394 + 64 + 32) << 20
+    rows = 16 * 8192 + 16 * 128 // 16 + 1
+    assert workspaces(path="fold", replayable=True) == 4 * 16 * 129 * rows + (16 << 20)
+
+
 def test_simulated_ranks_take_the_memory_of_all_of_them() -> None:
     one = case("16q1s32k")
     whole, shared = (dict(case_parts(one, ranks)) for ranks in (2, 1))

@@ -1,0 +1,272 @@
+"""Measuring: right before fast, and no number without what a reader needs to believe it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import measure as measuring
+from bench.clock import Scripted
+from bench.measure import measure
+from bench.record import MAX_SAMPLES, Failed, Label, Measured, Outcome, Policy, Skipped, StopReason
+from dcp_core import build
+from dcp_core.kernels.base import PassBatch, PassSpec
+from dcp_core.kernels.reference import Reference, ReferencePass
+from dcp_core.lse import Partial
+from dcp_core.memory import cache_bytes
+from dcp_core.mesh import Mesh
+from dcp_core.settings import Case, KernelName, Unsupported
+from tests.bench.cases import QUICK, tiny
+
+FLOOR_SAMPLES = 31
+
+
+@pytest.fixture(autouse=True)
+def _plan_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "PLAN_SECONDS", 0.0)
+
+
+def measured(case: Case, policy: Policy = QUICK) -> Measured:
+    outcome = run(case, policy)
+    assert isinstance(outcome, Measured), outcome
+    return outcome
+
+
+def run(case: Case, policy: Policy = QUICK) -> Outcome:
+    mesh = Mesh.alone() if case.layout.dcp == 1 else Mesh.simulated(case.layout.dcp)
+    return measure(case, mesh, policy)
+
+
+# --- What a measurement holds ---------------------------------------------------------------------------------------
+
+
+def test_a_group_of_one_is_measured_whole() -> None:
+    found = measured(tiny("4q8s64"))
+    assert found.label is Label.MEASURED
+    assert found.exchange_timed
+    assert [stage.name for stage in found.stages] == ["attention"]
+    assert found.check.passed
+    assert found.check.rows == 32
+
+
+@pytest.mark.parametrize(
+    ("path", "stages", "planning"),
+    [
+        ("split", ["context", "new", "merge"], ["plan context", "plan new", "stages"]),
+        ("mask", ["attention"], ["mask", "plan", "stages"]),
+        ("fold", ["fold", "attention", "unfold"], ["fold", "plan", "stages"]),
+    ],
+)
+def test_a_simulation_checks_every_rank_and_times_one_without_the_exchange(
+    path: str, stages: list[str], planning: list[str]
+) -> None:
+    found = measured(tiny("4q8s64", dcp=4, path=path))
+    assert found.label is Label.SIMULATED
+    assert not found.exchange_timed
+    assert found.check.rows == 4 * 32
+    assert len(found.rank_samples_us) == 1
+    assert [stage.name for stage in found.stages] == stages
+    assert not any(stage.communicates for stage in found.stages)
+    assert [stage.name for stage in found.plan] == planning
+
+
+def test_every_field_says_something() -> None:
+    case = tiny("4q8s64", dcp=4)
+    found = measured(case)
+    assert found.timer == "host"
+    assert found.flushed_bytes == 0
+    assert found.timer_floor_us > 0
+    assert found.layers == 3
+    assert found.kv_bytes == cache_bytes(case)
+    for summary in (found.step_us, found.launch_us, *(stage.device_us for stage in found.stages)):
+        assert 0 < summary.min <= summary.low <= summary.median <= summary.high
+        assert summary.count >= QUICK.min_samples
+    assert all(stage.host_us.min > 0 for stage in found.plan)
+    assert found.plan_us == sum(stage.host_us.median for stage in found.plan)
+
+
+
+@pytest.mark.parametrize(("batch", "dcp", "page_size"), [("2q8s64", 2, 16), ("q8s256_q16s128", 4, 32), ("q8s48", 1, 16)])
+def test_the_kv_bytes_of_whole_pages_are_those_of_the_tokens(batch: str, dcp: int, page_size: int) -> None:
+    case = tiny(batch, dcp=dcp, page_size=page_size)
+    tokens = sum(case.workload.total_lens) // dcp
+    assert measured(case).kv_bytes == tokens * 2 * 1 * 16 * 4
+
+
+def test_a_layout_that_no_server_starts_with_is_flagged() -> None:
+    flag = "synthetic layout: no server starts with it"
+    legal = tiny(dcp=4)
+    two_kv_heads = replace(legal, shape=replace(legal.shape, kv_heads=2))
+    assert flag not in measured(legal).flags
+    assert flag in measured(two_kv_heads).flags
+
+
+# --- No pass, no number ---------------------------------------------------------------------------------------------
+
+
+class Faulty:
+    """A kernel that computes something, then spoils it."""
+
+    name = KernelName.REFERENCE
+
+    def __init__(self, spoil: Callable[[Partial], None]) -> None:
+        self._spoil = spoil
+
+    def refusal(self, spec: PassSpec, device: torch.device) -> None:
+        return None
+
+    def open(self, spec: PassSpec, device: torch.device) -> FaultyPass:
+        return FaultyPass(Reference().open(spec, device), self._spoil)
+
+
+class FaultyPass:
+    def __init__(self, inner: ReferencePass, spoil: Callable[[Partial], None]) -> None:
+        self._inner, self._spoil = inner, spoil
+
+    def plan(self, batch: PassBatch) -> None:
+        self._inner.plan(batch)
+
+    def run(self, q: Tensor, keys_values: Tensor | tuple[Tensor, Tensor], into: Partial) -> Partial:
+        result = self._inner.run(q, keys_values, into)
+        self._spoil(result)
+        return result
+
+
+def set_one_row(partial: Partial) -> None:
+    partial.out[-1] = 0.25
+
+
+def raise_the_lse(partial: Partial) -> None:
+    partial.lse.add_(0.01)
+
+
+def leave_nan(partial: Partial) -> None:
+    partial.out[0, 0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("dcp", [1, 2])
+@pytest.mark.parametrize("spoil", [set_one_row, raise_the_lse, leave_nan])
+def test_a_wrong_result_is_a_failure_and_never_timed(
+    monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Partial], None], dcp: int
+) -> None:
+    monkeypatch.setattr(build, "open_kernel", lambda name: Faulty(spoil))
+    monkeypatch.setattr(measuring, "_open_clock", lambda *_: pytest.fail("a wrong result was about to be timed"))
+    outcome = run(tiny("q8s32", dcp=dcp))
+    assert isinstance(outcome, Failed)
+    assert outcome.fault == "incorrect"
+    assert "budget" in outcome.message
+
+
+def test_what_cannot_run_here_is_skipped_with_the_kernel_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(spec: PassSpec, device: torch.device) -> ReferencePass:
+        raise Unsupported(f"head_dim {spec.head_dim} is not for this kernel")
+
+    kernel = Reference()
+    monkeypatch.setattr(kernel, "open", refuse)
+    monkeypatch.setattr(build, "open_kernel", lambda name: kernel)
+    assert run(tiny()) == Skipped("head_dim 16 is not for this kernel")
+
+
+def test_a_gpu_kernel_without_a_gpu_is_skipped() -> None:
+    outcome = run(tiny(kernel="fa2"))
+    assert isinstance(outcome, Skipped)
+    assert "fa2" in outcome.reason
+
+
+def test_what_does_not_fit_is_skipped_before_anything_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(measuring, "Stand", lambda *_: pytest.fail("memory was about to be allocated"))
+    outcome = run(tiny("64q1s32k", dcp=2))
+    assert isinstance(outcome, Skipped)
+    assert outcome.reason.startswith("needs ")
+    assert outcome.reason.endswith("1.0 MiB are free")
+
+
+# --- When to stop, on a scripted clock ------------------------------------------------------------------------------
+
+
+def on_script(
+    monkeypatch: pytest.MonkeyPatch, latency_us: Callable[[int, random.Random], float], policy: Policy
+) -> Measured:
+    """Measure with a clock whose floor is 1 us, and whose later repetitions take what the script says."""
+
+    def script(count: int, noise: random.Random) -> float:
+        return 1.0 if count < FLOOR_SAMPLES else latency_us(count, noise)
+
+    monkeypatch.setattr(measuring, "_open_clock", lambda *_: Scripted(script))
+    return measured(tiny(), policy)
+
+
+CAREFUL = Policy(precision=0.01, min_samples=30, max_samples=300, min_warmup=10, max_seconds=1e9)
+
+
+def steady(count: int, noise: random.Random) -> float:
+    return 100 + noise.gauss(0, 0.5)
+
+
+def noisy(count: int, noise: random.Random) -> float:
+    return 100 + noise.gauss(0, 4)
+
+
+def wild(count: int, noise: random.Random) -> float:
+    return 100 * noise.lognormvariate(0, 1)
+
+
+def waves(count: int, noise: random.Random) -> float:
+    return 100 + (count // 20) % 2 * 0.5 + noise.gauss(0, 0.05)
+
+
+def test_a_steady_device_is_believed_after_the_fewest_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_script(monkeypatch, steady, CAREFUL)
+    assert found.stop is StopReason.PRECISE
+    assert found.step_us.count == 30
+    assert found.step_us.median == pytest.approx(100, rel=0.01)
+    assert found.timer == "scripted"
+    assert found.flags == ()
+
+
+def test_a_noisy_device_is_sampled_until_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_script(monkeypatch, noisy, CAREFUL)
+    assert found.stop is StopReason.PRECISE
+    assert 30 < found.step_us.count <= 300
+    assert found.step_us.high - found.step_us.low <= 2 * 0.01 * found.step_us.median
+    assert len(found.rank_samples_us[0]) <= MAX_SAMPLES
+    assert all(len(stage.samples_us) <= MAX_SAMPLES for stage in found.stages)
+
+
+def test_a_wild_device_is_given_up_at_the_cap_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_script(monkeypatch, wild, CAREFUL)
+    assert found.stop is StopReason.CAP
+    assert found.step_us.count == 300
+    assert "stopped at the cap, before the interval was narrow enough" in found.flags
+
+
+def test_the_cap_of_time_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_script(monkeypatch, wild, replace(CAREFUL, max_seconds=0.0))
+    assert found.stop is StopReason.CAP
+    assert found.step_us.count == 30
+
+
+def test_correlated_samples_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_script(monkeypatch, waves, replace(CAREFUL, precision=1e-9))
+    assert "samples are correlated: the interval of the median does not hold" in found.flags
+
+
+def test_what_takes_less_than_ten_floors_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = on_script(monkeypatch, lambda count, noise: 9 + noise.gauss(0, 0.01), CAREFUL)
+    assert "under 10 timer floors of 1.00 us" in short.flags
+    long = on_script(monkeypatch, lambda count, noise: 11 + noise.gauss(0, 0.01), CAREFUL)
+    assert not any("floors" in flag for flag in long.flags)
+
+
+def test_a_slow_start_is_warmed_up_and_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warming(count: int, noise: random.Random) -> float:
+        return 100 + 900 * 0.9 ** (count - FLOOR_SAMPLES) + noise.gauss(0, 0.1)
+
+    found = on_script(monkeypatch, warming, CAREFUL)
+    assert found.step_us.median < 103

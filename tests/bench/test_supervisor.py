@@ -1,0 +1,235 @@
+"""The supervisor: whatever happens to a worker costs one trial, and no process is left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UnfitError
+from bench.group import GroupLost, WorkerGroup
+from bench.record import PROTOCOL, Failed, Label, Measured, Skipped, Trial
+from bench.stats import summarize
+from bench.supervisor import Supervisor, ranks_for
+from dcp_core.check import Check
+from tests.bench.cases import QUICK, tiny
+
+ROOT = Path(__file__).parents[2]
+CASE_SECONDS = 5.0
+
+
+def command(module: str, *arguments: object) -> tuple[str, ...]:
+    """Return how to run a worker that lives among the tests, from wherever they are run."""
+    start = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); runpy.run_module({module!r}, run_name='__main__')"
+    return (sys.executable, "-c", start, *map(str, arguments))
+
+
+def scripted(tmp_path: Path, *arguments: object) -> tuple[str, ...]:
+    return command("tests.bench.scripted_worker", tmp_path, *arguments)
+
+
+def processes(folder: Path) -> list[int]:
+    """Return every worker that was started."""
+    return sorted(int(file.name) for file in folder.iterdir())
+
+
+def running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def outcomes(tmp_path: Path, *names: str, ranks: int = 2, case_seconds: float = 60.0) -> list[Trial]:
+    with Supervisor(ranks, QUICK, case_seconds=case_seconds, command=scripted(tmp_path)) as supervisor:
+        return list(supervisor.measure([tiny(name=name) for name in names]))
+
+
+# --- With workers that only pretend ---------------------------------------------------------------------------------
+
+
+def test_every_case_gets_its_own_answer_from_one_warm_group(tmp_path: Path) -> None:
+    trials = outcomes(tmp_path, "one", "two", "three")
+    assert [trial.outcome for trial in trials] == [Skipped("one"), Skipped("two"), Skipped("three")]
+    assert len(processes(tmp_path)) == 2
+
+
+def test_a_trial_says_what_was_measured_when_and_where(tmp_path: Path) -> None:
+    (trial,) = outcomes(tmp_path, "one")
+    assert trial.case == tiny()
+    assert trial.key == (tiny().key, 1, PROTOCOL)
+    assert trial.policy == QUICK
+    assert trial.environment.hard
+    assert trial.seconds > 0
+    assert trial.time.endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dies", "a worker died (killed by SIGKILL)"),
+        ("dies0", "a worker died (killed by SIGKILL)"),
+        ("dies1", "a worker died (killed by SIGKILL)"),
+        ("leaves1", "a worker died (exit status 7)"),
+    ],
+)
+def test_a_worker_that_dies_costs_one_trial(tmp_path: Path, name: str, message: str) -> None:
+    first, lost, last = outcomes(tmp_path, "one", name, "two")
+    assert first.outcome == Skipped("one")
+    assert isinstance(lost.outcome, Failed)
+    assert (lost.outcome.fault, lost.outcome.message) == ("crashed", message)
+    assert last.outcome == Skipped("two")
+    assert len(processes(tmp_path)) == 4
+
+
+def test_the_last_words_of_a_dead_worker_are_kept(tmp_path: Path) -> None:
+    (lost,) = outcomes(tmp_path, "dies1")
+    assert isinstance(lost.outcome, Failed)
+    assert "a last word on the way out" in lost.outcome.traceback
+
+
+def test_a_worker_past_its_deadline_costs_one_trial(tmp_path: Path) -> None:
+    first, lost, last = outcomes(tmp_path, "one", "hangs1", "two", case_seconds=2.0)
+    assert first.outcome == Skipped("one")
+    assert isinstance(lost.outcome, Failed)
+    assert (lost.outcome.fault, lost.outcome.message) == ("timeout", "no answer within 2 s; the workers were killed")
+    assert last.outcome == Skipped("two")
+    assert 2.0 <= lost.seconds < 12.0
+
+
+def test_a_poisoned_worker_is_replaced_and_its_answer_kept(tmp_path: Path) -> None:
+    lost, last = outcomes(tmp_path, "poisoned1", "two")
+    assert last.outcome == Skipped("two")
+    assert len(processes(tmp_path)) == 4
+    assert isinstance(lost.outcome, Failed)
+    assert lost.outcome.traceback == "where it happened"
+
+
+def test_no_process_is_left_behind(tmp_path: Path) -> None:
+    outcomes(tmp_path, "one", "dies1", "hangs0", "poisoned0", "two", case_seconds=2.0)
+    started = processes(tmp_path)
+    assert len(started) == 8
+    assert not any(map(running, started))
+
+
+def test_workers_are_ended_when_their_user_fails(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Supervisor(2, QUICK, command=scripted(tmp_path)) as supervisor:
+        for _ in supervisor.measure([tiny(name="one"), tiny(name="two")]):
+            raise KeyboardInterrupt
+    assert len(processes(tmp_path)) == 2
+    assert not any(map(running, processes(tmp_path)))
+
+
+def test_a_worker_killed_between_two_cases_costs_the_next_one(tmp_path: Path) -> None:
+    group = WorkerGroup(2, scripted(tmp_path))
+    for process in processes(tmp_path):
+        os.kill(process, 9)
+        while running_not_defunct(process):
+            os.sched_yield()
+    with pytest.raises(GroupLost, match="killed by SIGKILL") as lost:
+        group.ask({"do": "probe"}, 60.0)
+    assert lost.value.fault == "crashed"
+
+
+def running_not_defunct(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("how", ["dies", "leaves"])
+def test_a_group_that_does_not_come_up_is_a_failure_of_its_case(tmp_path: Path, how: str) -> None:
+    with Supervisor(2, QUICK, command=scripted(tmp_path, how)) as supervisor:
+        (trial,) = supervisor.measure([tiny()])
+        assert isinstance(trial.outcome, Failed)
+        assert trial.outcome.fault == "crashed"
+        with pytest.raises(UnfitError, match="no worker comes up here: a worker died"):
+            supervisor.probe()
+    assert not any(map(running, processes(tmp_path)))
+
+
+def test_verdicts_come_one_by_one(tmp_path: Path) -> None:
+    names = ["right", "skipped", "dies1", "poisoned", "right"]
+    with Supervisor(2, QUICK, command=scripted(tmp_path)) as supervisor:
+        verdicts = [verdict for _, verdict in supervisor.verify([tiny(name=name) for name in names])]
+    right = Check(1, 0.0, 1.0, 0.0, 1.0)
+    assert verdicts[0] == verdicts[-1] == right
+    assert verdicts[1] == Skipped("skipped")
+    assert [verdict.fault for verdict in verdicts if isinstance(verdict, Failed)] == ["crashed", "error"]
+
+
+def test_probing_asks_the_whole_group(tmp_path: Path) -> None:
+    with Supervisor(3, QUICK, command=scripted(tmp_path)) as supervisor:
+        assert supervisor.probe()["ranks"] == 3
+
+
+def test_a_case_takes_its_whole_group_or_one_rank() -> None:
+    assert ranks_for(tiny()) == 1
+    assert ranks_for(tiny(dcp=2, exchange="loopback")) == 1
+    assert ranks_for(tiny(dcp=2, exchange="a2a")) == 2
+
+
+# --- With real workers ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Trial], Path]:
+    """Measure a case of every kind, faults between them, on two real ranks."""
+    folder = tmp_path_factory.mktemp("processes")
+    cases = [
+        tiny("4q8s64"),
+        tiny("4q8s64", dcp=2, exchange="ag_rs"),
+        tiny("4q8s64", dcp=2, exchange="ag_rs", name="dies"),
+        tiny("4q8s64", dcp=2, exchange="a2a", path="fold"),
+        tiny("4q8s64", dcp=3, exchange="loopback", name="hangs"),
+        tiny("4q8s64", dcp=3, exchange="loopback"),
+        tiny("4q8s64", name="raises"),
+        tiny("4q8s64", kernel="fa3"),
+        tiny("4q1s64", dcp=2, exchange="a2a", path="decode"),
+    ]
+    worker = command("tests.bench.faulty_worker", folder)
+    with Supervisor(2, QUICK, case_seconds=CASE_SECONDS, command=worker) as supervisor:
+        return list(supervisor.measure(cases)), folder
+
+
+def test_what_is_right_is_measured_before_and_after_every_fault(real: tuple[list[Trial], Path]) -> None:
+    trials, _ = real
+    found = [trial.outcome for trial in trials]
+    labels = [outcome.label for outcome in found if isinstance(outcome, Measured)]
+    assert labels == [Label.MEASURED, Label.MEASURED, Label.MEASURED, Label.SIMULATED, Label.MEASURED], found
+    assert [outcome.fault for outcome in found if isinstance(outcome, Failed)] == ["crashed", "timeout", "error"]
+    assert [type(outcome) for outcome in found].count(Skipped) == 1
+
+
+def test_a_real_group_times_every_rank_and_the_exchange(real: tuple[list[Trial], Path]) -> None:
+    trial = real[0][1]
+    assert trial.ranks == 2
+    assert isinstance(trial.outcome, Measured)
+    assert trial.outcome.exchange_timed
+    assert len(trial.outcome.rank_samples_us) == 2
+    assert [stage.name for stage in trial.outcome.stages if stage.communicates] == ["gather", "combine"]
+    slowest = [max(times) for times in zip(*trial.outcome.rank_samples_us, strict=True)]
+    assert trial.outcome.step_us == summarize(slowest)
+
+
+def test_a_real_error_keeps_its_traceback(real: tuple[list[Trial], Path]) -> None:
+    (failed,) = [t.outcome for t in real[0] if isinstance(t.outcome, Failed) and t.outcome.fault == "error"]
+    assert failed.message == "ZeroDivisionError: a bug in a kernel"
+    assert "measure_or_fail" in failed.traceback
+
+
+def test_no_real_worker_is_left_behind(real: tuple[list[Trial], Path]) -> None:
+    assert len(processes(real[1])) == 6
+    assert not any(map(running, processes(real[1])))
+
+
+def test_the_real_worker_says_what_runs_here() -> None:
+    started = time.monotonic()
+    with Supervisor(1, QUICK) as supervisor:
+        found = supervisor.probe()
+    assert found["kernels"]["reference"] == ""
+    assert found["exchanges"]["loopback"] == ""
+    assert "at least two ranks" in found["exchanges"]["a2a"]
+    assert time.monotonic() - started < 60
