@@ -106,7 +106,7 @@ class Recipe(Protocol):
         ...
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return what a step consists of for the planned batch, in order. The last stage writes ``step.out``."""
+        """Return what a step consists of for the batch last taken, in order. The last stage writes ``step.out``."""
         ...
 
     def result(self, out: Tensor) -> Partial:
@@ -142,7 +142,9 @@ class Path:
                 f"rank {self._site.rank} holds {local} tokens in pages of {self.case.settings.page_size}; "
                 f"the table is for {table.lens} in pages of {table.page_size}"
             )
-        return (*self._recipe.prepare(workload, table), PlanStage("stages", self._take_stages))
+        planning = self._recipe.prepare(workload, table)
+        self._stages = self._recipe.stages()
+        return planning
 
     def plan(self, workload: Workload, table: PageTable | None = None) -> None:
         """Prepare for a batch: host work and buffers, shared by all layers. Arguments and errors as ``prepare``."""
@@ -176,6 +178,3 @@ class Path:
     def result(self, out: Tensor) -> Partial:
         """Return ``out`` with the natural LSE of the last step launched."""
         return self._recipe.result(out).natural()
-
-    def _take_stages(self) -> None:
-        self._stages = self._recipe.stages()
