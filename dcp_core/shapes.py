@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
+
+from dcp_core.grammar import WorkloadError, point_at, segments
 
 MAX_REQUESTS = 1 << 16
 """More requests than any engine puts into one batch: a larger count is a typing error, refused before it costs memory."""
@@ -41,10 +43,6 @@ class DType(StrEnum):
 
 class ShapeError(ValueError):
     """A model shape, or the file it should come from, that cannot be used."""
-
-
-class WorkloadError(ValueError):
-    """A batch that does not parse, or that no engine could run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +217,16 @@ class Workload:
         Raises:
             WorkloadError: pointing at the first character that does not fit.
         """
-        label, equals, _ = text.rpartition("=")
-        start = len(label) + len(equals)
-        grammar = _BATCH if "q" in text[start:] else _FORWARD
         requests: list[Request] = []
-        for segment, offset in _segments(text, start, grammar.separator):
-            requests.extend(grammar.read(text, segment, offset, room=MAX_REQUESTS - len(requests)))
+        for segment in segments(text):
+            room = MAX_REQUESTS - len(requests)
+            if not 1 <= segment.count <= room:
+                problem = f"{segment.count} more requests, where a batch has 1 to {MAX_REQUESTS} in all"
+                raise WorkloadError(point_at(text, segment.offset, problem))
+            try:
+                requests += [Request(segment.new, segment.total)] * segment.count
+            except WorkloadError as error:
+                raise WorkloadError(point_at(text, segment.offset, str(error))) from None
         return cls(tuple(requests))
 
     def __str__(self) -> str:
@@ -264,77 +266,6 @@ class Workload:
     def is_mixed(self) -> bool:
         """True if some requests decode one token while others run more."""
         return len({request.new == 1 for request in self.requests}) == 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Grammar:
-    """One way to write a segment: its separator, its pattern, and whether its second length leaves out the new tokens."""
-
-    separator: str
-    pattern: re.Pattern[str]
-    tokens: tuple[tuple[str, re.Pattern[str]], ...]
-    second_is_context: bool
-
-    def read(self, text: str, segment: str, offset: int, room: int) -> list[Request]:
-        match = self.pattern.fullmatch(segment)
-        if match is None:
-            raise self._complain(text, segment, offset)
-        if any(len(number) > 12 for number in match.groupdict("").values()):
-            raise _at(text, offset, f"the segment {segment[:40]!r} holds a number that no batch can have")
-        count = int(match["count"]) if match["count"] else 1
-        if not 1 <= count <= room:
-            raise _at(text, offset, f"{count} more requests, where a batch has 1 to {MAX_REQUESTS} in all")
-        new = _length(match["new"])
-        second = _length(match["second"]) if match["second"] else (0 if self.second_is_context else new)
-        try:
-            return [Request(new, new + second if self.second_is_context else second)] * count
-        except WorkloadError as error:
-            raise _at(text, offset, str(error)) from None
-
-    def _complain(self, text: str, segment: str, offset: int) -> WorkloadError:
-        at, expected = 0, f"{self.separator!r} or the end"
-        for word, token in self.tokens:
-            found = token.match(segment, at)
-            if found is None:
-                expected = word
-                break
-            at = found.end()
-        seen = repr(text[offset + at]) if offset + at < len(text) else "the end"
-        return _at(text, offset + at, f"{seen} where {expected} should stand")
-
-
-def _grammar(separator: str, before_new: str, before_second: str, second_is_context: bool) -> _Grammar:
-    length = r"[0-9]+k?"
-    count = rf"[0-9]+(?={re.escape(before_new)})" if before_new == "*" else r"[0-9]+"
-    if before_new == "*":
-        pattern = rf"(?:(?P<count>[0-9]+)\*)?(?P<new>{length})(?:@(?P<second>{length}))?"
-        tokens = [("a count", rf"(?:{count}\*)?"), ("a number of new tokens, as in 32*1@8192,", length)]
-    else:
-        pattern = rf"(?P<count>[0-9]+)?q(?P<new>{length})(?:s(?P<second>{length}))?"
-        tokens = [("a count", rf"(?:{count})?"), ("'q', as in 8q1s32k,", "q"), ("a number of new tokens", length)]
-    # A segment that is right up to here and ends is right, so what fails at one of these is what stands there instead.
-    tokens += [(f"{before_second!r}, {separator!r} or the end", before_second), ("a length", length)]
-    compiled = tuple((word, re.compile(token)) for word, token in tokens)
-    return _Grammar(separator, re.compile(pattern), compiled, second_is_context)
-
-
-_BATCH = _grammar("_", "q", "s", second_is_context=False)
-_FORWARD = _grammar(",", "*", "@", second_is_context=True)
-
-
-def _segments(text: str, start: int, separator: str) -> Iterator[tuple[str, int]]:
-    for segment in text[start:].split(separator):
-        yield segment, start
-        start += len(segment) + 1
-
-
-def _at(text: str, position: int, problem: str) -> WorkloadError:
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return WorkloadError(f"batch {shown!r}, character {position + 1}: {problem}")
-
-
-def _length(text: str) -> int:
-    return int(text[:-1]) * 1024 if text.endswith("k") else int(text)
 
 
 def _size(tokens: int) -> str:

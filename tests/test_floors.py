@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {
     "dcp_core": (
-        ("shapes", "layout", "check"),
+        ("grammar", "shapes", "layout", "check"),
         ("settings", "memory", "workspace", "cost"),
         ("lse", "shard", "mask", "fold", "cache", "oracle", "mesh"),
         ("triton_ops", "arithmetic", "kernels"),
@@ -29,7 +29,19 @@ FLOORS = {
     ),
     "bench": (
         ("shipped", "errors", "record", "stats", "files", "orders", "nvml"),
-        ("axes", "sweep", "line", "store", "entry", "nearest", "profile", "environment", "estimate", "verify", "profile_file"),
+        (
+            "axes",
+            "sweep",
+            "line",
+            "store",
+            "entry",
+            "nearest",
+            "profile",
+            "environment",
+            "estimate",
+            "verify",
+            "profile_file",
+        ),
         ("clock", "stand", "measure", "worker"),
         ("group", "supervisor", "recommend"),
         ("tune", "report"),

@@ -90,8 +90,9 @@ def test_every_field_says_something() -> None:
     assert found.plan_us == sum(stage.host_us.median for stage in found.plan)
 
 
-
-@pytest.mark.parametrize(("batch", "dcp", "page_size"), [("2q8s64", 2, 16), ("q8s256_q16s128", 4, 32), ("q8s48", 1, 16)])
+@pytest.mark.parametrize(
+    ("batch", "dcp", "page_size"), [("2q8s64", 2, 16), ("q8s256_q16s128", 4, 32), ("q8s48", 1, 16)]
+)
 def test_the_kv_bytes_of_whole_pages_are_those_of_the_tokens(batch: str, dcp: int, page_size: int) -> None:
     case = tiny(batch, dcp=dcp, page_size=page_size)
     tokens = sum(case.workload.total_lens) // dcp
