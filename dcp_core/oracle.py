@@ -31,7 +31,8 @@ class Truth:
         rows: int64 ``[n]``, rows of the query tensor, ascending.
         exact: float64 result on those rows.
         same_precision: the same computed as a kernel may: operands in the batch's dtype, products added up in float32,
-            probabilities rounded to the dtype before they are added up or used, two halves of the keys combined after rounding each.
+            probabilities rounded to the dtype before they are added up or used, two halves of the keys each rounded and
+            then combined.
         score_rounding: how far a score may be off that was added up in float32: its epsilon times the largest
             ``|q| |k| / sqrt(head_dim)``.
         weight_rounding: standard deviation of an LSE whose probabilities were rounded to the dtype, worst row: that of
