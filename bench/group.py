@@ -19,6 +19,8 @@ from bench.orders import REPLY_VARIABLE
 
 START_SECONDS = 180.0
 """How long a group may take to import its libraries and find itself."""
+STRAGGLER_SECONDS = 10.0
+"""How long the others may take once a rank has failed: they may wait in a collective for one that never comes."""
 WORKER = (sys.executable, "-m", "bench.worker")
 """The command that a worker is."""
 LOG_TAIL_BYTES = 4000
@@ -26,7 +28,10 @@ LOG_TAIL_BYTES = 4000
 
 
 class GroupLost(RuntimeError):
-    """A worker died or did not answer in time, and the whole group was ended. ``fault``: ``crashed`` or ``timeout``."""
+    """A worker died, did not answer in time, or failed while its peers wait for it; the whole group was ended.
+
+    ``fault``: ``crashed``, ``timeout``, or what the failed worker said.
+    """
 
     def __init__(self, fault: str, message: str, log: str) -> None:
         super().__init__(message)
@@ -60,7 +65,8 @@ class WorkerGroup:
         """Give every rank an order, and return their answers by rank.
 
         Raises:
-            GroupLost: if a worker dies, or one has not answered after ``seconds``; the group is ended then.
+            GroupLost: if a worker dies, or one has not answered after ``seconds``, or STRAGGLER_SECONDS after another
+                failed; the group is ended then.
         """
         line = json.dumps(order).encode() + b"\n"
         for worker, _ in self._workers:
@@ -120,7 +126,7 @@ class WorkerGroup:
             while len(answers) < len(self._replies):
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
-                    raise self._lost("timeout", seconds=seconds)
+                    raise self._deserted(answers) or self._lost("timeout", seconds=seconds)
                 for key, _ in ready:
                     lines = self._replies[key.data]
                     answer = lines.read()
@@ -129,7 +135,18 @@ class WorkerGroup:
                     if answer is not None:
                         answers[key.data] = answer
                         selector.unregister(lines.descriptor)
+                        if _failure(answer):
+                            deadline = min(deadline, time.monotonic() + STRAGGLER_SECONDS)
         return [answers[rank] for rank in range(len(self._replies))]
+
+    def _deserted(self, answers: dict[int, dict[str, Any]]) -> GroupLost | None:
+        """End the workers if one of them failed while others still wait, and return what it said; None if none failed."""
+        failed = [(rank, failure) for rank, answer in sorted(answers.items()) if (failure := _failure(answer))]
+        if not failed:
+            return None
+        self.close()
+        rank, failure = failed[0]
+        return GroupLost(failure["fault"], f"rank {rank} alone: {failure['message']}", failure["traceback"])
 
     def _lost(self, fault: str, worker: subprocess.Popen[bytes] | None = None, *, seconds: float = 0.0) -> GroupLost:
         log = self._tail()
@@ -172,6 +189,12 @@ class _Lines:
     def close(self) -> None:
         """Close this end."""
         os.close(self.descriptor)
+
+
+def _failure(answer: dict[str, Any]) -> dict[str, str] | None:
+    """Return an answer's outcome if it is a failure."""
+    outcome = answer.get("outcome", {})
+    return outcome if outcome.get("kind") == "failed" else None
 
 
 def _free_port() -> int:

@@ -212,7 +212,7 @@ def _open_clock(case: Case, mesh: Mesh, policy: Policy) -> Clock:
 def _flags(stand: Stand, step: Timed, median_us: float, floor: float) -> list[str]:
     flags = [f"{name} composed from all_gather: gloo lacks it here" for name in sorted(stand.mesh.composed)]
     if median_us < FLOORS * floor:
-        flags.append(f"under {FLOORS} timer floors of {floor:.2f} us")
+        flags.append(f"under {FLOORS} timer floors")
     if lag1_correlation(step.slowest_us) > CORRELATED:
         flags.append("samples are correlated: the interval of the median does not hold")
     if stand.case.synthetic:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import Any, TextIO
 
 import torch
@@ -102,7 +104,8 @@ class Companion:
             self._asked, self._path, self._results = asked, str(case.settings.path), stand.results()
             return check
         differences = [row_difference(mine, other) for mine, other in zip(stand.results(), self._results, strict=True)]
-        worst = max(mesh.share(max(differences)))
+        # A NaN is the worst difference there is, wherever it stands; max alone overlooks it behind a number.
+        worst = max(chain(*mesh.share(differences)), key=lambda found: math.inf if math.isnan(found) else found)
         if check.passed and not worst <= 2 * check.out_budget:
             return Failed(
                 "differs", f"a row is {worst:.2e} away from path {self._path}, budget {2 * check.out_budget:.2e}"

@@ -21,10 +21,11 @@ T = TypeVar("T")
 DEADLINE_SECONDS = 100.0
 
 
-def on_ranks(ranks: int, work: Callable[..., T], *arguments: Any) -> list[T]:
+def on_ranks(ranks: int, work: Callable[..., T], *arguments: Any, cuda: bool = False) -> list[T]:
     """Call ``work(mesh, *arguments)`` on every rank of a real group, and return what each made of it.
 
-    ``work`` is a function of a module, and everything that goes in or comes out can be sent to another process.
+    The group talks through gloo, on the CPU; with ``cuda`` through NCCL, a device each. ``work`` is a function of a module,
+    and everything that goes in or comes out can be sent to another process.
 
     Raises:
         AssertionError: with the traceback of the first rank that fails, or if one does not answer in time.
@@ -35,7 +36,8 @@ def on_ranks(ranks: int, work: Callable[..., T], *arguments: Any) -> list[T]:
         waiting: dict[Connection, int] = {}
         for rank in range(ranks):
             ours, theirs = context.Pipe(duplex=False)
-            processes.append(context.Process(target=_serve, args=(rank, ranks, port, theirs, work, arguments)))
+            arguments_of_rank = (rank, ranks, port, theirs, cuda, work, arguments)
+            processes.append(context.Process(target=_serve, args=arguments_of_rank))
             processes[-1].start()
             theirs.close()
             waiting[ours] = rank
@@ -59,8 +61,16 @@ def _receive(connection: Connection, rank: int) -> Any:
 
 
 def _serve(
-    rank: int, ranks: int, port: int, answers: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    ranks: int,
+    port: int,
+    answers: Connection,
+    cuda: bool,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
+    if not cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

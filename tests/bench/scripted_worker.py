@@ -1,7 +1,8 @@
 """A worker without torch: answers orders as ``bench.worker`` does, and fails as the case's model name says.
 
-Names: ``dies`` ends the process by a signal, ``leaves`` with an exit status, ``hangs`` never answers,
-``poisoned`` says that it is of no further use; a digit behind the word is the rank that does it, else all do.
+Names: ``dies`` ends the process by a signal, ``leaves`` with an exit status, ``hangs`` never answers, ``poisoned`` says that
+it is of no further use, ``breaks`` answers that it failed while all others wait for it; a digit behind the word is the rank
+that does it, else all do.
 The first argument is a folder in which every worker leaves a file named for its process.
 """
 
@@ -22,7 +23,7 @@ def misbehave(word: str) -> None:
     """Do what a name says."""
     match word:
         case "dies":
-            print("a last word on the way out", flush=True)
+            os.write(1, b"a last word on the way out\n")
             os.kill(os.getpid(), signal.SIGKILL)
         case "leaves":
             sys.exit(7)
@@ -36,13 +37,15 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
         return {"probe": {"ranks": int(os.environ["WORLD_SIZE"]), "kernels": {}}}
     name = order["case"]["shape"]["name"]
     word, which = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
+    if word == "breaks" and int(which) != rank:
+        misbehave("hangs")
     if not which or int(which) == rank:
         misbehave(word)
     if order["do"] == "verify" and word == "right":
         found = {"rows": 1, "out_error": 0.0, "out_budget": 1.0, "lse_error": 0.0, "lse_budget": 1.0}
         return {"outcome": found, "ranks": 1, "poisoned": False}
     outcome = {"kind": "skipped", "reason": name}
-    if word == "poisoned":
+    if word in ("poisoned", "breaks"):
         outcome = {"kind": "failed", "fault": "error", "message": name, "traceback": "where it happened"}
     return {"outcome": outcome, "ranks": 1, "poisoned": word == "poisoned"}
 
@@ -52,7 +55,7 @@ def main() -> None:
     (Path(sys.argv[1]) / str(os.getpid())).touch()
     if len(sys.argv) > 2:
         misbehave(sys.argv[2])
-    print("noise on the standard output is no answer", flush=True)
+    os.write(1, b"noise on the standard output is no answer\n")
     with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w") as replies:
         print(json.dumps({"ready": rank}), file=replies, flush=True)
         for line in sys.stdin:

@@ -57,9 +57,9 @@ def test_a_group_of_one_is_measured_whole() -> None:
 @pytest.mark.parametrize(
     ("path", "stages", "planning"),
     [
-        ("split", ["context", "new", "merge"], ["plan context", "plan new", "stages"]),
-        ("mask", ["attention"], ["mask", "plan", "stages"]),
-        ("fold", ["fold", "attention", "unfold"], ["fold", "plan", "stages"]),
+        ("split", ["context", "new", "merge"], ["plan context", "plan new"]),
+        ("mask", ["attention"], ["mask", "plan"]),
+        ("fold", ["fold", "attention", "unfold"], ["fold", "plan"]),
     ],
 )
 def test_a_simulation_checks_every_rank_and_times_one_without_the_exchange(
@@ -260,7 +260,7 @@ def test_correlated_samples_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_takes_less_than_ten_floors_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     short = on_script(monkeypatch, lambda count, noise: 9 + noise.gauss(0, 0.01), CAREFUL)
-    assert "under 10 timer floors of 1.00 us" in short.flags
+    assert "under 10 timer floors" in short.flags
     long = on_script(monkeypatch, lambda count, noise: 11 + noise.gauss(0, 0.01), CAREFUL)
     assert not any("floors" in flag for flag in long.flags)
 

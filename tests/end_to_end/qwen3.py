@@ -124,7 +124,7 @@ def serve(setup: Setup, place: Place) -> list[Transcript]:
 def serve_on_rank(mesh: Mesh, setups: list[Setup]) -> list[list[Transcript] | None]:
     """Serve every setup in turn on one rank of the job; None where the rank has no part in one."""
     groups = _dcp_groups(mesh)
-    said = []
+    said: list[list[Transcript] | None] = []
     for setup in setups:
         tp = mesh.part(setup.tp)
         if tp is None:

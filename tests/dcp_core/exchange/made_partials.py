@@ -96,3 +96,19 @@ def looped_back(traffic: Traffic) -> list[Exchanged]:
     mesh = Mesh.simulated(traffic.dcp)
     members = mesh.members()
     return mesh.each(lambda index: exchange(members[index], traffic, ExchangeName.LOOPBACK))
+
+
+def agree(got: Partial, expected: Partial, traffic: Traffic, name: ExchangeName) -> None:
+    """Hold that an exchange combined as the loopback does, but for roundings.
+
+    ``ag_rs`` rounds every rank's share and every sum in the output's dtype; ``a2a`` rounds once, as the loopback does.
+    """
+    roundings = traffic.dcp + 1 if name is ExchangeName.AG_RS else 1
+    # Beside them, what exp and log of float32 make of an LSE: a few units in its last place, relative in a weight.
+    peak = max(1.0, float(expected.lse[expected.lse.isfinite()].abs().max()))
+    of_weights = 8 * torch.finfo(torch.float32).eps * peak
+    bound = roundings * torch.finfo(getattr(torch, traffic.dtype)).eps + of_weights
+    largest = max(1.0, float(expected.out.abs().max()))
+    torch.testing.assert_close(got.out.float(), expected.out.float(), rtol=0, atol=bound * largest)
+    torch.testing.assert_close(got.lse, expected.lse, rtol=0, atol=of_weights)
+    assert got.base is LseBase.NATURAL

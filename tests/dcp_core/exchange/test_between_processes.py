@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from dcp_core.lse import LseBase, Partial
+from dcp_core.lse import LseBase
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
-from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, exchange, looped_back
+from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
 from tests.ranks import on_ranks
 
 RANKS = 3
@@ -78,16 +78,6 @@ def seen() -> list[Seen]:
     return on_ranks(RANKS, everything)
 
 
-def agree(got: Partial, expected: Partial, dcp: int, dtype: str, exchange_name: ExchangeName) -> None:
-    eps = torch.finfo(getattr(torch, dtype)).eps
-    # ag_rs rounds every rank's share and every sum in the output's dtype; a2a rounds once, as the loopback does.
-    roundings = dcp + 1 if exchange_name is ExchangeName.AG_RS else 1
-    bound = roundings * eps * max(1.0, float(expected.out.abs().max()))
-    torch.testing.assert_close(got.out.float(), expected.out.float(), rtol=0, atol=bound)
-    torch.testing.assert_close(got.lse, expected.lse, rtol=1e-6, atol=1e-6)
-    assert got.base is LseBase.NATURAL
-
-
 @pytest.mark.parametrize("composed", [False, True], ids=["own", "composed"])
 @pytest.mark.parametrize("which", EXCHANGES)
 @pytest.mark.parametrize("name", TRAFFIC)
@@ -99,8 +89,8 @@ def test_an_exchange_between_processes_gives_what_the_loopback_gives(
     for rank in range(traffic.dcp):
         got = seen[rank].exchanged[name, which, composed]
         assert torch.equal(got.gathered, expected[rank].gathered)
-        agree(got.combined, expected[rank].combined, traffic.dcp, traffic.dtype, which)
-        agree(got.into, expected[rank].combined, traffic.dcp, traffic.dtype, which)
+        agree(got.combined, expected[rank].combined, traffic, which)
+        agree(got.into, expected[rank].combined, traffic, which)
 
 
 def test_empty_rows_stay_empty_and_garbage_stays_away(seen: list[Seen]) -> None:

@@ -138,7 +138,6 @@ class Group:
 
 
 def stages_of(group: Group) -> list[str]:
-    """Return the names of the stages of planning, but for the one that puts a step's stages together."""
+    """Return the names of the stages of planning."""
     path = next(group.ranks())
-    names = [stage.name for stage in path.prepare(group.case.workload, group.tables[0])]
-    return [name for name in names if not name.endswith("stages")]
+    return [stage.name for stage in path.prepare(group.case.workload, group.tables[0])]

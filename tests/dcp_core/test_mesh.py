@@ -1,0 +1,120 @@
+"""The group of ranks: seats of one process that meet at a board, and what a launcher says wrongly.
+
+Real groups are tried in ``exchange/test_between_processes.py``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcp_core.mesh import Mesh, MeshError
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def test_a_group_of_one_talks_to_itself() -> None:
+    mesh = Mesh.alone("cpu")
+    assert (mesh.rank, mesh.size, mesh.device) == (0, 1, torch.device("cpu"))
+    assert (mesh.backend, mesh.is_simulated, mesh.composed) == ("none", False, frozenset())
+    assert mesh.members() == (mesh,)
+    assert mesh.share("value") == ["value"]
+    assert mesh.first_problem("a problem") == "a problem"
+    assert mesh.each(lambda index: index + 1) == [1]
+    assert mesh.part(1) is mesh
+    mesh.barrier()
+    mesh.align()
+    mesh.close()
+
+
+def test_a_simulated_group_has_a_seat_per_rank() -> None:
+    mesh = Mesh.simulated(4)
+    seats = mesh.members()
+    assert [(seat.rank, seat.size, seat.is_simulated, seat.whole) for seat in seats] == [
+        (rank, 4, True, False) for rank in range(4)
+    ]
+    assert {seat.board for seat in seats} == {mesh.board}
+    assert mesh.members()[0].members()[0].rank == 0
+
+
+def test_seats_meet_and_take_everybody_s_value_again_and_again() -> None:
+    mesh = Mesh.simulated(5)
+    board = mesh.board
+    assert board is not None
+
+    def work(index: int) -> list[list[int]]:
+        return [board.swap(index, 10 * meeting + index) for meeting in range(20)]
+
+    expected = [[10 * meeting + rank for rank in range(5)] for meeting in range(20)]
+    assert mesh.each(work) == [expected] * 5
+
+
+def test_a_seat_that_fails_is_reported_and_the_group_goes_on() -> None:
+    mesh = Mesh.simulated(3)
+    board = mesh.board
+    assert board is not None
+
+    def one_fails(index: int) -> list[int]:
+        if index == 2:
+            raise ZeroDivisionError("seat 2")
+        return board.swap(index, index)
+
+    with pytest.raises(ZeroDivisionError, match="seat 2"):
+        mesh.each(one_fails)
+    assert mesh.each(lambda index: board.swap(index, index)) == [[0, 1, 2]] * 3
+
+
+def test_a_seat_is_by_itself_only_while_it_is_told_so() -> None:
+    mesh = Mesh.simulated(2)
+    assert mesh.board is not None
+    seen = []
+
+    def fail_by_itself() -> None:
+        with mesh.solo():
+            seen.append(mesh.board is not None and mesh.board.solo)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_by_itself()
+    assert (seen, mesh.board.solo) == ([True], False)
+
+
+def test_a_group_needs_a_rank() -> None:
+    with pytest.raises(MeshError, match="at least one rank, not 0"):
+        Mesh.simulated(0)
+
+
+def test_a_part_is_no_larger_than_the_group() -> None:
+    with pytest.raises(MeshError, match="a group of 2 does not fit into 1 ranks"):
+        Mesh.alone().part(2)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_without_a_launcher_a_rank_is_alone(launched: pytest.MonkeyPatch) -> None:
+    mesh = Mesh.from_env()
+    assert (mesh.rank, mesh.size) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' should be a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1' should be a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2 is outside WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 needs MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "WORLD_SIZE=2 needs MASTER_PORT"),
+    ],
+)
+def test_what_a_launcher_says_wrongly_is_refused_in_a_sentence(
+    launched: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        launched.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        Mesh.from_env()

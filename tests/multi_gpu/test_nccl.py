@@ -1,0 +1,134 @@
+"""Exchanges and paths between two GPUs, over NCCL: the same as on paper, launched or replayed from a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from bench.measure import measure
+from bench.record import Label, Measured, Policy
+from bench.stand import Stand, row_difference
+from bench.worker import group_for
+from dcp_core.check import Check
+from dcp_core.layout import DcpLayout
+from dcp_core.lse import LseBase
+from dcp_core.mesh import Mesh
+from dcp_core.settings import Case, ExchangeName, IllegalSettings, Settings
+from dcp_core.shapes import ModelShape, Workload
+from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
+from tests.ranks import on_ranks
+
+pytestmark = pytest.mark.multi_gpu
+
+RANKS = 2
+EXCHANGES = (ExchangeName.AG_RS, ExchangeName.A2A)
+TRAFFIC = {
+    "one KV head": Traffic(dcp=RANKS, query=8, kv=1, dtype="bfloat16"),
+    "several KV heads": Traffic(dcp=RANKS, query=6, kv=3, dtype="bfloat16"),
+    "one token": Traffic(dcp=RANKS, tokens=1, empty=False, dtype="bfloat16"),
+    "float16, base two": Traffic(dcp=RANKS, dtype="float16", base=LseBase.TWO),
+    "float32": Traffic(dcp=RANKS),
+}
+BATCHES = ("8q1s1037", "q128s4001", "q4s133_q17s130_q2s3", "q512", "q7s9_q1s17_q4s600")
+PATHS = ("decode", "split", "mask", "fold")
+POLICY = Policy(precision=0.1, max_samples=60, max_seconds=1.0)
+
+
+def exchange_everything(mesh: Mesh) -> dict[tuple[str, ExchangeName], Exchanged]:
+    assert (mesh.backend, mesh.device.type, mesh.composed) == ("nccl", "cuda", frozenset())
+    return {(name, which): exchange(mesh, traffic, which) for name, traffic in TRAFFIC.items() for which in EXCHANGES}
+
+
+@pytest.fixture(scope="module")
+def exchanged() -> list[dict[tuple[str, ExchangeName], Exchanged]]:
+    return on_ranks(RANKS, exchange_everything, cuda=True)
+
+
+@pytest.mark.parametrize("which", EXCHANGES)
+@pytest.mark.parametrize("name", TRAFFIC)
+def test_an_exchange_over_nccl_gives_what_the_loopback_gives(
+    exchanged: list[dict[tuple[str, ExchangeName], Exchanged]], name: str, which: ExchangeName
+) -> None:
+    for got, expected in zip(exchanged, looped_back(TRAFFIC[name]), strict=True):
+        assert torch.equal(got[name, which].gathered, expected.gathered)
+        agree(got[name, which].combined, expected.combined, TRAFFIC[name], which)
+        agree(got[name, which].into, expected.combined, TRAFFIC[name], which)
+
+
+def cases() -> Iterator[Case]:
+    """Yield every path and exchange on every batch that it serves: Qwen3-235B's geometry at tp 8, dcp 2."""
+    shape, layout = ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS)
+    for batch in BATCHES:
+        for path in PATHS:
+            for which in EXCHANGES:
+                settings = Settings.from_json({"path": path, "kernel": "fa2", "exchange": which})
+                try:
+                    yield Case(shape, layout, Workload.parse(batch), settings)
+                except IllegalSettings:
+                    continue
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one rank saw of a case: its check as launched, and how far a replay of a captured graph is from that."""
+
+    check: Check
+    replay_difference: float
+
+
+def run_everything(mesh: Mesh) -> list[Ran]:
+    return [run_and_replay(case, mesh) for case in cases()]
+
+
+def run_and_replay(case: Case, mesh: Mesh) -> Ran:
+    stand = Stand(case, mesh, seed=0)
+    stand.plan()
+    check = stand.check()
+    (launched,) = stand.results()
+    (seat,) = stand.seats
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seat.launch()
+    seat.step.out.fill_(float("nan"))
+    mesh.align()
+    graph.replay()
+    torch.cuda.synchronize()
+    (replayed,) = stand.results()
+    return Ran(check, row_difference(launched, replayed))
+
+
+@pytest.fixture(scope="module")
+def ran() -> list[list[Ran]]:
+    return on_ranks(RANKS, run_everything, cuda=True)
+
+
+@pytest.mark.parametrize("index", range(len(list(cases()))))
+def test_a_path_over_nccl_is_right_launched_and_replayed(index: int, ran: list[list[Ran]]) -> None:
+    for rank in range(RANKS):
+        found = ran[rank][index]
+        assert found.check.passed, f"{list(cases())[index]}: {found.check}"
+        assert found.replay_difference == 0.0
+
+
+def measure_one(mesh: Mesh) -> Measured:
+    case = next(case for case in cases() if case.settings.exchange is ExchangeName.A2A)
+    group = group_for(case, mesh)
+    assert group is mesh
+    outcome = measure(case, mesh, POLICY)
+    assert isinstance(outcome, Measured), outcome
+    return outcome
+
+
+def test_a_measurement_on_two_gpus_times_both_and_the_exchange() -> None:
+    first, second = on_ranks(RANKS, measure_one, cuda=True)
+    for found in (first, second):
+        assert found.label is Label.MEASURED
+        assert found.exchange_timed
+        assert found.timer == "cuda_graph_events"
+        assert len(found.rank_samples_us) == RANKS
+        assert not any("composed" in flag or "synthetic" in flag for flag in found.flags)
+    assert first.step_us == second.step_us
