@@ -25,11 +25,12 @@ VARIABLES = re.compile(
 )
 """Environment variables that may change a time or a result."""
 
+POWER_CAP = "software power cap"
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, from nvml.h.
 EVENT_REASONS: Mapping[int, str] = {
     0x001: "idle",
     0x002: "application clocks",
-    0x004: "software power cap",
+    0x004: POWER_CAP,
     0x008: "hardware slowdown",
     0x010: "sync boost",
     0x020: "software thermal slowdown",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Self
 
-from bench.environment import clocks, fingerprint
+from bench.environment import POWER_CAP, clocks, fingerprint
 from bench.errors import UnfitError
 from bench.group import WORKER, GroupLost, WorkerGroup
 from bench.line import read_outcome
 from bench.orders import Order
-from bench.record import Failed, Outcome, Policy, Skipped, Trial
+from bench.record import Failed, Measured, Outcome, Policy, Skipped, Trial
 from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 
@@ -50,6 +50,9 @@ class Supervisor:
         for case in cases:
             started, before = time.monotonic(), clocks(0)
             outcome, ranks = self._outcome(Order.MEASURE, case)
+            after = clocks(0)
+            if isinstance(outcome, Measured) and POWER_CAP in after.get("event_reasons", ""):
+                outcome = replace(outcome, flags=(*outcome.flags, f"{POWER_CAP}: the device lowered its clocks"))
             yield Trial(
                 case=case,
                 outcome=outcome,
@@ -58,7 +61,7 @@ class Supervisor:
                 environment=self._environment,
                 seconds=round(time.monotonic() - started, 3),
                 time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                clocks=(before, clocks(0)),
+                clocks=(before, after),
             )
 
     def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Check | Skipped | Failed]]:

@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 def memory(
     model: Annotated[
         str,
-        typer.Option(help="Preset, config.json, or q64,kv4,d128.", metavar="NAME", autocompletion=completion.models),
+        typer.Option(
+            "--model", help="Preset, config.json, or q64,kv4,d128.", metavar="NAME", autocompletion=completion.models
+        ),
     ],
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel size.")],
-    dcp: Annotated[str | None, typer.Option(help="Sizes to compare; else every legal one.", metavar="1,2")] = None,
-    budget: Annotated[str, typer.Option(help="Memory for the KV cache on each rank.", metavar="SIZE")] = "40GiB",
-    length: Annotated[str, typer.Option(help="Tokens of a request.", metavar="TOKENS")] = "32k",
-    page_size: Annotated[int, typer.Option(min=1, max=65536, help="Tokens per page.")] = 16,
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel size.")],
+    dcp: Annotated[
+        str | None, typer.Option("--dcp", help="Sizes to compare; else every legal one.", metavar="1,2")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option("--budget", help="Memory for the KV cache on each rank.", metavar="SIZE")
+    ] = "40GiB",
+    length: Annotated[str, typer.Option("--length", help="Tokens of a request.", metavar="TOKENS")] = "32k",
+    page_size: Annotated[int, typer.Option("--page-size", min=1, max=65536, help="Tokens per page.")] = 16,
     json: Json = False,
 ) -> int:
     """Compute KV bytes per token and rank, and the tokens and requests that fit, per dcp size.

@@ -40,8 +40,9 @@ def session_of(invocation: typer.Context) -> Session:
     return session
 
 
-def _axis(help_text: str, metavar: str, complete: Callable[[str], list[str]] | None = None) -> Any:
-    return typer.Option(help=help_text, metavar=metavar, autocompletion=complete, rich_help_panel=_AXES)
+def _axis(flag: str, help_text: str, metavar: str, complete: Callable[[str], list[str]] | None = None) -> Any:
+    # The flag is spelled out: some versions of typer take a metavar that is the parameter's name for the flag itself.
+    return typer.Option(flag, help=help_text, metavar=metavar, autocompletion=complete, rich_help_panel=_AXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +55,26 @@ class Asked:
             help="A shipped sweep's name or a TOML file; none: axes alone.", autocompletion=completion.sweeps
         ),
     ] = None
-    model: Annotated[list[str] | None, _axis("Preset, config.json, or q64,kv4,d128.", "NAME", completion.models)] = None
-    tp: Annotated[list[str] | None, _axis("Tensor-parallel sizes.", "8,16")] = None
-    dcp: Annotated[list[str] | None, _axis("Decode-context-parallel sizes.", "1,2")] = None
-    interleave: Annotated[list[str] | None, _axis("Tokens kept on a rank in a row.", "1,16")] = None
-    batch: Annotated[list[str] | None, _axis("Batches: COUNT q NEW s TOTAL.", "8q1s32k")] = None
-    context: Annotated[list[str] | None, _axis("Cached tokens per request.", "8k,32k")] = None
-    new: Annotated[list[str] | None, _axis("New tokens per request.", "1,512,8k")] = None
-    concurrency: Annotated[list[str] | None, _axis("Requests per batch.", "1,16,64")] = None
-    path: Annotated[list[str] | None, _axis("decode, split, mask, fold; dcp 1 runs tp.", "PATH", completion.paths)] = (
+    model: Annotated[
+        list[str] | None, _axis("--model", "Preset, config.json, or q64,kv4,d128.", "NAME", completion.models)
+    ] = None
+    tp: Annotated[list[str] | None, _axis("--tp", "Tensor-parallel sizes.", "8,16")] = None
+    dcp: Annotated[list[str] | None, _axis("--dcp", "Decode-context-parallel sizes.", "1,2")] = None
+    interleave: Annotated[list[str] | None, _axis("--interleave", "Tokens kept on a rank in a row.", "1,16")] = None
+    batch: Annotated[list[str] | None, _axis("--batch", "Batches: COUNT q NEW s TOTAL.", "8q1s32k")] = None
+    context: Annotated[list[str] | None, _axis("--context", "Cached tokens per request.", "8k,32k")] = None
+    new: Annotated[list[str] | None, _axis("--new", "New tokens per request.", "1,512,8k")] = None
+    concurrency: Annotated[list[str] | None, _axis("--concurrency", "Requests per batch.", "1,16,64")] = None
+    path: Annotated[
+        list[str] | None, _axis("--path", "decode, split, mask, fold; dcp 1 runs tp.", "PATH", completion.paths)
+    ] = None
+    kernel: Annotated[list[str] | None, _axis("--kernel", "reference, fa2, fa3, …", "KERNEL", completion.kernels)] = (
         None
     )
-    kernel: Annotated[list[str] | None, _axis("reference, fa2, fa3, …", "KERNEL", completion.kernels)] = None
-    exchange: Annotated[list[str] | None, _axis("ag_rs, a2a, …", "EXCHANGE", completion.exchanges)] = None
+    exchange: Annotated[list[str] | None, _axis("--exchange", "ag_rs, a2a, …", "EXCHANGE", completion.exchanges)] = None
     set: Annotated[
-        list[str] | None, _axis("Any other setting, repeatable: page_size=16,64.", "KEY=A,B", completion.settings)
+        list[str] | None,
+        _axis("--set", "Any other setting, repeatable: page_size=16,64.", "KEY=A,B", completion.settings),
     ] = None
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Admit layouts that no server starts with.", rich_help_panel=_AXES)

@@ -20,13 +20,14 @@ def plot(
     figure: Annotated[
         list[str] | None,
         typer.Option(
+            "--figure",
             metavar="NAME",
             help="latency, mask-cost, breakdown, kv-memory; all that the trials allow if none.",
             autocompletion=completion.figures,
         ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to write; else plots/ in the results folder.")
+        Path | None, typer.Option("--to", metavar="FOLDER", help="Where to write; else plots/ in the results folder.")
     ] = None,
     results: Results = Path("results"),
     json: Json = False,

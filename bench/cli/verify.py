@@ -50,17 +50,25 @@ class Tally:
 def verify(
     invocation: typer.Context,
     path: Annotated[
-        str | None, typer.Option(help="Only these paths.", metavar="PATH", autocompletion=completion.paths)
+        str | None, typer.Option("--path", help="Only these paths.", metavar="PATH", autocompletion=completion.paths)
     ] = None,
     kernel: Annotated[
-        str | None, typer.Option(help="Only these kernels.", metavar="KERNEL", autocompletion=completion.kernels)
+        str | None,
+        typer.Option("--kernel", help="Only these kernels.", metavar="KERNEL", autocompletion=completion.kernels),
     ] = None,
     exchange: Annotated[
-        str | None, typer.Option(help="Only these exchanges.", metavar="EXCHANGE", autocompletion=completion.exchanges)
+        str | None,
+        typer.Option(
+            "--exchange", help="Only these exchanges.", metavar="EXCHANGE", autocompletion=completion.exchanges
+        ),
     ] = None,
-    dcp: Annotated[str | None, typer.Option(help="Only these dcp sizes.", metavar="1,2,8")] = None,
-    head_dim: Annotated[str | None, typer.Option(help="Only these head dims.", metavar="64,128,256")] = None,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Cross real exchanges with every batch too.")] = False,
+    dcp: Annotated[str | None, typer.Option("--dcp", help="Only these dcp sizes.", metavar="1,2,8")] = None,
+    head_dim: Annotated[
+        str | None, typer.Option("--head-dim", help="Only these head dims.", metavar="64,128,256")
+    ] = None,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", "--thorough", help="Cross real exchanges with every batch too.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Check every path, kernel and exchange that runs here against a float64 oracle, edge cases included.

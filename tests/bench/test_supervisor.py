@@ -251,3 +251,11 @@ def test_the_real_worker_says_what_runs_here() -> None:
     assert found["exchanges"]["loopback"] == ""
     assert "at least two ranks" in found["exchanges"]["a2a"]
     assert time.monotonic() - started < 60
+
+
+def test_a_power_cap_during_a_case_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.supervisor.clocks", lambda _index: {"event_reasons": "idle, software power cap"})
+    with Supervisor(1, QUICK) as supervisor:
+        (trial,) = supervisor.measure([tiny(name="capped")])
+    assert isinstance(trial.outcome, Measured)
+    assert any(flag.startswith("software power cap") for flag in trial.outcome.flags)
