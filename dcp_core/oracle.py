@@ -116,7 +116,9 @@ def judge(result: Partial, truth: Truth) -> Check:
     lse_band = 4 * truth.score_rounding + 4 * torch.finfo(torch.float32).eps * max(1.0, _finite_peak(truth.exact.lse))
     # Of few rows, twice the one error seen may be little: four standard deviations are the least to allow.
     lse_scatter = max(2 * lse_rounding, 4 * truth.weight_rounding)
-    return Check(rows.numel(), out_error, 2 * out_rounding + out_band, lse_error, lse_scatter + lse_band + truth.truncation)
+    return Check(
+        rows.numel(), out_error, 2 * out_rounding + out_band, lse_error, lse_scatter + lse_band + truth.truncation
+    )
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> tuple[Partial, float]:
