@@ -78,7 +78,8 @@ class CudaClock:
             return call
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
-        with torch.cuda.graph(graph):
+        # thread_local: another thread, as the watchdog of NCCL, may query its events meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             call()
         return graph.replay
 

@@ -1,0 +1,81 @@
+"""Whole paths over FlashInfer on one device: every rank of a simulated group, against the oracle and against each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.stand import Stand, row_difference
+from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
+from dcp_core.mesh import Mesh
+
+pytestmark = pytest.mark.gpu
+
+
+def stand_of(batch: str, *, dcp: int, query: int = 8, kv: int = 1, interleave: int = 1, **settings: str) -> Stand:
+    """Lay a group of ``dcp`` ranks out on the device, ``query`` heads over ``kv`` KV heads on each, and plan the batch."""
+    layout = DcpLayout(dcp, dcp, interleave)
+    chosen = Settings.from_json({"exchange": "loopback" if dcp > 1 else "alone", **settings})
+    case = Case(ModelShape(query * dcp, kv, 128), layout, Workload.parse(batch), chosen)
+    stand = Stand(case, Mesh.simulated(dcp, "cuda") if dcp > 1 else Mesh.alone("cuda"), seed=0)
+    stand.plan()
+    return stand
+
+
+@pytest.mark.parametrize("kernel", ["fa2", "fa3"])
+def test_fold_of_32768_new_tokens_without_context_dcp_2_rank_1(kernel: str) -> None:
+    folded = stand_of("q32k", dcp=2, path="fold", kernel=kernel)
+    assert folded.check().passed
+    split = stand_of("q32k", dcp=2, path="split", kernel=kernel)
+    check = split.check()
+    assert check.passed
+    # Rank 1's first query sees no key of its own rank, and there are as many rows as keys.
+    assert row_difference(folded.results()[1], split.results()[1]) <= 2 * check.out_budget
+
+
+@pytest.mark.parametrize("kernel", ["fa2", "fa3"])
+@pytest.mark.parametrize("batch", ["q1s1", "q2s3", "q9s9", "q40s42", "q5s5_q1s3_q17s130_q3s4", "q64_q7s9_q1s2"])
+@pytest.mark.parametrize(("dcp", "kv"), [(2, 1), (4, 1), (8, 1), (3, 2)])
+def test_fold_where_the_context_is_shorter_than_the_rank(kernel: str, batch: str, dcp: int, kv: int) -> None:
+    stand = stand_of(batch, dcp=dcp, kv=kv, path="fold", kernel=kernel, batching="joined")
+    check = stand.check()
+    assert check.passed, check
+    assert check.rows == stand.case.workload.new_tokens * dcp  # every row, on every rank
+
+
+@pytest.mark.parametrize("interleave", [1, 16])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"path": "decode", "kernel": "fa2"},
+        {"path": "decode", "kernel": "cuda_core"},
+        {"path": "split", "kernel": "fa2"},
+        {"path": "split", "kernel": "fa3", "new_kernel": "fa2"},
+        {"path": "mask", "kernel": "fa2", "mask_form": "bool"},
+        {"path": "mask", "kernel": "fa2", "mask_form": "packed"},
+        {"path": "mask", "kernel": "fa2", "mask_form": "computed"},
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_paths_over_odd_batches(settings: dict[str, str], interleave: int) -> None:
+    batch = "3q1s37_q1s2_2q1s401" if settings["path"] == "decode" else "q5s5_q1s3_q17s130_q1s64_q2s3"
+    check = stand_of(batch, dcp=4, interleave=interleave, **settings).check()
+    assert check.passed, check
+
+
+@pytest.mark.parametrize("path", ["decode", "split", "fold"])
+def test_a_captured_step_gives_what_an_eager_one_gives(path: str) -> None:
+    stand = stand_of("8q1s4k" if path == "decode" else "4q4s4k", dcp=2, path=path, kernel="fa2")
+    stand.launch()
+    seat = stand.fullest
+    with stand.mesh.solo():
+        seat.launch()
+        eager = seat.result().out.clone()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            seat.launch()
+        seat.step.out.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+    assert torch.equal(seat.step.out, eager)
