@@ -181,7 +181,7 @@ def coerce(name: str, value: object) -> Any:
     if isinstance(default, int):
         text = str(value)
         if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 1 << 16):
-            raise IllegalSettings(f"{name} is a whole number from 1 to 65536, not {text[:40]!r}")
+            raise IllegalSettings(f"{name} is a whole number from 1 to 65536, not {repr(value)[:40]}")
         return int(text)
     known = [str(choice) for choice in type(default)]
     if str(value) not in known:
@@ -286,10 +286,11 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     mixed = workload.is_mixed and path is not PathName.DECODE
     apart = mixed and settings.batching is Batching.SEPARATE
     ragged = path is PathName.SPLIT
-    empty = ragged and not any(workload.context_lens)
+    decoding = path is PathName.DECODE or (path is PathName.TP and workload.is_decode)
+    empty = ragged and not any(request.context for request in workload.requests if request.new > 1 or not apart)
     return replace(
         settings,
-        kernel=settings.kernel_for_decode if path is PathName.DECODE else settings.kernel,
+        kernel=settings.kernel_for_decode if decoding else settings.kernel,
         new_kernel=settings.new_kernel if ragged and settings.new_kernel is not settings.kernel else None,
         decode_kernel=settings.decode_kernel if apart and settings.decode_kernel is not settings.kernel else None,
         exchange=settings.exchange if layout.dcp > 1 else ExchangeName.ALONE,

@@ -15,7 +15,7 @@ from bench.files import FileError
 from bench.record import Policy
 from bench.sweep import Expansion, Sweep, parse_precision, shipped_sweeps
 from dcp_core import Case
-from dcp_core.settings import ExchangeName, KernelName, PathName, canonical
+from dcp_core.settings import ExchangeName, KernelName, MaskForm, PathName, canonical
 
 BASE = 'model = "qwen3-235b-a22b"\ntp = 8\n'
 
@@ -169,7 +169,7 @@ def test_quick_is_small_and_whole() -> None:
 def test_seed_holds_the_claim() -> None:
     cases = Sweep.load("seed", on_gpu=True).expand(ranks=1).cases
     assert {str(case.workload) for case in cases} == {"q32k", "q8ks32k", "q2ks32k", "q128s32k", "16q1s32k"}
-    assert {case.settings.mask_form for case in cases if case.settings.path is PathName.MASK} == {"bool", "packed"}
+    assert {case.settings.mask_form for case in cases if case.settings.path is PathName.MASK} == set(MaskForm)
 
 
 def test_dcp_measures_every_legal_group_and_labels_the_others() -> None:

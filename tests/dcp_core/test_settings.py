@@ -197,12 +197,16 @@ def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
     step = ["path", "exchange", "page_size", "kv_layout", "index_device", "replayable"]
     if case.settings.path is PathName.MASK:
         step.append("mask_form")
-    if case.settings.path is PathName.SPLIT:
-        step += ["kernel_for_new", "skip_empty_context"]
     apart = case.workload.is_mixed and before.batching is Batching.SEPARATE
-    if apart or before.path is PathName.DECODE:
+    if case.settings.path is PathName.SPLIT:
+        step.append("kernel_for_new")
+        by_split = [request for request in case.workload.requests if request.new > 1 or not apart]
+        if not any(request.context for request in by_split):
+            step.append("skip_empty_context")
+    decoding = before.path is PathName.DECODE or (before.path is PathName.TP and case.workload.is_decode)
+    if apart or decoding:
         step.append("kernel_for_decode")
-    if before.path is not PathName.DECODE:
+    if not decoding:
         step.append("kernel")
     if case.workload.is_mixed:
         step.append("batching")
