@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,13 +41,14 @@ def read_capped(path: Path, limit_bytes: int, kind: str) -> str:
         kind: what the file should be, for messages: "a profile", say.
 
     Raises:
-        FileError: if there is no such file, it is too large, or no UTF-8.
+        FileError: if there is no such file, it is a pipe or a device, too large, or no UTF-8.
         StorageError: if it may not be read.
     """
     try:
+        check_regular(path, kind)
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise FileError(f"{path}: no such file; {kind} was expected there") from None
     except OSError as error:
         raise storage_error("read", path, error) from None
@@ -56,6 +58,21 @@ def read_capped(path: Path, limit_bytes: int, kind: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: not {kind}: byte {error.start} is no UTF-8") from None
+
+
+def check_regular(path: Path, kind: str) -> None:
+    """Refuse a pipe or a device, whose reading may never end; a folder is left to ``open`` to refuse.
+
+    Raises:
+        FileError: for what is neither a file nor a folder.
+        OSError: if it may not be looked at, or does not exist.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # of a NUL in the path
+        raise FileError(f"{str(path)!r}: no such file; {kind} was expected there") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FileError(f"{path}: a pipe or a device; {kind} is a regular file")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -23,6 +23,8 @@ STRAGGLER_SECONDS = 10.0
 """How long the others may take once a rank has failed: they may wait in a collective for one that never comes."""
 WORKER = (sys.executable, "-m", "bench.worker")
 """The command that a worker is."""
+EXIT_SECONDS = 5.0
+"""How long a worker that has closed its pipe may take to end."""
 LOG_TAIL_BYTES = 4000
 """Of a dead worker's own output that are kept with the failure."""
 
@@ -151,7 +153,7 @@ class WorkerGroup:
     def _lost(self, fault: str, worker: subprocess.Popen[bytes] | None = None, *, seconds: float = 0.0) -> GroupLost:
         log = self._tail()
         if worker is not None:
-            code = worker.wait()
+            code = _end_of(worker)
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
             message = f"a worker died ({how})"
         else:
@@ -163,6 +165,15 @@ class WorkerGroup:
         self._log.flush()
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode(errors="replace")
+
+
+def _end_of(worker: subprocess.Popen[bytes]) -> int:
+    """Return how a worker ended that closed its pipe; one that hangs on its way out is killed."""
+    try:
+        return worker.wait(EXIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(worker.pid, signal.SIGKILL)
+        return worker.wait()
 
 
 class _Lines:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -28,6 +29,7 @@ from dcp_core.mesh import Mesh
 from dcp_core.paths.base import Stage
 from dcp_core.settings import Case, KernelName, Unsupported
 
+T = TypeVar("T")
 PLAN_SECONDS = 0.5
 """Spent on timing one case's planning, beyond the first PLAN_SAMPLES."""
 PLAN_SAMPLES = 3
@@ -174,23 +176,28 @@ def _time_stage(stage: Stage, stand: Stand, clock: Clock, policy: Policy) -> Sta
 
 
 def _time_planning(stand: Stand) -> tuple[PlanTime, ...]:
-    """Time each stage of planning on the host, with the device work it causes, on the fullest rank here."""
+    """Time planning on the host, with the device work it causes: taking the batch, then each stage, slowest rank."""
+    mesh, seat, started = stand.mesh, stand.fullest, time.monotonic()
     times: dict[str, list[float]] = {}
-    seat, started = stand.fullest, time.monotonic()
+
+    def timed(name: str, call: Callable[[], T]) -> T:
+        synchronize(mesh.device)
+        start = time.perf_counter_ns()
+        result = call()
+        synchronize(mesh.device)
+        times.setdefault(name, []).append((time.perf_counter_ns() - start) / 1e3)
+        return result
+
     for count in range(MOST_PLAN_SAMPLES):
-        if count >= PLAN_SAMPLES and max(stand.mesh.share(time.monotonic() - started)) > PLAN_SECONDS:
+        if count >= PLAN_SAMPLES and max(mesh.share(time.monotonic() - started)) > PLAN_SECONDS:
             break
-        for stage in seat.path.prepare(stand.case.workload, seat.table):
-            synchronize(stand.mesh.device)
-            start = time.perf_counter_ns()
-            stage.run()
-            synchronize(stand.mesh.device)
-            times.setdefault(stage.name, []).append((time.perf_counter_ns() - start) / 1e3)
-    return tuple(PlanTime(name, summarize(samples)) for name, samples in times.items())
+        for stage in timed("batch", lambda: seat.path.prepare(stand.case.workload, seat.table)):
+            timed(stage.name, stage.run)
+    return tuple(PlanTime(name, summarize(_slowest(mesh, samples))) for name, samples in times.items())
 
 
 def _time_launch(call: Callable[[], None], mesh: Mesh) -> list[float]:
-    """Return host microseconds per eager launch of a step, the device idle before each."""
+    """Return host microseconds per eager launch of a step, the device idle before each, slowest rank."""
     times = []
     for _ in range(LAUNCH_SAMPLES):
         synchronize(mesh.device)
@@ -198,7 +205,11 @@ def _time_launch(call: Callable[[], None], mesh: Mesh) -> list[float]:
         call()
         times.append((time.perf_counter_ns() - start) / 1e3)
     synchronize(mesh.device)
-    return times
+    return _slowest(mesh, times)
+
+
+def _slowest(mesh: Mesh, times: Sequence[float]) -> list[float]:
+    return [max(each) for each in zip(*mesh.share(list(times)), strict=True)]
 
 
 def _open_clock(case: Case, mesh: Mesh, policy: Policy) -> Clock:

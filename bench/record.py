@@ -13,8 +13,9 @@ from dcp_core.settings import Case
 
 SCHEMA = 1
 """Version of a trial's fields. An older one is read, a newer one refused."""
-PROTOCOL = 1
-"""Version of how a case is measured. Trials of different protocols are never compared."""
+PROTOCOL = 2
+"""Version of how a case is measured. Trials of different protocols are never compared. History: 1, the first; 2, planning
+is timed from taking the batch on, and inputs hold planted keys."""
 MAX_SAMPLES = 64
 """Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
 

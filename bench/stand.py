@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,10 @@ from dcp_core.settings import Case
 SPARE_PAGES = 0.25
 """Pages beyond those in use, as a share: a server's cache is never full, and its pages are scattered."""
 QUERY_SCALE = 2.0
-"""Standard deviation of query elements: peaked enough that a wrongly seen key shows, flat enough that many matter."""
+"""Standard deviation of query elements: flat enough that many keys matter."""
+PLANTED = 4
+"""Rows per request for which a key is planted that weighs as much as all others together, so that a fault of one key shows
+however long the row is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,31 @@ class Sequences:
             tuple(normal(total, heads.kv).to(kv_dtype).to(dtype) for total in case.workload.total_lens)
             for _ in range(2)
         )
-        return cls(queries, keys, values)
+        drawn = cls(queries, keys, values)
+        drawn._plant(case)
+        return drawn
+
+    def _plant(self, case: Case) -> None:
+        """Make some rows of each request depend on one key, from its last new token backwards.
+
+        In turns it is the row's own key, which a mask one short would hide, and the next, which one too many would show.
+        """
+        layout, head_dim = case.layout, case.shape.head_dim
+        kv_heads = layout.heads(case.shape).kv
+        start = 0
+        for request, keys in zip(case.workload.requests, self.keys, strict=True):
+            rows = sorted({round(share * (request.new - 1) / (PLANTED - 1)) for share in range(PLANTED)}, reverse=True)
+            for turn, row in enumerate(rows):
+                position = request.context + row + turn % 2
+                if position >= request.total:
+                    continue
+                # One KV head's queries of every rank: a key along their mean scores high with each of them.
+                heads = torch.stack([q[start + row].view(kv_heads, -1, head_dim) for q in self.queries]).float()
+                mean = heads.mean((0, 2))
+                score = (heads.mean((0, 2)).square().sum(-1) / math.sqrt(head_dim)).clamp(min=1e-6)
+                wanted = math.log(request.total) + QUERY_SCALE**2 / 2
+                keys[position].copy_(mean * (wanted / score).unsqueeze(-1))
+            start += request.new
 
     def new(self, case: Case, which: tuple[Tensor, ...]) -> Tensor:
         """Return the new tokens' keys or values, all requests'."""

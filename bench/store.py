@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.files import FileError, StorageError, storage_error, sync_folder
+from bench.files import FileError, StorageError, check_regular, storage_error, sync_folder
 from bench.line import NewerSchema, decode, encode
 from bench.record import Trial
 from dcp_core.shapes import nearest
@@ -161,13 +161,14 @@ def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
         Its trials, and a sentence for every line that was set aside: a torn last one, or one that was damaged since.
 
     Raises:
-        FileError: if it is absent, or was written by a newer dcpbench.
+        FileError: if it is absent, a pipe or a device, or was written by a newer dcpbench.
         StorageError: if it may not be read.
     """
     path = Path(path)
     trials: list[Trial] = []
     notices: list[str] = []
     try:
+        check_regular(path, "a run")
         for number, (line, whole) in enumerate(_lines(path), start=1):
             try:
                 trials.append(decode(line))

@@ -13,7 +13,7 @@ from dcp_core.exchange.base import Exchange
 from dcp_core.kernels.base import Kernel, Masking, Pass, PassKind, PassSpec
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh, MeshError
-from dcp_core.paths.base import Path, Recipe, Site
+from dcp_core.paths.base import Path, PlanStage, Recipe, Site
 from dcp_core.settings import Batching, Case, ExchangeName, KernelName, PathName, Unsupported
 from dcp_core.shapes import Workload
 
@@ -120,16 +120,30 @@ def arithmetic_for(device: torch.device) -> Arithmetic:
 def _open_for_rank(case: Case, mesh: Mesh) -> Path:
     site = _site(case, mesh)
     settings = case.settings
-    if case.workload.is_mixed and settings.batching is Batching.SEPARATE:
-        # Each path keeps buffers in its exchange, so each has one of its own.
-        from dcp_core.paths.mixed import MixedRecipe
+    if settings.batching is Batching.JOINED or settings.path is PathName.DECODE:
+        return Path(site, _recipe(site))
+    if not case.workload.is_mixed:
+        kind = _decode_recipe(site) if settings.path is PathName.TP and case.workload.is_decode else _recipe(site)
+        return Path(site, OneKindRecipe(kind))
+    # Each path keeps buffers in its exchange, so each has one of its own.
+    from dcp_core.paths.mixed import MixedRecipe
 
-        decode = Path(site, _decode_recipe(site))
-        rest_site = _site(case, mesh)
-        return Path(site, MixedRecipe(site, decode, Path(rest_site, _recipe(rest_site))))
-    if settings.path is PathName.TP and case.workload.is_decode:
-        return Path(site, _decode_recipe(site))
-    return Path(site, _recipe(site))
+    rest = _site(case, mesh)
+    return Path(site, MixedRecipe(site, Path(site, _decode_recipe(site)), Path(rest, _recipe(rest))))
+
+
+class OneKindRecipe:
+    """Another recipe, for batches that are not mixed: those are to run apart, which takes a path opened for one."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.stages, self.result = recipe.stages, recipe.result
+
+    def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
+        """Take a batch of one kind."""
+        if workload.is_mixed:
+            raise ValueError(f"batching separate runs the mixed batch {workload} apart: open a path for a mixed case")
+        return self._recipe.prepare(workload, table)
 
 
 def _decode_recipe(site: Site) -> Recipe:

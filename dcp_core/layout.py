@@ -47,11 +47,13 @@ class DcpLayout:
 
     def owner(self, position: int) -> int:
         """Return the rank that holds the token at ``position``."""
+        _check_count("a position", position)
         return position // self.interleave % self.dcp
 
     def local_len(self, total: int, rank: int) -> int:
         """Return how many of a sequence's first ``total`` tokens live on ``rank``."""
         self._check_rank(rank)
+        _check_count("a sequence's length", total)
         whole, rest = divmod(total, self.dcp * self.interleave)
         return whole * self.interleave + min(max(rest - rank * self.interleave, 0), self.interleave)
 
@@ -85,8 +87,7 @@ class DcpLayout:
         query, kv = shape.q_heads // self.tp, max(1, shape.kv_heads * self.dcp // self.tp)
         if query % kv:
             raise IllegalLayout(
-                f"{self}: {query} query heads per rank cannot share {kv} KV heads; "
-                f"the smallest tp that would do is {_smallest_tp(shape, self.dcp)}"
+                f"{self}: {query} query heads per rank cannot share {kv} KV heads; {_smallest_tp(shape, self.dcp)}"
             )
         return RankHeads(query, kv, query * self.dcp)
 
@@ -122,15 +123,20 @@ class DcpLayout:
     def _advice(self, shape: ModelShape) -> str:
         legal = legal_dcps(shape, self.tp)
         if self.dcp > 1 and legal == [1]:
-            return f"at tp {self.tp} only dcp 1 is legal; the smallest tp for dcp {self.dcp} is {_smallest_tp(shape, self.dcp)}"
+            return f"at tp {self.tp} only dcp 1 is legal; {_smallest_tp(shape, self.dcp)}"
         if legal:
             best = min(legal, key=lambda dcp: (abs(dcp - self.dcp), -dcp))
             return f"the nearest legal choice at tp {self.tp} is dcp {best}"
         return _legal_tps(shape)
 
     def _check_rank(self, rank: int) -> None:
-        if not 0 <= rank < self.dcp:
+        if not isinstance(rank, int) or not 0 <= rank < self.dcp:
             raise IllegalLayout(f"rank {rank} is outside a DCP group of {self.dcp} (ranks 0 to {self.dcp - 1})")
+
+
+def _check_count(what: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise IllegalLayout(f"{what} is a whole number from 0, not {value!r}")
 
 
 def legal_dcps(shape: ModelShape, tp: int) -> list[int]:
@@ -140,7 +146,10 @@ def legal_dcps(shape: ModelShape, tp: int) -> list[int]:
 
 def _smallest_tp(shape: ModelShape, dcp: int) -> str:
     legal = (tp for tp in range(1, shape.q_heads + 1) if DcpLayout(tp, dcp)._problem(shape) is None)
-    return str(next(legal, "none: the model has too few query heads per KV head"))
+    found = next(legal, None)
+    if found is None:
+        return f"no tp would do for dcp {dcp}: the model has {shape.group} query heads per KV head"
+    return f"the smallest tp for dcp {dcp} is {found}"
 
 
 def _legal_tps(shape: ModelShape) -> str:

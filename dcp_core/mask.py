@@ -81,9 +81,18 @@ class MaskRows:
         return cls(visible, request, new, local_seq_lens(total, dcp, rank, interleave).to(torch.int64))
 
     def byte_indptr(self) -> Tensor:
-        """Return where each request's bytes begin when packed: int64 ``[requests + 1]``."""
+        """Return where each request's bytes begin when packed: int32 ``[requests + 1]``, as FlashInfer reads them.
+
+        Raises:
+            ValueError: if the whole mask has more bytes than int32 counts.
+        """
         sizes = (self.new_lens * self.widths + 7) // 8
-        return torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
+        indptr = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
+        if int(indptr[-1]) > torch.iinfo(torch.int32).max:
+            raise ValueError(
+                f"a packed mask of {int(indptr[-1])} bytes is more than int32 offsets reach; split the batch"
+            )
+        return indptr.to(torch.int32)
 
 
 def interleaved_causal_mask(
@@ -130,12 +139,12 @@ def packed_interleaved_causal_mask(
         ValueError: as ``interleaved_causal_mask``.
     """
     rows = MaskRows.of(new_lens, total_lens, dcp, rank, interleave, device)
-    return pack_rows(rows), rows.byte_indptr().to(torch.int32)
+    return pack_rows(rows), rows.byte_indptr()
 
 
 def pack_rows(rows: MaskRows) -> Tensor:
     """Return the bits of a mask's rows: uint8. Walks eight bits of every byte at once; no loop over requests."""
-    indptr = rows.byte_indptr()
+    indptr = rows.byte_indptr().to(torch.int64)
     request = torch.repeat_interleave(torch.arange(rows.widths.numel(), device=indptr.device), indptr.diff())
     byte = torch.arange(request.numel(), device=indptr.device) - indptr[request]
     first_row = (rows.new_lens.cumsum(0) - rows.new_lens)[request]

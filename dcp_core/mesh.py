@@ -95,26 +95,24 @@ class Mesh:
     def from_env(cls) -> Mesh:
         """Join the group that a launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
-        NCCL where every local rank has a CUDA device of its own, gloo otherwise; a group of one without WORLD_SIZE.
+        NCCL on a machine with CUDA devices, one per local rank; gloo on one without; a group of one without WORLD_SIZE.
 
         Raises:
-            MeshError: if the variables are incomplete or contradict each other.
+            MeshError: if the variables are incomplete or contradict each other, or a local rank has no device.
         """
         size = _env_number("WORLD_SIZE", 1)
         rank = _env_number("RANK", 0)
-        local_rank = _env_number("LOCAL_RANK", rank)
-        local_size = _env_number("LOCAL_WORLD_SIZE", size)
-        cuda = torch.cuda.is_available() and torch.cuda.device_count() >= max(local_size, local_rank + 1)
-        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if not 0 <= rank < size:
+            raise MeshError(f"RANK={rank} is outside WORLD_SIZE={size}")
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 else ():
+            if name not in os.environ:
+                raise MeshError(f"WORLD_SIZE={size} needs {name} set by the launcher")
+        device = _device_of(_env_number("LOCAL_RANK", rank))
+        cuda = device.type == "cuda"
         if cuda:
             torch.cuda.set_device(device)
         if size == 1:
             return cls.alone(device)
-        if not 0 <= rank < size:
-            raise MeshError(f"RANK={rank} is outside WORLD_SIZE={size}")
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if name not in os.environ:
-                raise MeshError(f"WORLD_SIZE={size} needs {name} set by the launcher")
         dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
         return cls(rank, size, device, group=dist.group.WORLD, control=control)
@@ -253,6 +251,18 @@ class Mesh:
             "reduce_scatter": lambda: self.reduce_scatter(out[0], own),
         }
         return frozenset(name for name, attempt in attempts.items() if not _is_there(attempt))
+
+
+def _device_of(local_rank: int) -> torch.device:
+    """Return a local rank's device: its own, or the only one that a launcher lets it see. Never one shared silently."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if local_rank < visible:
+        return torch.device("cuda", local_rank)
+    if visible == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return torch.device("cuda", 0)
+    raise MeshError(f"local rank {local_rank} has no CUDA device of its own: {visible} visible; start as many ranks")
 
 
 def _is_there(collective: Callable[[], None]) -> bool:

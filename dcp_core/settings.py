@@ -287,7 +287,12 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     apart = mixed and settings.batching is Batching.SEPARATE
     ragged = path is PathName.SPLIT
     decoding = path is PathName.DECODE or (path is PathName.TP and workload.is_decode)
-    empty = ragged and not any(request.context for request in workload.requests if request.new > 1 or not apart)
+    # Simulated, gather and combine are not timed, so that nothing tells whether leaving them out pays.
+    empty = (
+        ragged
+        and settings.exchange is not ExchangeName.LOOPBACK
+        and not any(request.context for request in workload.requests if request.new > 1 or not apart)
+    )
     return replace(
         settings,
         kernel=settings.kernel_for_decode if decoding else settings.kernel,
@@ -307,6 +312,8 @@ def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iter
     if path is PathName.DECODE and not workload.is_decode:
         longest = max(workload.new_lens)
         yield f"path decode takes one new token per request, the batch has {longest}; choose split, mask or fold"
+    if path is PathName.FOLD and settings.replayable:
+        yield "path fold cannot be replayable: how a batch folds changes with its lengths; choose split or mask"
     if path is PathName.FOLD and interleave > 1:
         yield f"path fold needs interleave 1, not {interleave}; choose split or mask"
     if layout.dcp > 1 and settings.exchange is ExchangeName.ALONE:

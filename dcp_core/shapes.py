@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
+from stat import S_ISREG
 
 from dcp_core.grammar import WorkloadError, point_at, segments
 
@@ -19,6 +20,8 @@ MAX_TOKENS = (1 << 31) - 1
 """Lengths travel as int32 in every kernel."""
 MAX_CONFIG_BYTES = 16 << 20
 """A config.json beyond this size is not one."""
+_CACHING_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "attention")
+"""What transformers' ``layer_types`` calls layers with a KV cache; the rest are linear attention, state spaces, …"""
 
 
 class DType(StrEnum):
@@ -123,9 +126,10 @@ class ModelShape:
 
         A ``text_config`` inside is used where the model is multimodal. ``head_dim`` defaults to
         ``hidden_size / num_attention_heads`` and ``num_key_value_heads`` to ``num_attention_heads``, as in transformers.
+        Of a hybrid model, the layers that ``layer_types`` calls attention count, full or sliding, linear ones do not.
 
         Raises:
-            ShapeError: naming the file and the field that is missing or wrong.
+            ShapeError: naming the file and the field that is missing or wrong; for multi-head latent attention.
         """
         where, config = ("config", source) if isinstance(source, Mapping) else _read_config(Path(source))
         inner = config.get("text_config")
@@ -139,6 +143,11 @@ class ModelShape:
                 raise ShapeError(f"{where}: {field} should be a positive whole number, not {value!r}")
             return value
 
+        if (rank := text.get("kv_lora_rank")) is not None:
+            raise ShapeError(
+                f"{where}: a model of multi-head latent attention (kv_lora_rank {rank!r}), which caches no KV heads; "
+                f"give one of grouped-query attention"
+            )
         q_heads = whole("num_attention_heads")
         head_dim = text.get("head_dim")
         if head_dim is None and whole("hidden_size") % q_heads:
@@ -149,7 +158,7 @@ class ModelShape:
                 q_heads=q_heads,
                 kv_heads=whole("num_key_value_heads", q_heads),
                 head_dim=whole("head_dim") if head_dim is not None else whole("hidden_size") // q_heads,
-                layers=whole("num_hidden_layers"),
+                layers=_attention_layers(whole("num_hidden_layers"), text.get("layer_types")),
                 dtype=_dtype(dtype),
                 name=str(text.get("_name_or_path") or text.get("model_type") or "")[:100],
             )
@@ -286,11 +295,27 @@ def _dtype(name: object) -> DType:
         raise ShapeError(f"unknown dtype {plain[:40]!r}{nearest(plain, DType)}; known: {known}") from None
 
 
+def _attention_layers(layers: int, types: object) -> int:
+    """Count the layers that cache keys and values: all, unless ``layer_types`` tells them apart."""
+    if types is None:
+        return layers
+    # Some list the layers of multi-token prediction too, beyond num_hidden_layers.
+    if not isinstance(types, list) or len(types) < layers:
+        raise ShapeError(f"layer_types should be a list with a word for each of {layers} layers")
+    count = sum(kind in _CACHING_LAYERS for kind in types[:layers])
+    if not count:
+        raise ShapeError(f"layer_types has no attention that caches keys and values: {', '.join(_CACHING_LAYERS)}")
+    return count
+
+
 def _read_config(path: Path) -> tuple[str, Mapping[str, object]]:
     file = path
     try:
         file = path / "config.json" if path.is_dir() else path
-        if file.stat().st_size > MAX_CONFIG_BYTES:
+        found = file.stat()
+        if not S_ISREG(found.st_mode):
+            raise ShapeError(f"{file}: no regular file; give a preset's name or a config.json")
+        if found.st_size > MAX_CONFIG_BYTES:
             raise ShapeError(f"{file}: larger than {MAX_CONFIG_BYTES >> 20} MiB, so it is no model's config.json")
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -28,8 +28,8 @@ def local_seq_lens(seq_lens: Tensor | Sequence[int], dcp: int, rank: int | None 
     if rank is not None:
         layout.local_len(0, rank)
     lens = whole_numbers(seq_lens)
-    if bool((lens < 0).any()):
-        raise ValueError("a sequence cannot have fewer than 0 tokens")
+    if bool(((lens < 0) | (lens > torch.iinfo(torch.int32).max)).any()):
+        raise ValueError("a sequence has 0 to 2147483647 tokens: lengths travel as int32")
     ranks = torch.arange(dcp, device=lens.device) if rank is None else torch.tensor(rank, device=lens.device)
     if rank is None:
         lens = lens.unsqueeze(-1)

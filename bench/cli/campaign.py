@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import Asked, Running
+from bench.cli.options import Asked, Running, ranks_here
 from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
-from bench.record import PROTOCOL, Environment, Failed, Policy, Trial
-from bench.report.table import case_line, case_name
+from bench.record import PROTOCOL, Environment, Failed, Policy, Skipped, Trial
+from bench.report.table import case_line, case_name, counted
 
 if TYPE_CHECKING:
     from bench.store import Store
@@ -77,7 +77,10 @@ class Campaign:
         return [trial for trial in found if not self.environment.differences(trial.environment)]
 
     def lacking(self, known: Sequence[Trial]) -> list[Case]:
-        """Return the cases that ``known`` has no trial for, as careful as asked; failed ones once more."""
+        """Return the cases that ``known`` has no trial for, as careful as asked; failed ones once more, skipped ones always.
+
+        Asking a skipped case again costs next to nothing, and what stood in its way, a lack of memory say, may be gone.
+        """
         latest = {trial.key: trial for trial in known}
         failures = Counter(trial.key for trial in known if isinstance(trial.outcome, Failed))
         return [case for case in self.cases if self._lacks(latest.get(_key(case)), failures[_key(case)])]
@@ -87,6 +90,8 @@ class Campaign:
             return True
         if isinstance(trial.outcome, Failed):
             return failures < GIVE_UP_AFTER
+        if isinstance(trial.outcome, Skipped):
+            return True
         return trial.policy.precision > self.policy.precision or trial.policy.cold != self.policy.cold
 
 
@@ -97,13 +102,13 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
         ranks: processes to start; if None, one per visible GPU, or two without any.
 
     Raises:
-        UsageError: if nothing legal was asked for, and for every mistake in axes and options.
+        UsageError: if nothing legal was asked for, for more ranks than GPUs, and for every mistake in axes and options.
     """
     from bench.environment import devices, fingerprint
     from bench.sweep import parse_precision
 
     found = devices()
-    ranks = ranks or len(found) or 2
+    ranks = ranks_here(ranks, len(found))
     sweep = _sweep(asked, on_gpu=bool(found))
     policy = replace(sweep.policy, precision=parse_precision(running.precision)) if running.precision else sweep.policy
     expansion = sweep.expand(ranks)
@@ -138,7 +143,8 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
         known = asked.trials()
         missing = asked.lacking(known)
         if not missing:
-            warn(f"All {len(asked.cases)} cases are in {asked.results} already; nothing to measure.")
+            all_of_them = "Its one case is" if len(asked.cases) == 1 else f"All {len(asked.cases)} cases are"
+            warn(f"{all_of_them} in {asked.results} already; nothing to measure.")
             return known, False
         measured: list[Trial] = []
         try:
@@ -146,7 +152,8 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
         except (KeyboardInterrupt, SystemExit) as stop:
             where = f" in {store.path}" if store.path else ""
             warn(
-                f"Stopped. {len(measured)} trials are kept{where}, {len(missing) - len(measured)} cases remain. To go on:"
+                f"Stopped. {counted(len(measured), 'trial')} kept{where}, "
+                f"{counted(len(missing) - len(measured), 'case')} to go. To go on:"
             )
             warn(f"  {command}")
             if isinstance(stop, SystemExit):
@@ -163,8 +170,8 @@ def _measure(
 
     each = dict(zip(missing, seconds_each(missing, asked.policy, asked.device_name, known), strict=True))
     kept = len(asked.cases) - len(missing)
-    there = f", {kept} are in {asked.results} already" if kept else ""
-    warn(f"{asked.name}: {len(missing)} cases to measure{there}; about {clock(sum(each.values()))}.")
+    there = f", {kept} {'is' if kept == 1 else 'are'} in {asked.results} already" if kept else ""
+    warn(f"{asked.name}: {counted(len(missing), 'case')} to measure{there}; about {clock(sum(each.values()))}.")
     with screen(len(missing), sum(each.values())) as view:
         _say_next(view, missing, 0)
         with Supervisor(asked.ranks, asked.policy) as supervisor:

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from bench.cli.exits import Exit
-from bench.cli.options import Json, session_of
+from bench.cli.options import Json, ranks_here, session_of
 from bench.cli.screen import draw, emit, say, warn
 from bench.report.grid import Column, Grid
 
@@ -28,6 +28,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     from bench.supervisor import Supervisor
 
     found, environment = devices(), fingerprint()
+    ranks = ranks_here(session_of(invocation).ranks, len(found))
     gpus = [
         {"name": one.name, "total_bytes": one.total_bytes, "free_bytes": one.free_bytes, **clocks(index)}
         for index, one in enumerate(found)
@@ -35,7 +36,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     probe: dict[str, Any] = {"kernels": {}, "exchanges": {}}
     problem = ""
     try:
-        with Supervisor(session_of(invocation).ranks or len(found) or 2, Policy()) as supervisor:
+        with Supervisor(ranks, Policy()) as supervisor:
             probe = supervisor.probe()
     except UnfitError as unfit:
         problem = str(unfit)

@@ -9,7 +9,7 @@ from bench.cli.exits import Exit
 from bench.cli.screen import clock, draw, emit, say
 from bench.estimate import local_ranks, seconds_each
 from bench.report.grid import Column, Grid
-from bench.report.table import Footnotes, dcp_of, exchange_of, kernels_of
+from bench.report.table import Footnotes, counted, dcp_of, exchange_of, kernels_of
 from dcp_core.memory import case_bytes, format_size
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
     say()
     where = "one process" if wanted.ranks == 1 else f"{wanted.ranks} processes"
     kept = len(wanted.cases) - len(missing)
-    say(f"{len(wanted.cases)} cases on {where}; {kept} are in {wanted.results} already.")
+    say(f"{counted(len(wanted.cases), 'case')} on {where}; in {wanted.results} already: {kept}.")
     say(f"{len(missing)} to measure in about {clock(total_s)}; kernels compiled on first use come on top.")
     return Exit.DONE
 

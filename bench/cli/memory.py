@@ -89,7 +89,8 @@ def _grid(rows: Sequence[KvMemory], base: KvMemory, room: int, tokens: int) -> G
         )
         for row in rows
     )
-    return Grid(f"{base.shape.name}, tp {base.layout.tp}: one rank, all {base.shape.layers} layers", columns, cells)
+    layers = "one layer" if base.shape.layers == 1 else f"all {base.shape.layers} layers"
+    return Grid(f"{base.shape.name}, tp {base.layout.tp}: one rank, {layers}", columns, cells)
 
 
 def _json(row: KvMemory, base: KvMemory, room: int, tokens: int) -> dict[str, object]:

@@ -127,6 +127,21 @@ class Running:
     json: Json = False
 
 
+def ranks_here(asked: int | None, gpus: int) -> int:
+    """Return how many processes to start: as many as asked for, else one per visible GPU, or two without any.
+
+    Raises:
+        UsageError: for more than there are GPUs; each process needs one of its own.
+    """
+    if asked and 0 < gpus < asked:
+        shown = f"{gpus} GPU" if gpus == 1 else f"{gpus} GPUs"
+        raise UsageError(
+            f"--ranks {asked}, but this machine shows {shown}: each rank needs one of its own, so ask for {gpus} or "
+            f"fewer; larger groups are simulated"
+        )
+    return asked or gpus or 2
+
+
 def values_of(axis: str, texts: list[str]) -> list[str]:
     """Split comma-separated values; commas inside a synthetic model or a ``vllm bench forward`` batch are its own."""
     pattern = {"model": r"q\d+,kv\d+,d\d+(?:,l\d+)?|[^,]+", "batch": r".*[*@=].*|[^,]+"}.get(axis, r"[^,]+")

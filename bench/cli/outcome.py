@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.cli.exits import Exit
 from bench.cli.screen import draw, emit, say, warn
 from bench.record import Failed, Measured, Trial
-from bench.report.table import notes_of, trials_grids
+from bench.report.table import counted, notes_of, trials_grids
 
 if TYPE_CHECKING:
     from bench.cli.campaign import Campaign
@@ -76,7 +76,7 @@ def finish(trials: Sequence[Trial], *, interrupted: bool) -> Exit:
     if interrupted:
         return Exit.INTERRUPTED
     if failed:
-        warn(f"{failed} of {len(latest)} cases failed; 'dcpbench show --json' has the tracebacks.")
+        warn(f"{failed} of {counted(len(latest), 'case')} failed; 'dcpbench show --json' has the tracebacks.")
         return Exit.FAILED_CASES
     if not any(isinstance(trial.outcome, Measured) for trial in latest):
         warn("No case could run here; 'dcpbench doctor' says what can.")

@@ -46,11 +46,16 @@ def lookup(
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel size.")],
     dcp: Annotated[int, typer.Option(min=1, help="Decode-context-parallel size.")] = 1,
     interleave: Annotated[int, typer.Option(min=1, help="Tokens kept on a rank in a row.")] = 1,
-    file: Annotated[list[Path] | None, typer.Option(help="Profiles to ask; all of the results folder if none.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="Profiles to ask; else the results folder's, then the shipped ones.")
+    ] = None,
     results: Results = Path("results"),
     json: Json = False,
 ) -> int:
     """Ask which settings to run for a batch: those of the same batch, of the nearest measured one, or the default.
+
+    Where the results folder has no profile for this model and layout, the reference profiles that ship with dcpbench
+    answer; the answer says which file it is from.
 
     Examples:
       dcpbench profile lookup 8q1s32k --model qwen3-235b-a22b --tp 8 --dcp 2
@@ -66,18 +71,19 @@ def lookup(
     layout.check(shape)
     plain = Settings(path=PathName.SPLIT, exchange=ExchangeName.AG_RS if dcp > 1 else ExchangeName.ALONE)
     geometry = Geometry.of(Case(shape, layout, workload, plain))
-    profiles = _profiles(file or [], results)
-    found = [profile for _, profile in profiles if profile.geometry == geometry]
+    profiles = _profiles(file, results) if file else _known_profiles(results)
+    found = [(path, profile) for path, profile in profiles if profile.geometry == geometry]
     if not found:
         known = ", ".join(sorted({str(profile.geometry) for _, profile in profiles}))
         raise UsageError(
             f"no profile here is for {geometry}, which {shape.name} with {layout} computes; there are: {known}"
         )
-    choice = found[-1].lookup(workload, layout)
+    source, profile = found[-1]
+    choice = profile.lookup(workload, layout)
     regret = choice.expected_regret
     if json:
         finite = choice.distance if choice.distance != float("inf") else None
-        answer = {"source": str(choice.source), "distance": finite, "expected_regret": regret}
+        answer = {"source": str(choice.source), "distance": finite, "expected_regret": regret, "file": str(source)}
         emit({"settings": choice.settings.to_json(), **answer})
         return Exit.DONE
     expected = "" if regret is None else f", expected {regret:.1%} over the best"
@@ -85,7 +91,17 @@ def lookup(
     for name, value in choice.settings.to_json().items():
         if value is not None:
             say(f"  {name:<20} {value}")
+    say(f"From {source}")
     return Exit.DONE
+
+
+def _known_profiles(results: Path) -> list[tuple[Path, Profile]]:
+    """Load the profiles that ship with dcpbench and all of a results folder, which come last: the last one answers."""
+    from bench.profile import Profile
+    from bench.shipped import reference_folder
+
+    paths = [*sorted(reference_folder().glob("*/profiles/*.json")), *sorted((results / "profiles").glob("*.json"))]
+    return [(path, Profile.load(path)) for path in paths]
 
 
 def _profiles(files: list[Path], results: Path) -> list[tuple[Path, Profile]]:

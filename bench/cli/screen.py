@@ -141,7 +141,7 @@ def warn(text: str) -> None:
 
 
 def draw(grid: Grid) -> None:
-    """Print a table on stdout: in colour and as wide as a terminal, or as plain text of 80 columns."""
+    """Print a table on stdout: in colour and as wide as a terminal, or as plain text, a line per row."""
     if not sys.stdout.isatty():
         typer.echo(grid.to_text())
         return

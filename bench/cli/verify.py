@@ -11,11 +11,11 @@ import typer
 
 from bench.cli import completion
 from bench.cli.exits import Exit
-from bench.cli.options import Json, session_of, values_of, whole_number
+from bench.cli.options import Json, ranks_here, session_of, values_of, whole_number
 from bench.cli.screen import draw, emit, say, screen, warn
 from bench.record import Failed, Skipped
 from bench.report.grid import Column, Grid
-from bench.report.table import case_name, exchange_of, kernels_of, path_of
+from bench.report.table import case_name, counted, exchange_of, kernels_of, path_of
 from dcp_core.check import Check
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def verify(
     head_dim: Annotated[
         str | None, typer.Option("--head-dim", help="Only these head dims.", metavar="64,128,256")
     ] = None,
-    thorough: Annotated[
-        bool, typer.Option("--thorough", "--thorough", help="Cross real exchanges with every batch too.")
-    ] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Cross real exchanges with every batch too.")] = False,
     json: Json = False,
 ) -> int:
     """Check every path, kernel and exchange that runs here against a float64 oracle, edge cases included.
@@ -85,12 +83,12 @@ def verify(
     from bench.supervisor import Supervisor
 
     on_gpu = devices()
-    ranks = session_of(invocation).ranks or len(on_gpu) or 2
+    ranks = ranks_here(session_of(invocation).ranks, len(on_gpu))
     chosen = {"path": path, "kernel": kernel, "exchange": exchange, "dcp": dcp, "head-dim": head_dim}
     wanted = {name: values_of(name, [text]) for name, text in chosen.items() if text}
     with Supervisor(ranks, Policy()) as supervisor:
         cases = _cases(wanted, supervisor.probe()["kernels"], ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
-        warn(f"{len(cases)} cases to check.")
+        warn(f"{counted(len(cases), 'case')} to check.")
         verdicts = []
         with screen(len(cases), float(len(cases))) as view:
             for case, verdict in supervisor.verify(cases):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 80
-"""Columns that a plain table keeps to where its words allow."""
+"""Columns of a usual terminal; a table that needs more of them stands closer."""
 _GAP = "  "
 
 
@@ -47,16 +46,20 @@ class Grid:
                 raise ValueError(
                     f"{self.title}: a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}"
                 )
+        object.__setattr__(self, "title", printable(self.title))
         object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
         object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
 
-    def to_text(self, width: int = WIDTH) -> str:
-        """Return the table as plain lines of at most ``width`` columns where its words allow."""
-        widths, gap = self._widths(width)
+    def to_text(self) -> str:
+        """Return the table as plain lines, however long, one per row: for pipes and ``grep``."""
+        widths, gap = self._widths()
         headings = [column.heading for column in self.columns]
         lines = [self.title] if self.title else []
         for row in (headings, ["-" * size for size in widths], *self.rows):
-            lines += self._lines(row, widths, gap)
+            cells = zip(row, widths, self.columns, strict=True)
+            lines.append(
+                gap.join(cell.rjust(size) if column.right else cell.ljust(size) for cell, size, column in cells)
+            )
         return "\n".join(line.rstrip() for line in [*lines, *self.footnotes])
 
     def to_markdown(self) -> str:
@@ -75,9 +78,9 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        _, gap = self._widths(WIDTH)
+        _, gap = self._widths()
         table = Table(
-            title=Text(printable(self.title), style="bold") if self.title else None,
+            title=Text(self.title, style="bold") if self.title else None,
             title_justify="left",
             caption=Text("\n".join(self.footnotes)) if self.footnotes else None,
             caption_justify="left",
@@ -93,28 +96,11 @@ class Grid:
             table.add_row(*(Text(cell) for cell in row), style=style)
         return table
 
-    def _widths(self, limit: int) -> tuple[list[int], str]:
-        """Return each column's width and what stands between them, narrower where the table would be too wide."""
+    def _widths(self) -> tuple[list[int], str]:
+        """Return how wide each column is without folding any cell, and what stands between columns."""
         cells = [[column.heading for column in self.columns], *self.rows]
         widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
-        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
-        gap = _GAP if excess <= 0 else " "
-        excess -= (len(_GAP) - len(gap)) * (len(widths) - 1)
-        for index, column in enumerate(self.columns):
-            if column.wrap and excess > 0:
-                narrower = max(widths[index] - excess, len(column.heading), 12)
-                excess -= max(widths[index] - narrower, 0)
-                widths[index] = min(widths[index], narrower)
-        return widths, gap
-
-    def _lines(self, row: Sequence[str], widths: Sequence[int], gap: str) -> Iterator[str]:
-        parts = [list(_wrapped(cell, size)) for cell, size in zip(row, widths, strict=True)]
-        for line in range(max(map(len, parts))):
-            cells = [part[line] if line < len(part) else "" for part in parts]
-            yield gap.join(
-                cell.rjust(size) if column.right else cell.ljust(size)
-                for cell, size, column in zip(cells, widths, self.columns, strict=True)
-            )
+        return widths, _GAP if sum(widths) + len(_GAP) * (len(widths) - 1) <= WIDTH else " "
 
 
 def printable(text: str) -> str:
@@ -127,9 +113,3 @@ def _markdown(cell: str) -> str:
     for char in "|<`*_[":
         escaped = escaped.replace(char, f"\\{char}")
     return escaped
-
-
-def _wrapped(cell: str, width: int) -> Iterator[str]:
-    from textwrap import wrap
-
-    yield from wrap(cell, max(width, 1)) or [""]

@@ -57,6 +57,7 @@ _RC: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # names are a user's, who may write a dollar
     "svg.fonttype": "path",
     "svg.hashsalt": "dcpbench",
     "figure.dpi": 150,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from bench.report.grid import Column, Grid
 from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName, Settings
 
 NOT_MEASURED = "–"
+_NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?!\w)", re.ASCII)
 _SHOWN = {"path", "kernel", "new_kernel", "decode_kernel", "exchange", "mask_form"}
 """Settings that have a column of their own."""
 
@@ -63,14 +65,14 @@ def notes_of(trials: Iterable[Trial]) -> list[str]:
     failed = Counter(
         f"{trial.outcome.fault}: {trial.outcome.message}" for trial in latest if isinstance(trial.outcome, Failed)
     )
-    flags = Counter(flag for trial in latest if isinstance(trial.outcome, Measured) for flag in trial.outcome.flags)
+    flags = _alike(flag for trial in latest if isinstance(trial.outcome, Measured) for flag in trial.outcome.flags)
     untimed = sum(isinstance(trial.outcome, Measured) and not trial.outcome.exchange_timed for trial in latest)
-    lines = [f"{_cases(count)} failed: {_sentence(why)}" for why, count in failed.most_common()]
-    lines += [f"{_cases(count)} skipped: {_sentence(why)}" for why, count in skipped.most_common()]
-    lines += [f"{_cases(count)} flagged: {_sentence(why)}" for why, count in flags.most_common()]
+    lines = [f"{counted(count, 'case')} failed: {_sentence(why)}" for why, count in failed.most_common()]
+    lines += [f"{counted(count, 'case')} skipped: {_sentence(why)}" for why, count in skipped.most_common()]
+    lines += [f"{counted(count, 'case')} flagged: {_sentence(why)}" for why, count in flags]
     if untimed:
         lines.append(
-            f"{_cases(untimed)} simulated: ranks ran one after another, the exchange's time is not in the step."
+            f"{counted(untimed, 'case')} simulated: ranks ran one after another, the exchange's time is not in the step."
         )
     return lines
 
@@ -214,8 +216,27 @@ def _place(row: Row) -> tuple[object, ...]:
     )
 
 
-def _cases(count: int) -> str:
-    return f"{count} case" if count == 1 else f"{count} cases"
+def counted(count: int, noun: str) -> str:
+    """Return a number of things: ``1 case``, ``2 cases``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _alike(sentences: Iterable[str]) -> list[tuple[str, int]]:
+    """Count sentences, those that differ in numbers alone as one that gives their range: ``floors of 3.1 to 3.4 us``."""
+    groups: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
+    for sentence in sentences:
+        parts = _NUMBER.split(sentence)
+        groups[tuple(parts[::2])].append(parts[1::2])
+    found = []
+    for words, numbers in groups.items():
+        ranges = [_range(column) for column in zip(*numbers, strict=True)]
+        found.append(("".join(map("".join, zip(words, [*ranges, ""], strict=True))), len(numbers)))
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def _range(numbers: Iterable[str]) -> str:
+    ordered = sorted(set(numbers), key=float)
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
 
 
 def _sentence(text: str) -> str:

@@ -11,7 +11,7 @@ from bench.entry import Candidate, Entry, Geometry, default_settings
 from bench.nearest import leave_each_out
 from bench.profile import Profile
 from bench.record import Environment, Label, Measured, Trial
-from dcp_core.settings import ExchangeName, KernelName, Settings
+from dcp_core.settings import Case, ExchangeName, KernelName, Settings, canonical
 from dcp_core.shapes import Workload
 
 
@@ -44,11 +44,16 @@ def pick(trials: Iterable[Trial]) -> tuple[Profile, ...]:
     machines: dict[tuple[Geometry, tuple[tuple[str, str], ...]], list[_Timing]] = defaultdict(list)
     for trial in sorted(trials, key=lambda one: one.time):
         outcome = trial.outcome
-        if isinstance(outcome, Measured) and outcome.label is not Label.MODELLED:
+        if isinstance(outcome, Measured) and outcome.label is not Label.MODELLED and _tells(trial.case):
             machine = Geometry.of(trial.case), tuple(sorted(trial.environment.hard.items()))
             machines[machine].append(_Timing(trial, outcome))
     ordered = sorted(machines.items(), key=lambda item: item[1][-1].trial.time)
     return tuple(_profile(geometry, timings) for (geometry, _), timings in ordered)
+
+
+def _tells(case: Case) -> bool:
+    """Tell whether a case's settings are all its own: of two that run the same timed work only one is a candidate."""
+    return case.settings == canonical(case.settings, case.layout, case.workload)
 
 
 def _profile(geometry: Geometry, timings: Sequence[_Timing]) -> Profile:

@@ -23,10 +23,14 @@ class AllToAll:
         self._mesh, self._heads, self._head_dim, self._dtype = mesh, heads, head_dim, dtype
         self._combine = arithmetic.combine
         self._gather = HeadGather(mesh, heads, head_dim, dtype)
+        self._tokens = -1
         self.reserve(0)
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` rows: per peer, all outputs and behind them all LSEs, so that both stay aligned."""
+        if self._tokens == tokens:
+            return
+        self._tokens = tokens
         self._gather.reserve(tokens)
         rows, lse_width = tokens * self._heads.query, 4 // self._dtype.itemsize
         shape = (self._mesh.size, rows * (self._head_dim + lse_width))

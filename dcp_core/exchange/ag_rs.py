@@ -18,10 +18,14 @@ class HeadGather:
 
     def __init__(self, mesh: Mesh, heads: RankHeads, head_dim: int, dtype: torch.dtype) -> None:
         self._mesh, self._heads, self._head_dim, self._dtype = mesh, heads, head_dim, dtype
+        self._tokens = -1
         self.reserve(0)
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` rows."""
+        if self._tokens == tokens:
+            return
+        self._tokens = tokens
         size, device = self._mesh.size, self._mesh.device
         stacked = (size, tokens, self._heads.query, self._head_dim)
         self._stacked = torch.empty(stacked, dtype=self._dtype, device=device)
@@ -43,10 +47,14 @@ class AllGatherReduceScatter:
         self._mesh, self._heads, self._head_dim, self._dtype = mesh, heads, head_dim, dtype
         self._rescale = arithmetic.rescale
         self._gather = HeadGather(mesh, heads, head_dim, dtype)
+        self._tokens = -1
         self.reserve(0)
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` rows."""
+        if self._tokens == tokens:
+            return
+        self._tokens = tokens
         size, device, heads = self._mesh.size, self._mesh.device, self._heads
         self._gather.reserve(tokens)
         self._lses = torch.empty(size, tokens, heads.gathered, dtype=torch.float32, device=device)

@@ -16,7 +16,10 @@ class Exchange(Protocol):
     name: ExchangeName
 
     def reserve(self, tokens: int) -> None:
-        """Make room for up to ``tokens`` rows, so that neither call below allocates."""
+        """Make room for ``tokens`` rows, so that neither call below allocates; the same room as long as the number is.
+
+        A captured graph of one batch size then stays right when the next batch of that size is planned.
+        """
         ...
 
     def gather_heads(self, q: Tensor) -> Tensor:

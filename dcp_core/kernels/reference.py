@@ -11,7 +11,7 @@ from dcp_core.cache import PagedCache
 from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.lse import Partial
 from dcp_core.mask import InterleavedMask, PackedMask
-from dcp_core.settings import KernelName
+from dcp_core.settings import KernelName, Unsupported
 
 SCORE_ELEMENTS = 1 << 22
 """Scores held at once per head, so that a 32k × 32k pass fits in memory: 16 MiB of float32."""
@@ -22,12 +22,18 @@ class Reference:
 
     name = KernelName.REFERENCE
 
-    def refusal(self, spec: PassSpec, device: torch.device) -> str | None:  # a Kernel's signature
-        """Return None: this kernel runs every pass."""
-        return None
+    def refusal(self, spec: PassSpec, device: torch.device) -> str | None:
+        """Refuse only what is to be replayed: this kernel allocates while it runs."""
+        return "the reference kernel allocates while it runs, so it cannot be replayed" if spec.replayable else None
 
     def open(self, spec: PassSpec, device: torch.device) -> ReferencePass:
-        """Open the pass."""
+        """Open the pass.
+
+        Raises:
+            Unsupported: with the refusal.
+        """
+        if reason := self.refusal(spec, device):
+            raise Unsupported(reason)
         return ReferencePass(spec, device)
 
 

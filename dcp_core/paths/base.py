@@ -124,6 +124,7 @@ class Path:
         self.case = site.case
         self._site, self._recipe = site, recipe
         self._stages: tuple[Stage, ...] = ()
+        self._tokens = 0
 
     def prepare(self, workload: Workload, table: PageTable | None = None) -> tuple[PlanStage, ...]:
         """Take a batch, and return the stages that planning it consists of, to be run in order.
@@ -143,7 +144,7 @@ class Path:
                 f"the table is for {table.lens} in pages of {table.page_size}"
             )
         planning = self._recipe.prepare(workload, table)
-        self._stages = self._recipe.stages()
+        self._stages, self._tokens = self._recipe.stages(), workload.new_tokens
         return planning
 
     def plan(self, workload: Workload, table: PageTable | None = None) -> None:
@@ -161,8 +162,7 @@ class Path:
         Raises:
             ValueError: if no batch was planned.
         """
-        if not self._stages:
-            raise ValueError(f"path {self.case.settings.path} runs a step only after plan")
+        self._check_planned()
         for stage in self._stages:
             stage.run(step)
 
@@ -171,10 +171,34 @@ class Path:
 
         Returns:
             ``out`` with its natural LSE ``[new tokens, query heads of the rank]``.
+
+        Raises:
+            ValueError: if no batch was planned, or a tensor is not of the planned batch.
         """
+        self._check(q, k_new, v_new, out)
         self.launch(Step(q, k_new, v_new, cache, out))
         return self.result(out)
 
     def result(self, out: Tensor) -> Partial:
         """Return ``out`` with the natural LSE of the last step launched."""
         return self._recipe.result(out).natural()
+
+    def _check_planned(self) -> None:
+        if not self._stages:
+            raise ValueError(f"path {self.case.settings.path} runs a step only after plan")
+
+    def _check(self, q: Tensor, k_new: Tensor, v_new: Tensor, out: Tensor) -> None:
+        self._check_planned()
+        head_dim, heads = self.case.shape.head_dim, self._site.heads
+        for name, tensor, count in (
+            ("q", q, heads.query),
+            ("k_new", k_new, heads.kv),
+            ("v_new", v_new, heads.kv),
+            ("out", out, heads.query),
+        ):
+            wanted = (self._tokens, count, head_dim)
+            if tensor.shape != wanted or tensor.dtype != self._site.dtype:
+                raise ValueError(
+                    f"{name} of the planned batch is {list(wanted)} of {self._site.dtype}, "
+                    f"not {list(tensor.shape)} of {tensor.dtype}"
+                )

@@ -19,11 +19,15 @@ class GatheredStep:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._tokens = -1
         self.reserve(0)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` rows."""
+        """Make room for ``tokens`` rows: the same room as long as the number is, so that a captured graph stays right."""
         self._site.exchange.reserve(tokens)
+        if self._tokens == tokens:
+            return
+        self._tokens = tokens
         self.room = self.partial = self._site.partial(tokens, self._site.heads.gathered)
         self.q = self.room.out
         self.lse = self._site.own_lse(tokens)

@@ -51,7 +51,7 @@ class MaskRecipe:
             self._mask = rule.bools(device)
             return
         rows = MaskRows.of(rule.new_lens, rule.total_lens, rule.dcp, rule.rank, rule.interleave, device)
-        self._mask = PackedMask(self._site.arithmetic.pack_rows(rows), rows.byte_indptr().int())
+        self._mask = PackedMask(self._site.arithmetic.pack_rows(rows), rows.byte_indptr())
 
     def _plan(self, workload: Workload, table: PageTable) -> None:
         self._pass.plan(PassBatch(workload.new_lens, table.lens, table, self._mask))

@@ -37,8 +37,9 @@ class SplitRecipe:
         tokens, new_lens = workload.new_tokens, workload.new_lens
         self._only_new = self._site.case.settings.skip_empty_context and not any(workload.context_lens)
         self._step.reserve(0 if self._only_new else tokens)
-        self._combined = self._site.partial(0 if self._only_new else tokens, self._site.heads.query)
-        self._new = self._site.partial(tokens, self._site.heads.query)
+        if self._new.out.shape[0] != tokens:
+            self._combined = self._site.partial(tokens, self._site.heads.query)
+            self._new = self._site.partial(tokens, self._site.heads.query)
         new = PlanStage("plan new", lambda: self._new_pass.plan(PassBatch(new_lens, new_lens)))
         if self._only_new:
             return (new,)

@@ -24,7 +24,8 @@ class TpRecipe:
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch."""
-        self._lse = self._site.own_lse(workload.new_tokens)
+        if self._lse.shape[0] != workload.new_tokens:
+            self._lse = self._site.own_lse(workload.new_tokens)
         batch = PassBatch(workload.new_lens, workload.total_lens, table)
         return (PlanStage("plan", lambda: self._pass.plan(batch)),)
 

@@ -20,14 +20,16 @@ import bench.environment
 import bench.supervisor
 from bench.cli import completion, main
 from bench.cli.exits import Exit
-from bench.cli.options import paragraphs, values_of
+from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock
 from bench.errors import UnfitError
 from bench.record import Environment, Failed, Outcome, Policy, Skipped, Trial
+from bench.shipped import reference_folder
 from bench.store import Store
+from bench.tune.pick import pick
 from dcp_core.check import Check
 from dcp_core.settings import Case
-from tests.bench.made_up import CPU, trial
+from tests.bench.made_up import CPU, QWEN, trial, trials
 
 COMMANDS = ("tune", "sweep", "verify", "show", "plot", "memory", "doctor", "profile show", "profile lookup")
 TYPED = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
@@ -126,6 +128,14 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 
     assert run("--version") == Exit.DONE
     assert capsys.readouterr().out == f"dcpbench {__version__}\n"
+
+
+def test_each_flag_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", "--help") == Exit.DONE
+    out = capsys.readouterr().out
+    assert "--thorough" in out
+    assert "--thorough,--thorough" not in out.replace(" ", "")
+    assert "--no-thorough" not in out
 
 
 # --- Mistakes -----------------------------------------------------------------------------------------------------------
@@ -332,7 +342,7 @@ def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(
     words = ("--ranks", "2", "tune", *TYPED, "--results", results)
     assert run(*words) == Exit.INTERRUPTED
     err = capsys.readouterr().err
-    assert "3 trials are kept" in err
+    assert "3 trials kept" in err
     resume = err.strip().splitlines()[-1].split()
     assert resume == ["dcpbench", *map(str, words)]
     assert len(Store.read(results)[0]) == 3
@@ -376,6 +386,19 @@ def test_a_skipped_case_says_why_and_does_no_harm(
     scripted.script = lambda number, case: Skipped("needs 9.0 GiB, 1.0 GiB are free") if case.layout.dcp == 2 else None
     assert run("sweep", *TYPED, "--results", results) == Exit.DONE
     assert "skipped: needs 9.0 GiB, 1.0 GiB are free." in capsys.readouterr().out
+
+
+def test_a_skipped_case_is_asked_again_and_a_measured_one_is_not(scripted: Scripted, results: Path) -> None:
+    scripted.script = lambda number, case: Skipped("needs 9.0 GiB, 1.0 GiB are free") if case.layout.dcp == 2 else None
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    first = len(scripted.measured)
+    scripted.script = lambda number, case: None
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    again = scripted.measured[first:]
+    assert again
+    assert {case.key for case in again} == {case.key for case in scripted.measured[:first] if case.layout.dcp == 2}
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    assert len(scripted.measured) == first + len(again)
 
 
 def test_where_nothing_can_run_the_machine_is_unfit(
@@ -482,9 +505,48 @@ def test_a_profile_answers_for_a_batch(scripted: Scripted, results: Path, capsys
     assert run(*asked, "q8s520") == Exit.DONE
     assert "exact" in capsys.readouterr().out
     assert run(*asked, "q1s513", "--json") == Exit.DONE
-    assert json.loads(capsys.readouterr().out)["source"] == "exact"
-    assert run("profile", "lookup", "q8", "--model", "llama-3.1-70b", "--tp", "8", "--results", results) == Exit.USAGE
-    assert "no profile here is for q8,kv1,d128" in capsys.readouterr().err
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["source"] == "exact"
+    assert Path(answer["file"]).parent == results / "profiles"
+    assert run("profile", "lookup", "q8", "--model", "q63,kv7,d96", "--tp", "7", "--results", results) == Exit.USAGE
+    assert "no profile here is for q9,kv1,d96" in capsys.readouterr().err
+
+
+def test_where_nothing_was_tuned_the_shipped_profiles_answer(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("profile", "lookup", "8q1s32k", "--model", "qwen3-235b-a22b", "--tp", "8", "--results", results)
+    assert run(*asked) == Exit.DONE
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert run(*asked, "--json") == Exit.DONE
+    file = json.loads(capsys.readouterr().out)["file"]
+    assert Path(file).is_relative_to(reference_folder())
+    assert shown == f"From {file}"
+
+
+def test_a_name_out_of_a_file_cannot_reach_the_terminal(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = replace(QWEN, name="evil\x1b[2J\x07")
+    with Store.open(results) as store:
+        for one in trials("8q1s32k", shape=shape, kernels=("fa2",)):
+            environment = Environment({**one.environment.hard, "device_name": "card\x1b]0;title\x07"})
+            store.append(replace(one, environment=environment))
+    for profile in pick(Store.read(results)[0]):
+        profile.save(results / "profiles")
+    for words in (["show"], ["show", "--markdown"], ["show", "--json"], ["profile", "show"]):
+        assert run(*words, "--results", results) == Exit.DONE
+        out = capsys.readouterr().out
+        assert out.replace("\n", "").isprintable()
+        assert "evil" in out or "card" in out
+
+
+@pytest.mark.parametrize(
+    "words", ["sweep FILE.toml", "profile show FILE.json", "show FILE.jsonl", "memory --tp 8 --model FILE.json"]
+)
+def test_a_pipe_is_refused_and_not_waited_for(
+    words: str, tmp_path: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words.replace("FILE", str(tmp_path / "pipe")).split()
+    os.mkfifo(next(word for word in given if "pipe" in word))
+    assert run(*given) == Exit.USAGE
+    assert "regular file" in capsys.readouterr().err
 
 
 # --- This machine -------------------------------------------------------------------------------------------------------
@@ -500,6 +562,8 @@ def test_memory_is_computed_per_legal_dcp(capsys: pytest.CaptureFixture[str]) ->
     assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "16", "--dcp", "2", "--json") == Exit.DONE
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["dcp"], row["bytes_per_token"], row["saved"]) == (2, 24064, 0.5)
+    assert run("memory", "--model", "q64,kv4,d128", "--tp", "8") == Exit.DONE
+    assert "one rank, one layer\n" in capsys.readouterr().out
 
 
 def test_doctor_says_what_runs_and_why_the_rest_does_not(
@@ -526,6 +590,29 @@ def test_doctor_calls_a_machine_unfit_where_nothing_runs(
     out, err = capsys.readouterr()
     assert "none of FlashInfer's kernels can use it" in err
     assert "140.0 GiB" in out
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("verify",), ("sweep", *TYPED)])
+def test_more_ranks_than_gpus_are_refused_before_anything_starts(
+    words: tuple[str, ...],
+    scripted: Scripted,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(results.parent)
+    card = bench.environment.Device("NVIDIA H200", "GPU-1", 141 << 30, 140 << 30)
+    monkeypatch.setattr(bench.environment, "devices", lambda: (card, card))
+    assert run("--ranks", "4", *words) == Exit.USAGE
+    assert "--ranks 4, but this machine shows 2 GPUs: " in capsys.readouterr().err
+    assert scripted.ranks == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "ranks"), [(None, 0, 2), (None, 3, 3), (1, 2, 1), (2, 2, 2), (4, 0, 4), (None, 1, 1)]
+)
+def test_ranks_are_those_asked_for_or_one_per_gpu_or_two(asked: int | None, gpus: int, ranks: int) -> None:
+    assert ranks_here(asked, gpus) == ranks
 
 
 def test_verify_tells_right_from_wrong(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:

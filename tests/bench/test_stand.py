@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from bench.stand import Sequences, Stand, row_difference
+from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
+from dcp_core.kernels.reference import attend
 from dcp_core.lse import Partial
 from dcp_core.memory import cache_bytes
 from dcp_core.mesh import Mesh
+from dcp_core.oracle import attend_rows, judge
 from tests.bench.cases import tiny
 
 CPU = torch.device("cpu")
@@ -100,3 +103,19 @@ def test_the_difference_of_two_results_is_that_of_their_worst_row() -> None:
     changed[0, 0, 0] = math.nan
     assert math.isnan(row_difference(one, Partial(changed, lse)))
     assert row_difference(Partial(torch.zeros(1, 1, 2), lse[:1, :1]), Partial(torch.zeros(1, 1, 2), lse[:1, :1])) == 0
+
+
+@pytest.mark.parametrize(("keys_more", "right"), [(0, True), (-1, False), (1, False)])
+def test_one_key_too_many_or_too_few_shows_in_a_row_of_32k(keys_more: int, right: bool) -> None:
+    workload = Workload.parse("q4s32k")
+    settings = Settings(path="split", kernel="reference", exchange="loopback")
+    case = Case(ModelShape(16, 1, 128), DcpLayout(2, 2), workload, settings)
+    drawn = Sequences.draw(case, torch.device("cpu"), seed=0)
+    rows = torch.arange(4)
+    truth = attend_rows(drawn.queries[0], drawn.keys, drawn.values, workload, rows)
+    found = Partial.empty(4, 8, 128, dtype=torch.bfloat16, device=torch.device("cpu"))
+    for row in rows.tolist():
+        seen = min(workload.requests[0].context + row + 1 + keys_more, workload.requests[0].total)
+        into = Partial(found.out[row : row + 1], found.lse[row : row + 1])
+        attend(drawn.queries[0][row : row + 1], drawn.keys[0][:seen], drawn.values[0][:seen], seen=None, into=into)
+    assert judge(found, truth).passed is right

@@ -129,7 +129,9 @@ def test_a_plan_for_cuda_graphs_takes_room_for_every_row() -> None:
     assert workspaces(path="fold") == (394 + 16) << 20
     assert workspaces(path="split") == (394 + 64 + 32) << 20
     rows = 16 * 8192 + 16 * 128 // 16 + 1
-    assert workspaces(path="fold", replayable=True) == 4 * 16 * 129 * rows + (16 << 20)
+    assert workspaces(path="mask", kernel="fa2", mask_form="computed", replayable=True) == 4 * 16 * 129 * rows + (
+        16 << 20
+    )
 
 
 def test_simulated_ranks_take_the_memory_of_all_of_them() -> None:

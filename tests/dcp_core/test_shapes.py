@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,15 @@ def test_a_real_config_is_read(config: dict[str, object], shape: ModelShape, tmp
             b'{"num_attention_heads": 8, "hidden_size": 512, "num_hidden_layers": 2, "dtype": "float61"}',
             "unknown dtype 'float61'; did you mean 'float16'",
         ),
+        (b'{"num_attention_heads": 8, "kv_lora_rank": 512}', "multi-head latent attention (kv_lora_rank 512)"),
+        (
+            b'{"num_attention_heads": 8, "hidden_size": 512, "num_hidden_layers": 2, "layer_types": ["full_attention"]}',
+            "layer_types should be a list with a word for each of 2 layers",
+        ),
+        (
+            b'{"num_attention_heads": 8, "hidden_size": 512, "num_hidden_layers": 1, "layer_types": ["mamba"]}',
+            "layer_types has no attention",
+        ),
     ],
 )
 def test_a_bad_config_is_named_with_its_field(content: bytes, complaint: str, tmp_path: Path) -> None:
@@ -301,6 +311,16 @@ def test_a_bad_config_is_named_with_its_field(content: bytes, complaint: str, tm
         ModelShape.from_hf_config(file)
     assert str(caught.value).startswith(f"{file}: ")
     assert complaint in str(caught.value)
+
+
+def test_of_a_hybrid_model_the_layers_that_cache_keys_and_values_count() -> None:
+    config: dict[str, object] = {"num_attention_heads": 8, "hidden_size": 512, "num_hidden_layers": 8}
+    plain = ModelShape.from_hf_config({**config, "kv_lora_rank": None})
+    assert plain.layers == 8
+    hybrid = ["linear_attention", "full_attention", "mamba", "sliding_attention"] * 2
+    assert ModelShape.from_hf_config({**config, "layer_types": hybrid}) == replace(plain, layers=4)
+    predicting = [*hybrid, "full_attention"]
+    assert ModelShape.from_hf_config({**config, "layer_types": predicting}) == replace(plain, layers=4)
 
 
 def test_a_config_that_is_not_there_or_far_too_large_is_refused(tmp_path: Path) -> None:

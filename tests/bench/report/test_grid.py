@@ -19,12 +19,27 @@ GRID = Grid(
 )
 
 
-def test_plain_text_keeps_to_the_width_and_right_aligns_numbers() -> None:
-    text = GRID.to_text(40).splitlines()
+def test_plain_text_is_a_line_per_row_and_right_aligns_numbers() -> None:
+    text = GRID.to_text().splitlines()
     assert text[0] == "Fruit"
-    assert all(len(line) <= 40 for line in text)
+    assert len(text) == 3 + len(GRID.rows) + 1
     assert text[3].endswith("    3")
+    assert text[4].startswith(f"{GRID.rows[1][0]}  ")
     assert text[-1] == "(a) a note"
+
+
+def test_a_terminal_folds_the_widest_text_and_only_if_it_must() -> None:
+    columns = (Column("model", wrap=True), Column("batch", wrap=True), Column("time"))
+    grid = Grid("", columns, (("qwen3-235b-a22b", "16q1s32k_" * 8, "1.0 s"),))
+    for width, whole in ((120, True), (80, False)):
+        out = io.StringIO()
+        Console(file=out, width=width).print(grid.to_rich())
+        assert "qwen3-235b-a22b" in out.getvalue()
+        assert ("16q1s32k_" * 8 in out.getvalue()) is whole
+
+
+def test_no_title_reaches_the_terminal_raw() -> None:
+    assert Grid("a\x1b[2Jb", (), ()).to_text().splitlines()[0] == "a\\x1b[2Jb"
 
 
 def test_markdown_aligns_and_escapes() -> None:

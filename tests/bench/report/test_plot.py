@@ -53,6 +53,12 @@ def test_the_same_trials_give_the_same_bytes(tmp_path: Path) -> None:
         assert [file.read_bytes() for file in one.files] == [file.read_bytes() for file in other.files]
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    shape = replace(ModelShape.preset("qwen3-235b-a22b"), name=r"$\frac{1}$")
+    found = list(save_all(trials(*CONTEXTS, shape=shape), tmp_path, command="dcpbench plot '$_$'"))
+    assert all(isinstance(picture, Saved) for picture in found)
+
+
 def test_nothing_measured_is_a_reason_and_no_file(tmp_path: Path) -> None:
     failed = [replace(one, outcome=Failed("error", "boom")) for one in trials("q8s1k", kernels=("fa2",))]
     found = list(save_all(failed, tmp_path, command="x", names=["latency", "mask-cost", "breakdown"]))

@@ -84,6 +84,20 @@ def test_reasons_are_counted_and_said_once() -> None:
     assert notes[-1].startswith(f"{len(found) - 3} cases simulated")
 
 
+def test_flags_that_differ_in_numbers_alone_are_one_note() -> None:
+    found = trials("q2ks32k", exchanges=("loopback",))
+    for index, floor in enumerate(("3.33", "10.1", "3.4")):
+        outcome = found[index].outcome
+        assert isinstance(outcome, Measured)
+        flags = (f"under 10 timer floors of {floor} us", "all_gather2 composed")
+        found[index] = replace(found[index], outcome=replace(outcome, flags=flags))
+    notes = [note for note in notes_of(found) if "flagged" in note]
+    assert notes == [
+        "3 cases flagged: under 10 timer floors of 3.33 to 10.1 us.",
+        "3 cases flagged: all_gather2 composed.",
+    ]
+
+
 def test_other_settings_than_the_default_get_a_footnote() -> None:
     notes = Footnotes()
     assert notes.path(Settings()) == "split"
