@@ -164,3 +164,9 @@ def test_lengths_and_ranks_that_cannot_be_are_refused(
     for function in (interleaved_causal_mask, packed_interleaved_causal_mask):
         with pytest.raises(ValueError, match=complaint):
             function(*arguments)
+
+
+def test_a_mask_beyond_int32_offsets_is_refused() -> None:
+    rows = MaskRows.of([32768] * 33, [32768] * 33, 2, 0, 1, None)
+    with pytest.raises(ValueError, match="2214592512 bytes is more than int32 offsets reach"):
+        rows.byte_indptr()

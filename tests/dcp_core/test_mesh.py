@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dcp_core.mesh import Mesh, MeshError
+from dcp_core.mesh import Mesh, MeshError, _device_of
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -118,3 +118,22 @@ def test_what_a_launcher_says_wrongly_is_refused_in_a_sentence(
         launched.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         Mesh.from_env()
+
+
+@pytest.mark.parametrize(
+    ("visible", "pinned", "local_rank", "device"),
+    [(2, False, 1, "cuda:1"), (1, True, 3, "cuda:0"), (2, False, 2, None), (1, False, 1, None)],
+)
+def test_a_local_rank_gets_a_device_of_its_own_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, visible: int, pinned: bool, local_rank: int, device: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3") if pinned else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", False)
+    if device is None:
+        with pytest.raises(
+            MeshError, match=f"local rank {local_rank} has no CUDA device of its own: {visible} visible"
+        ):
+            _device_of(local_rank)
+    else:
+        assert _device_of(local_rank) == torch.device(device)
