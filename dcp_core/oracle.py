@@ -20,8 +20,9 @@ from dcp_core.shapes import Workload
 FULL_SCORES = 1 << 26
 """Scores (rows × heads × keys) up to which every row of a batch is checked."""
 KEYS_PER_SUM = 16
-"""Keys that a tensor core adds up at once. Between them Hopper truncates the float32 sum, so that a long row loses up to
-one unit in the last place per step: on an H200, fa2's LSE over 131072 keys is about 9e-4 low, and half that over 65536."""
+"""Keys that a tensor core adds up at once. A float32 sum that is truncated between them, and not rounded, loses up to one
+unit in the last place per step. That fits what was seen in size and in proportion: on an H200, fa2's LSE over 131072 keys is
+off by about 9e-4, and by half that over 65536."""
 SAMPLED_ROWS = 64
 """Rows checked per batch beyond that, at least one a request up to MOST_REQUESTS."""
 
