@@ -24,7 +24,7 @@ KEYS_PER_SUM = 16
 unit in the last place per step. That fits what was seen in size and in proportion: on an H200, fa2's LSE over 131072 keys is
 off by about 9e-4, and by half that over 65536."""
 SAMPLED_ROWS = 64
-"""Rows checked per batch beyond that, at least one a request up to MOST_REQUESTS."""
+"""Rows checked per batch beyond that, and never fewer than the first and the last of each request."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,8 @@ def choose_rows(workload: Workload, *, heads: int, borders: int, seed: int) -> T
         borders: positions around multiples of this are sampled first: ``dcp * page_size`` covers pages, shards and runs.
 
     Returns:
-        int64, ascending: of each request the first and last row, some around borders, and random ones.
+        int64, ascending: of each request the first and last row, then, as far as its part of SAMPLED_ROWS reaches, those
+        around its first and last border, then random ones.
     """
     scores = sum(r.new * r.total for r in workload.requests) * heads
     if scores <= FULL_SCORES:

@@ -136,7 +136,7 @@ class Settings:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Settings:
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
         """Read what ``to_json`` wrote.
 
         Raises:
@@ -144,7 +144,7 @@ class Settings:
         """
         for name in data:
             check_name(name)
-        return cls(**data)  # type: ignore[arg-type]  # __post_init__ coerces every value
+        return cls(**data)
 
     def differences(self, other: Settings) -> Iterator[tuple[str, object, object]]:
         """Yield (name, this value, other value) for every setting in which the two differ."""
@@ -194,8 +194,9 @@ _OPTIONAL = {"new_kernel": KernelName.AUTO, "decode_kernel": KernelName.AUTO}
 _DEFAULTS: dict[str, Any] = {field.name: _OPTIONAL.get(field.name, field.default) for field in fields(Settings)}
 
 
-def _plain(value: object) -> str | int | bool | None:
-    return str(value) if isinstance(value, StrEnum) else value  # type: ignore[return-value]  # only str, int, bool, None remain
+def _plain(value: Any) -> str | int | bool | None:
+    plain: str | int | bool | None = str(value) if isinstance(value, StrEnum) else value
+    return plain
 
 
 @dataclass(frozen=True, slots=True)

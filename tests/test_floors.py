@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "dcp_core": (
         ("grammar", "shapes", "layout", "check"),
-        ("settings", "memory", "workspace", "cost"),
+        ("settings", "memory", "cost"),
         ("lse", "shard", "mask", "fold", "cache", "oracle", "mesh"),
         ("triton_ops", "arithmetic", "kernels"),
         ("exchange",),
@@ -43,7 +43,7 @@ FLOORS = {
             "profile_file",
         ),
         ("clock", "stand", "measure", "worker"),
-        ("group", "supervisor", "recommend"),
+        ("group", "supervisor"),
         ("tune", "report"),
         ("cli", "__main__"),
     ),

@@ -69,7 +69,7 @@ def save(figure: Figure, folder: Path, name: str, command: str) -> tuple[Path, .
         with style.styled():
             style.sign(figure, command)
             for file, metadata in zip(files, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
-                figure.savefig(file, metadata=metadata)
+                figure.savefig(file, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
     except OSError as error:
         raise storage_error("write pictures to", folder, error) from None
     return files

@@ -119,8 +119,12 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
 
 
 def sign(figure: Figure, command: str) -> None:
-    """Write the command that makes the figure again below its caption."""
-    figure.text(_LEFT, 0.03 / figure.get_size_inches()[1], f"Made by: {command}", va="bottom", **_SMALL)
+    """Write the command that makes the figure again below its caption, all of it: the page grows downwards as it is saved."""
+    from textwrap import wrap
+
+    width, height = figure.get_size_inches()
+    lines = wrap(f"Made by: {command}", int(width * _CHARACTERS_PER_INCH), break_on_hyphens=False)
+    figure.text(_LEFT, (_LINE_INCHES + 0.03) / height, "\n".join(lines), va="top", **_SMALL)
 
 
 def tint(colour: str, strength: float) -> tuple[float, float, float]:

@@ -44,7 +44,7 @@ class FlashInfer:
         return refusal(self.name, spec, device)
 
     def open(self, spec: PassSpec, device: torch.device) -> FlashInferPass:
-        """Open the pass, compiling its kernel first if this machine never did (about 20 s): no later call compiles.
+        """Open the pass, compiling its kernel first if this machine never did (ten seconds to a minute): no later call compiles.
 
         Raises:
             Unsupported: with the refusal.
