@@ -70,11 +70,12 @@ class Mesh:
         board: Board | None = None,
         whole: bool = False,
     ) -> None:
-        self.rank, self.size, self.device, self.board = rank, size, device, board
+        self._token = torch.zeros(1, device=device)
+        # As the token names it, "cuda" with its index: the threads of a simulated group must make it their current device.
+        self.rank, self.size, self.device, self.board = rank, size, self._token.device, board
         self.whole = whole
         self._group, self._control = group, control
         self._parts: dict[int, Mesh | None] = {}
-        self._token = torch.zeros(1, device=device)
         self.composed: frozenset[str] = frozenset()
         if group is not None:
             self.composed = self._missing_collectives()
@@ -145,8 +146,9 @@ class Mesh:
 
         def seat(index: int) -> T:
             try:
-                if self.device.type == "cuda" and self.device.index is not None:
-                    torch.cuda.set_device(self.device)  # the current device belongs to the thread
+                if self.device.type == "cuda":
+                    # The current device belongs to the thread; fa3 makes its descriptors before torch would set one.
+                    torch.cuda.set_device(self.device)
                 return call(index)
             except BaseException:
                 board.abort()
