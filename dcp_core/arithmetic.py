@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from dcp_core import lse, mask
+from dcp_core import lse
 from dcp_core.lse import LseBase, Partial
-from dcp_core.mask import MaskRows
+from dcp_core.mask import InterleavedMask, PackedMask
 
 
 class Combine(Protocol):
@@ -30,10 +31,10 @@ class Rescale(Protocol):
     def __call__(self, partial: Partial, lses: Tensor, *, into: Partial | None = None) -> Partial: ...
 
 
-class PackRows(Protocol):
-    """``dcp_core.mask.pack_rows``, whoever computes it."""
+class PackMask(Protocol):
+    """``dcp_core.mask.InterleavedMask.packed``, whoever computes it."""
 
-    def __call__(self, rows: MaskRows) -> Tensor: ...
+    def __call__(self, rule: InterleavedMask, device: torch.device, /) -> PackedMask: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class Arithmetic:
     combine: Combine
     merge: Merge
     rescale: Rescale
-    pack_rows: PackRows
+    pack_mask: PackMask
 
 
-TORCH = Arithmetic(lse.combine, lse.merge, lse.rescale, mask.pack_rows)
+TORCH = Arithmetic(lse.combine, lse.merge, lse.rescale, InterleavedMask.packed)
 """Plain torch: the specification, and what runs without a GPU."""

@@ -112,9 +112,9 @@ def arithmetic_for(device: torch.device) -> Arithmetic:
         return TORCH
     from dcp_core.triton_ops.combine import combine, rescale
     from dcp_core.triton_ops.merge import merge
-    from dcp_core.triton_ops.pack_mask import pack_rows
+    from dcp_core.triton_ops.pack_mask import pack_mask
 
-    return Arithmetic(combine, merge, rescale, pack_rows)
+    return Arithmetic(combine, merge, rescale, pack_mask)
 
 
 def _open_for_rank(case: Case, mesh: Mesh) -> Path:

@@ -81,18 +81,24 @@ class MaskRows:
         return cls(visible, request, new, local_seq_lens(total, dcp, rank, interleave).to(torch.int64))
 
     def byte_indptr(self) -> Tensor:
-        """Return where each request's bytes begin when packed: int32 ``[requests + 1]``, as FlashInfer reads them.
+        """Return ``byte_indptr`` of these rows' requests."""
+        return byte_indptr(self.new_lens, self.widths)
 
-        Raises:
-            ValueError: if the whole mask has more bytes than int32 counts.
-        """
-        sizes = (self.new_lens * self.widths + 7) // 8
-        indptr = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
-        if int(indptr[-1]) > torch.iinfo(torch.int32).max:
-            raise ValueError(
-                f"a packed mask of {int(indptr[-1])} bytes is more than int32 offsets reach; split the batch"
-            )
-        return indptr.to(torch.int32)
+
+def byte_indptr(new_lens: Tensor, widths: Tensor) -> Tensor:
+    """Return where each request's bytes begin in a packed mask: int32 ``[requests + 1]``, as FlashInfer reads them.
+
+    Args:
+        new_lens, widths: int64 ``[requests]``, rows and local keys of each request.
+
+    Raises:
+        ValueError: if the whole mask has more bytes than int32 counts.
+    """
+    sizes = (new_lens * widths + 7) // 8
+    indptr = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
+    if int(indptr[-1]) > torch.iinfo(torch.int32).max:
+        raise ValueError(f"a packed mask of {int(indptr[-1])} bytes is more than int32 offsets reach; split the batch")
+    return indptr.to(torch.int32)
 
 
 def interleaved_causal_mask(

@@ -7,7 +7,7 @@ from torch import Tensor
 from dcp_core.cache import PageTable
 from dcp_core.kernels.base import Masking, PassBatch, PassKind
 from dcp_core.lse import Partial
-from dcp_core.mask import InterleavedMask, MaskRows, PackedMask
+from dcp_core.mask import InterleavedMask, PackedMask
 from dcp_core.paths.base import PlanStage, Site, Stage, Step
 from dcp_core.paths.gathered import GatheredStep
 from dcp_core.settings import MaskForm
@@ -47,11 +47,8 @@ class MaskRecipe:
 
     def _build(self, rule: InterleavedMask) -> None:
         device = self._site.device
-        if self._form is MaskForm.BOOL:
-            self._mask = rule.bools(device)
-            return
-        rows = MaskRows.of(rule.new_lens, rule.total_lens, rule.dcp, rule.rank, rule.interleave, device)
-        self._mask = PackedMask(self._site.arithmetic.pack_rows(rows), rows.byte_indptr())
+        as_bool = self._form is MaskForm.BOOL
+        self._mask = rule.bools(device) if as_bool else self._site.arithmetic.pack_mask(rule, device)
 
     def _plan(self, workload: Workload, table: PageTable) -> None:
         self._pass.plan(PassBatch(workload.new_lens, table.lens, table, self._mask))

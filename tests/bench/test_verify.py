@@ -110,16 +110,20 @@ def take_natural_for_base_two(outs: Tensor, lses: Tensor, *, base: LseBase, into
     return combine(outs, lses, base=LseBase.TWO, into=into)
 
 
-class MaskRowsOf:
-    """Rows of a mask that see what those of another rank or interleave would, in a mask of the right size."""
+RIGHT_ROWS = MaskRows.of
 
-    def __init__(self, *, rank: int = 0, interleave: int | None = None) -> None:
-        self._rank, self._interleave = rank, interleave
 
-    def of(self, new: Lengths, total: Lengths, dcp: int, rank: int, interleave: int, device: torch.device) -> MaskRows:
-        right = MaskRows.of(new, total, dcp, rank, interleave, device)
-        other = MaskRows.of(new, total, dcp, (rank + self._rank) % dcp, self._interleave or interleave, device)
+def rows_of_another(*, rank: int = 0, interleave: int | None = None) -> object:
+    """Make rows of a mask that see what those of another rank or interleave would, in a mask of the right size."""
+
+    def rows(
+        new: Lengths, total: Lengths, dcp: int, own_rank: int, own_interleave: int, device: torch.device
+    ) -> MaskRows:
+        right = RIGHT_ROWS(new, total, dcp, own_rank, own_interleave, device)
+        other = RIGHT_ROWS(new, total, dcp, (own_rank + rank) % dcp, interleave or own_interleave, device)
         return replace(right, visible=torch.minimum(other.visible, right.widths[right.request].int()))
+
+    return staticmethod(rows)
 
 
 def global_lengths(table: PageTable, lens: Sequence[int]) -> PageTable:
@@ -154,8 +158,8 @@ ATTEND = reference.attend
 
 FAULTS: dict[str, tuple[str, object]] = {
     "heads gathered in the wrong order": ("dcp_core.exchange.loopback.interleave_ranks", heads_by_rank),
-    "mask of the neighbouring rank": ("dcp_core.paths.mask.MaskRows", MaskRowsOf(rank=1)),
-    "mask that ignores the interleave": ("dcp_core.paths.mask.MaskRows", MaskRowsOf(interleave=1)),
+    "mask of the neighbouring rank": ("dcp_core.mask.MaskRows.of", rows_of_another(rank=1)),
+    "mask that ignores the interleave": ("dcp_core.mask.MaskRows.of", rows_of_another(interleave=1)),
     "fold off by one query": ("dcp_core.paths.fold.Fold", FoldOffByOne),
     "total lengths where the context's belong": ("dcp_core.cache.PageTable.first", global_lengths),
     "the last key left out": ("dcp_core.kernels.reference.attend", attend_without_the_last_key),

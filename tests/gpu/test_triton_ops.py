@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcp_core import lse, mask
+from dcp_core import lse
 from dcp_core.lse import LseBase, Partial
-from dcp_core.mask import MaskRows, packed_interleaved_causal_mask
+from dcp_core.mask import InterleavedMask
 from dcp_core.triton_ops.combine import combine, rescale
 from dcp_core.triton_ops.merge import merge
-from dcp_core.triton_ops.pack_mask import pack_rows
+from dcp_core.triton_ops.pack_mask import pack_mask
 
 pytestmark = pytest.mark.gpu
 
@@ -40,21 +40,23 @@ BF16_ULP = 2.0**-7
 def test_a_large_mask_has_the_bits_of_the_torch_twin(
     new: list[int], total: list[int], dcp: int, rank: int, interleave: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = MaskRows.of(new, total, dcp, rank, interleave, CUDA)
-    expected, empty = mask.pack_rows(rows), torch.empty
+    rule = InterleavedMask(tuple(new), tuple(total), dcp, rank, interleave)
+    expected, empty = rule.packed(CUDA), torch.empty
     for poison in (0, -1):
         monkeypatch.setattr(
             torch, "empty", lambda *size, poison=poison, **options: empty(*size, **options).fill_(poison)
         )
-        assert pack_rows(rows).equal(expected)
+        packed = pack_mask(rule, CUDA)
+        assert packed.bits.equal(expected.bits)
+        assert packed.byte_indptr.equal(expected.byte_indptr)
 
 
 def test_bits_beyond_what_int32_counts_are_in_place() -> None:
     # Two requests of 32k × 32k at dcp 1 are 2^31 bits; a third lies wholly beyond them.
-    new = total = [32768, 32768, 1000]
-    packed = pack_rows(MaskRows.of(new, total, 1, 0, 1, CUDA))
-    large, small = (packed_interleaved_causal_mask([size], [size], 1, 0, device=CUDA)[0] for size in (32768, 1000))
-    first, second, third = packed.split([large.numel(), large.numel(), small.numel()])
+    new = total = (32768, 32768, 1000)
+    packed = pack_mask(InterleavedMask(new, total, 1, 0), CUDA)
+    large, small = (InterleavedMask((size,), (size,), 1, 0).packed(CUDA).bits for size in (32768, 1000))
+    first, second, third = packed.bits.split([large.numel(), large.numel(), small.numel()])
     assert first.equal(large)
     assert second.equal(large)
     assert third.equal(small)
