@@ -100,6 +100,10 @@ def open_exchange(case: Case, mesh: Mesh) -> Exchange:
             from dcp_core.exchange.a2a import AllToAll
 
             return AllToAll(mesh, heads, head_dim, dtype, arithmetic)
+        case ExchangeName.DIRECT:
+            from dcp_core.exchange.direct import Direct
+
+            return Direct(mesh, heads, head_dim, dtype)
         case _:
             from dcp_core.exchange.ag_rs import AllGatherReduceScatter
 

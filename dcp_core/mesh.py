@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -238,6 +240,28 @@ class Mesh:
             scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
             scatter(out.view(-1), own.view(-1), group=self._group)
 
+    def nodes(self) -> list[str]:
+        """Return the machines that the group's ranks run on, each once; every rank must ask."""
+        return list(dict.fromkeys(self.share(_node())))
+
+    def symmetric(self, size: int) -> tuple[Tensor, Tensor]:
+        """Allocate ``size`` bytes on every rank's GPU that every rank of the group may write, without NVLink multicast.
+
+        Returns:
+            This rank's own, uint8 ``[size]``, zeroed; and where each rank's begins for this one: int64 ``[N]`` on the device.
+
+        Raises:
+            MeshError: for a group without real ranks.
+            RuntimeError: torch's, if the devices do not reach each other.
+        """
+        from torch.distributed import _symmetric_memory as symmetric_memory
+
+        if self._group is None:
+            raise MeshError("memory is shared among the real ranks of a group, and this one has none")
+        memory = symmetric_memory.empty(size, dtype=torch.uint8, device=self.device)
+        handle = symmetric_memory.rendezvous(memory, self._group)
+        return memory.zero_(), torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=self.device)
+
     def close(self) -> None:
         """Leave the process group, if there is one."""
         if dist.is_initialized():
@@ -253,6 +277,13 @@ class Mesh:
             "reduce_scatter": lambda: self.reduce_scatter(out[0], own),
         }
         return frozenset(name for name, attempt in attempts.items() if not _is_there(attempt))
+
+
+def _node() -> str:
+    """Name this machine: its host name, its boot, and the node's number where a launcher counts them."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    parts = (socket.gethostname(), boot.read_text(encoding="ascii").strip() if boot.is_file() else "")
+    return " ".join((*parts, os.environ.get("GROUP_RANK", "")))
 
 
 def _device_of(local_rank: int) -> torch.device:

@@ -48,6 +48,7 @@ class ExchangeName(StrEnum):
     LOOPBACK = "loopback"
     AG_RS = "ag_rs"
     A2A = "a2a"
+    DIRECT = "direct"
 
 
 class MaskForm(StrEnum):

@@ -21,11 +21,13 @@ T = TypeVar("T")
 DEADLINE_SECONDS = 100.0
 
 
-def on_ranks(ranks: int, work: Callable[..., T], *arguments: Any, cuda: bool = False) -> list[T]:
+def on_ranks(
+    ranks: int, work: Callable[..., T], *arguments: Any, cuda: bool = False, join: Callable[[], Mesh] = Mesh.from_env
+) -> list[T]:
     """Call ``work(mesh, *arguments)`` on every rank of a real group, and return what each made of it.
 
-    The group talks through gloo, on the CPU; with ``cuda`` through NCCL, a device each. ``work`` is a function of a module,
-    and everything that goes in or comes out can be sent to another process.
+    The group talks through gloo, on the CPU; with ``cuda`` through NCCL, a device each, or as ``join`` forms it. ``work``
+    and ``join`` are functions of a module, and everything that goes in or comes out can be sent to another process.
 
     Raises:
         AssertionError: with the traceback of the first rank that fails, or if one does not answer in time.
@@ -36,7 +38,7 @@ def on_ranks(ranks: int, work: Callable[..., T], *arguments: Any, cuda: bool = F
         waiting: dict[Connection, int] = {}
         for rank in range(ranks):
             ours, theirs = context.Pipe(duplex=False)
-            arguments_of_rank = (rank, ranks, port, theirs, cuda, work, arguments)
+            arguments_of_rank = (rank, ranks, port, theirs, cuda, join, work, arguments)
             processes.append(context.Process(target=_serve, args=arguments_of_rank))
             processes[-1].start()
             theirs.close()
@@ -66,6 +68,7 @@ def _serve(
     port: int,
     answers: Connection,
     cuda: bool,
+    join: Callable[[], Mesh],
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -80,7 +83,7 @@ def _serve(
         "MASTER_PORT": str(port),
     }
     try:
-        mesh = Mesh.from_env()
+        mesh = join()
         _send(answers, work(mesh, *arguments))
         mesh.barrier()
         mesh.close()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from dcp_core.fold import Fold
 from dcp_core.lse import Partial
 from dcp_core.settings import ExchangeName
 
 
 class Exchange(Protocol):
-    """Who moves queries and partial results. Every rank of the group makes the same calls in the same order."""
+    """Who moves queries and partial results. Every rank of the group makes the same calls in the same order.
 
-    name: ExchangeName
+    Gathers and combines alternate: what a gather returned is valid until the combine that follows it.
+    """
+
+    @property
+    def name(self) -> ExchangeName:
+        """Which exchange it is."""
+        ...
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` rows, so that neither call below allocates; the same room as long as the number is.
@@ -31,6 +39,24 @@ class Exchange(Protocol):
 
         Writes to ``into`` if given, else to a buffer of the exchange's own that the next call overwrites.
         """
+        ...
+
+
+@runtime_checkable
+class FusedExchange(Exchange, Protocol):
+    """An exchange whose kernels do what a path does before and after those of others, so that it needs no pass of its own."""
+
+    def reserve_folded(self, tokens: int, folds: Sequence[Fold]) -> None:
+        """Make room as ``reserve`` does, for rows that fold.
+
+        Args:
+            folds: of every rank of the group. Until the next call, gathered queries come as ``[rows, H * dcp, D]``, and
+                partials are taken so: see ``dcp_core.fold``.
+        """
+        ...
+
+    def combine_beside(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
+        """Combine as ``combine`` does, and add up one more partial of this rank's own heads, ``[T, h, D]``."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dcp_core.cache import PageTable
+from dcp_core.exchange.base import FusedExchange
 from dcp_core.fold import Fold, Folder
 from dcp_core.kernels.base import Masking, PassBatch, PassKind
 from dcp_core.lse import Partial
@@ -14,7 +15,10 @@ from dcp_core.shapes import Workload
 
 
 class FoldRecipe:
-    """The interleaved mask as bottom-right causal attention; see ``dcp_core.fold`` for why."""
+    """The interleaved mask as bottom-right causal attention; see ``dcp_core.fold`` for why.
+
+    A fused exchange gathers queries folded and combines folded results; with another, folding is a stage of its own.
+    """
 
     def __init__(self, site: Site) -> None:
         heads, dcp = site.heads, site.case.layout.dcp
@@ -30,15 +34,17 @@ class FoldRecipe:
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch: working out the fold is a stage of its own."""
         self._step.reserve(workload.new_tokens)
-        fold = Fold.of(workload.new_lens, workload.total_lens, self._site.case.layout.dcp, self._site.rank)
+        fold = self._fold_of(workload, self._site.rank)
         batch = PassBatch(fold.rows, fold.kv_lens, table)
         return (
-            PlanStage("fold", lambda: self._place(fold)),
+            PlanStage("fold", lambda: self._place(workload, fold)),
             PlanStage("plan", lambda: self._pass.plan(batch)),
         )
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return gather, fold, attention, unfold, combine."""
+        """Return gather, fold, attention, unfold, combine; fused gather, attention, combine."""
+        if isinstance(self._site.exchange, FusedExchange):
+            return self._step.around(Stage("attention", self._attend_gathered))
         return self._step.around(
             Stage("fold", self._fold), Stage("attention", self._attend), Stage("unfold", self._unfold)
         )
@@ -47,8 +53,15 @@ class FoldRecipe:
         """Return ``out`` with its LSE."""
         return self._step.result(out)
 
-    def _place(self, fold: Fold) -> None:
+    def _fold_of(self, workload: Workload, rank: int) -> Fold:
+        return Fold.of(workload.new_lens, workload.total_lens, self._site.case.layout.dcp, rank)
+
+    def _place(self, workload: Workload, fold: Fold) -> None:
         heads, dcp = self._site.heads, fold.dcp
+        self._rows = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
+        if isinstance(fused := self._site.exchange, FusedExchange):
+            fused.reserve_folded(workload.new_tokens, [self._fold_of(workload, rank) for rank in range(dcp)])
+            return
         self._folder = Folder(
             fold,
             heads=heads.gathered,
@@ -57,7 +70,6 @@ class FoldRecipe:
             dtype=self._site.dtype,
             device=self._site.device,
         )
-        self._rows = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
 
     def _opened(self) -> Folder:
         if self._folder is None:
@@ -69,6 +81,9 @@ class FoldRecipe:
 
     def _attend(self, step: Step) -> None:
         self._folded = self._pass.run(self._q_folded, step.cache.pages, self._rows)
+
+    def _attend_gathered(self, step: Step) -> None:
+        self._step.partial = self._pass.run(self._step.q, step.cache.pages, self._rows)
 
     def _unfold(self, step: Step) -> None:  # a Stage's signature
         self._step.partial = self._opened().unfold(self._folded)

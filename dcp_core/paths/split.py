@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dcp_core.cache import PageTable
+from dcp_core.exchange.base import FusedExchange
 from dcp_core.kernels.base import Masking, PassBatch, PassKind
 from dcp_core.lse import Partial
 from dcp_core.paths.base import PlanStage, Site, Stage, Step
@@ -14,6 +15,8 @@ from dcp_core.shapes import Workload
 
 class SplitRecipe:
     """Queries see all of the context; among the new tokens a ragged causal pass of the rank's own heads needs no peer.
+
+    A fused exchange merges in the kernel that combines.
 
     Where no request has context, gather, context pass and combine are left out if the settings say so. Every rank decides
     that from the batch alone, so none waits for a collective that another skips.
@@ -48,9 +51,16 @@ class SplitRecipe:
         return (PlanStage("plan context", lambda: self._context_pass.plan(context)), new)
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return gather, context, combine, new, merge; or new alone."""
+        """Return gather, context, combine, new, merge; fused gather, context, new, combine; or new alone."""
         if self._only_new:
             return (Stage("new", self._attend_new_only),)
+        if isinstance(fused := self._site.exchange, FusedExchange):
+            return (
+                self._step.gather_stage(),
+                Stage("context", self._attend_context),
+                Stage("new", self._attend_new),
+                Stage("combine", lambda step: self._combine_beside(fused, step), communicates=True),
+            )
         return (
             self._step.gather_stage(),
             Stage("context", self._attend_context),
@@ -70,6 +80,9 @@ class SplitRecipe:
 
     def _combine(self, step: Step) -> None:  # a Stage's signature
         self._site.exchange.combine(self._step.partial, into=self._combined)
+
+    def _combine_beside(self, exchange: FusedExchange, step: Step) -> None:
+        exchange.combine_beside(self._step.partial, self._new, into=Partial(step.out, self._step.lse))
 
     def _attend_new(self, step: Step) -> None:
         self._new = self._new_pass.run(step.q, (step.k_new, step.v_new), self._new)

@@ -59,23 +59,23 @@ def test_fold_where_the_context_is_shorter_than_the_rank(kernel: str, batch: str
 )
 def test_paths_over_odd_batches(settings: dict[str, str], interleave: int) -> None:
     batch = "3q1s37_q1s2_2q1s401" if settings["path"] == "decode" else "q5s5_q1s3_q17s130_q1s64_q2s3"
-    check = stand_of(batch, dcp=4, interleave=interleave, **settings).check()
+    query = 4 if settings["kernel"] == "cuda_core" else 8  # it takes no head group of 32
+    check = stand_of(batch, dcp=4, query=query, interleave=interleave, **settings).check()
     assert check.passed, check
 
 
-@pytest.mark.parametrize("path", ["decode", "split", "fold"])
+@pytest.mark.parametrize("path", ["tp", "decode", "split", "mask", "fold"])
 def test_a_captured_step_gives_what_an_eager_one_gives(path: str) -> None:
-    stand = stand_of("8q1s4k" if path == "decode" else "4q4s4k", dcp=2, path=path, kernel="fa2")
-    stand.launch()
-    seat = stand.fullest
-    with stand.mesh.solo():
+    # Of one rank, which writes all of its result itself. Real groups are captured in tests/multi_gpu.
+    stand = stand_of("8q1s4k" if path == "decode" else "4q4s4k", dcp=1, path=path, kernel="fa2")
+    (seat,) = stand.seats
+    seat.launch()
+    eager = seat.result().out.clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
         seat.launch()
-        eager = seat.result().out.clone()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            seat.launch()
-        seat.step.out.fill_(float("nan"))
-        graph.replay()
-        torch.cuda.synchronize()
+    seat.step.out.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
     assert torch.equal(seat.step.out, eager)

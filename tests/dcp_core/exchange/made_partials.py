@@ -15,8 +15,6 @@ from dcp_core.mesh import Mesh
 from dcp_core.settings import Case, ExchangeName, PathName, Settings
 from dcp_core.shapes import DType, ModelShape, Workload
 
-HEAD_DIM = 8
-
 
 @dataclass(frozen=True)
 class Traffic:
@@ -34,15 +32,16 @@ class Traffic:
     dtype: str = "float32"
     base: LseBase = LseBase.NATURAL
     empty: bool = True
+    head_dim: int = 8
 
     def case(self, exchange: ExchangeName) -> Case:
-        shape = ModelShape(self.query * self.dcp, self.kv, HEAD_DIM, dtype=DType(self.dtype))
+        shape = ModelShape(self.query * self.dcp, self.kv, self.head_dim, dtype=DType(self.dtype))
         settings = Settings(path=PathName.SPLIT, exchange=exchange)
         return Case(shape, DcpLayout(self.dcp, self.dcp), Workload.of([self.tokens], [self.tokens]), settings)
 
     def queries(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(1)
-        shape = (self.tokens, self.query, HEAD_DIM)
+        shape = (self.tokens, self.query, self.head_dim)
         return [torch.randn(shape, generator=generator).to(getattr(torch, self.dtype)) for _ in range(self.dcp)]
 
     def partials(self) -> list[Partial]:
@@ -50,7 +49,7 @@ class Traffic:
         made = []
         for rank in range(self.dcp):
             heads = self.query * self.dcp
-            out = torch.randn(self.tokens, heads, HEAD_DIM, generator=generator).to(getattr(torch, self.dtype))
+            out = torch.randn(self.tokens, heads, self.head_dim, generator=generator).to(getattr(torch, self.dtype))
             lse = 3 * torch.randn(self.tokens, heads, generator=generator)
             if self.empty:
                 lse[rank % self.tokens] = lse[-1] = -math.inf
@@ -75,13 +74,14 @@ def exchange(mesh: Mesh, traffic: Traffic, name: ExchangeName) -> Exchanged:
     q, partial = traffic.queries()[mesh.rank].to(mesh.device), traffic.partials()[mesh.rank]
     partial = Partial(partial.out.to(mesh.device), partial.lse.to(mesh.device), partial.base)
     into = Partial.empty(
-        traffic.tokens, traffic.query, HEAD_DIM, dtype=getattr(torch, traffic.dtype), device=mesh.device
+        traffic.tokens, traffic.query, traffic.head_dim, dtype=getattr(torch, traffic.dtype), device=mesh.device
     )
     opened.gather_heads(torch.zeros_like(q))
     opened.combine(Partial(torch.ones_like(partial.out), torch.zeros_like(partial.lse), partial.base))
     gathered = opened.gather_heads(q).clone()
     combined = opened.combine(partial)
     combined = Partial(combined.out.clone(), combined.lse.clone(), combined.base)
+    opened.gather_heads(q)
     written = opened.combine(partial, into=into)
     assert written.out is into.out
     return Exchanged(gathered.cpu(), on_host(combined), on_host(into))

@@ -1,4 +1,4 @@
-"""Exchanges and paths between two GPUs, over NCCL: the same as on paper, launched or replayed from a graph."""
+"""Exchanges and paths between two GPUs: the same as on paper, launched or replayed from a graph."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.ranks import on_ranks
 pytestmark = pytest.mark.multi_gpu
 
 RANKS = 2
-EXCHANGES = (ExchangeName.AG_RS, ExchangeName.A2A)
+EXCHANGES = (ExchangeName.AG_RS, ExchangeName.A2A, ExchangeName.DIRECT)
 TRAFFIC = {
-    "one KV head": Traffic(dcp=RANKS, query=8, kv=1, dtype="bfloat16"),
-    "several KV heads": Traffic(dcp=RANKS, query=6, kv=3, dtype="bfloat16"),
-    "one token": Traffic(dcp=RANKS, tokens=1, empty=False, dtype="bfloat16"),
-    "float16, base two": Traffic(dcp=RANKS, dtype="float16", base=LseBase.TWO),
-    "float32": Traffic(dcp=RANKS),
+    "one KV head": Traffic(dcp=RANKS, query=8, kv=1, dtype="bfloat16", head_dim=128),
+    "several KV heads": Traffic(dcp=RANKS, query=6, kv=3, dtype="bfloat16", head_dim=64),
+    "one token": Traffic(dcp=RANKS, tokens=1, empty=False, dtype="bfloat16", head_dim=128),
+    "float16, base two": Traffic(dcp=RANKS, dtype="float16", base=LseBase.TWO, head_dim=256),
+    "float32": Traffic(dcp=RANKS, head_dim=64),
 }
 BATCHES = ("8q1s1037", "q128s4001", "q4s133_q17s130_q2s3", "q512", "q7s9_q1s17_q4s600")
 PATHS = ("decode", "split", "mask", "fold")
@@ -49,7 +49,7 @@ def exchanged() -> list[dict[tuple[str, ExchangeName], Exchanged]]:
 
 @pytest.mark.parametrize("which", EXCHANGES)
 @pytest.mark.parametrize("name", TRAFFIC)
-def test_an_exchange_over_nccl_gives_what_the_loopback_gives(
+def test_an_exchange_gives_what_the_loopback_gives(
     exchanged: list[dict[tuple[str, ExchangeName], Exchanged]], name: str, which: ExchangeName
 ) -> None:
     for got, expected in zip(exchanged, looped_back(TRAFFIC[name]), strict=True):
@@ -107,7 +107,7 @@ def ran() -> list[list[Ran]]:
 
 
 @pytest.mark.parametrize("index", range(len(list(cases()))))
-def test_a_path_over_nccl_is_right_launched_and_replayed(index: int, ran: list[list[Ran]]) -> None:
+def test_a_path_is_right_launched_and_replayed(index: int, ran: list[list[Ran]]) -> None:
     for rank in range(RANKS):
         found = ran[rank][index]
         assert found.check.passed, f"{list(cases())[index]}: {found.check}"

@@ -1,0 +1,208 @@
+"""The direct exchange's kernels, rank by rank in phases: what they gather and add up is what the definitions say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dcp_core.exchange.base import interleave_ranks, split_ranks
+from dcp_core.fold import Fold, Folder
+from dcp_core.lse import LseBase, Partial, combine
+from dcp_core.triton_ops import direct
+from dcp_core.triton_ops.direct import Group, Laid, Mailbox, Phase, lost_rank
+from tests.dcp_core.triton_ops.mailboxes import mailboxes
+
+# The interpreter computes exp and log of -inf and NaN with numpy, which says so.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+TOKENS = 19
+GROUPS = [
+    Group(2, 1, 8, 128, torch.bfloat16),
+    Group(3, 2, 3, 64, torch.float16),
+    Group(4, 1, 2, 80, torch.bfloat16),
+    Group(8, 1, 1, 256, torch.bfloat16),
+    Group(5, 3, 1, 64, torch.float32),
+]
+
+
+def queries(group: Group, tokens: int, seed: int, device: str) -> list[Tensor]:
+    """Make every rank's queries, each a slice of a wider projection."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.randn(group.ranks, tokens, group.heads + 2, group.head_dim, generator=generator).to(group.dtype)
+    return [whole[:, 1:-1].to(device) for whole in wide]
+
+
+def partials(
+    group: Group, rows: int, heads: int, seed: int, device: str, base: LseBase = LseBase.NATURAL
+) -> list[Partial]:
+    """Make a partial for every rank, some rows empty over garbage."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(group.ranks):
+        out = torch.randn(rows, heads, group.head_dim, generator=generator).to(group.dtype)
+        lse = 3 * torch.randn(rows, heads, generator=generator)
+        empty = torch.rand(rows, heads, generator=generator) < 0.3
+        lse[empty], out[empty] = -math.inf, math.nan
+        made.append(Partial(out.to(device), lse.to(device), base))
+    return made
+
+
+def gather(boxes: Sequence[Mailbox], q: Sequence[Tensor], laid: Sequence[Laid]) -> list[Tensor]:
+    """Take one turn with every rank: all push, then all wait."""
+    for rank, box in enumerate(boxes):
+        direct.gather_heads(q[rank], box, laid[rank], phase=Phase.PUSH)
+    return [direct.gather_heads(q[rank], box, laid[rank], phase=Phase.WAIT) for rank, box in enumerate(boxes)]
+
+
+def add_up(
+    boxes: Sequence[Mailbox],
+    given: Sequence[Partial],
+    laid: Sequence[Laid],
+    beside: Sequence[Partial | None] | None = None,
+) -> list[Partial]:
+    """Take one turn with every rank: all push, then all wait."""
+    other = beside or [None] * len(boxes)
+    for rank, box in enumerate(boxes):
+        direct.combine(given[rank], box, laid[rank], beside=other[rank], phase=Phase.PUSH)
+    return [
+        direct.combine(given[rank], box, laid[rank], beside=other[rank], phase=Phase.WAIT)
+        for rank, box in enumerate(boxes)
+    ]
+
+
+def expected_of(given: Sequence[Partial], group: Group, rank: int, beside: Partial | None = None) -> Partial:
+    """Add up one rank's heads by definition."""
+    natural = [partial.natural() for partial in given]
+    outs = [split_ranks(partial.out, group.kv_heads, group.ranks)[rank].flatten(1, 2) for partial in natural]
+    lses = [split_ranks(partial.lse, group.kv_heads, group.ranks)[rank].flatten(1, 2) for partial in natural]
+    if beside is not None:
+        outs.append(beside.natural().out)
+        lses.append(beside.natural().lse)
+    return combine(torch.stack(outs), torch.stack(lses))
+
+
+def assert_same(got: Partial, expected: Partial) -> None:
+    """Hold two results to one rounding of ``out``, and to what float32 exp and log leave of an LSE."""
+    rounding = torch.finfo(got.out.dtype).eps
+    torch.testing.assert_close(got.out, expected.out, rtol=rounding, atol=rounding + 1e-5)
+    torch.testing.assert_close(got.lse, expected.lse, rtol=0, atol=1e-5)
+    assert got.base is LseBase.NATURAL
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_turn_after_turn_of_changing_tokens_is_right(group: Group, triton_device: str) -> None:
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=3)
+    plain = [Laid()] * group.ranks
+    for turn, tokens in enumerate((TOKENS, 1, 7, 0, TOKENS, 2)):
+        q = queries(group, tokens, turn, triton_device)
+        for gathered in gather(boxes, q, plain):
+            assert gathered.equal(interleave_ranks(torch.stack(q), group.kv_heads))
+        given = partials(group, tokens, group.ranks * group.heads, turn, triton_device, LseBase.TWO)
+        beside = partials(group, tokens, group.heads, turn + 100, triton_device) if turn % 2 else None
+        for rank, got in enumerate(add_up(boxes, given, plain, beside)):
+            assert_same(got, expected_of(given, group, rank, beside[rank] if beside else None))
+    assert [lost_rank(box.state) for box in boxes] == [None] * group.ranks
+
+
+BATCHES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=3)
+
+
+@settings(max_examples=12)
+@given(batch=BATCHES, which=st.sampled_from([GROUPS[0], GROUPS[1], GROUPS[4]]), seed=st.integers(0, 1000))
+def test_folded_rows_stand_where_folding_puts_them(
+    batch: list[tuple[int, int]], which: Group, seed: int, triton_device: str
+) -> None:
+    new, total = [new for new, _ in batch], [new + context for new, context in batch]
+    folds = [Fold.of(new, total, which.ranks, rank) for rank in range(which.ranks)]
+    places = torch.stack([fold.place for fold in folds]).to(triton_device, torch.int32)
+    laid = [Laid(places, fold=which.ranks, rows=sum(fold.rows)) for fold in folds]
+    tokens = sum(new)
+    boxes = mailboxes(which, tokens=tokens, places=max(fold.places for fold in folds), device=triton_device, programs=3)
+    folders = [
+        Folder(
+            fold,
+            heads=which.ranks * which.heads,
+            kv_heads=which.kv_heads,
+            head_dim=which.head_dim,
+            dtype=which.dtype,
+            device=torch.device(triton_device),
+        )
+        for fold in folds
+    ]
+    q = queries(which, tokens, seed, triton_device)
+    plain = interleave_ranks(torch.stack(q), which.kv_heads)
+    given = []
+    for rank, gathered in enumerate(gather(boxes, q, laid)):
+        whole = Partial(gathered.clone(), torch.zeros(gathered.shape[:2], device=triton_device))
+        back = folders[rank].unfold(whole)
+        seen = folds[rank].place >= 0
+        assert back.out[seen].equal(plain[seen])
+        given.append(partials(which, *gathered.shape[:2], seed + rank, triton_device, LseBase.TWO)[0])
+    unfolded = [folder.unfold(partial) for folder, partial in zip(folders, given, strict=True)]
+    unfolded = [Partial(partial.out.clone(), partial.lse.clone(), partial.base) for partial in unfolded]
+    for rank, got in enumerate(add_up(boxes, given, laid)):
+        assert_same(got, expected_of(unfolded, which, rank))
+
+
+def test_numbers_of_turns_may_wrap(triton_device: str) -> None:
+    group = GROUPS[0]
+    boxes = mailboxes(group, tokens=3, device=triton_device)
+    last = 2**31 - 2
+    for box in boxes:
+        box.state[0] = last
+        box.memory[: group.flag_bytes].view(torch.int32).fill_(last)
+    for turn in range(4):
+        q = queries(group, 3, turn, triton_device)
+        for gathered in gather(boxes, q, [Laid()] * 2):
+            assert gathered.equal(interleave_ranks(torch.stack(q), 1))
+    assert boxes[0].state.tolist() == [-(2**31) + 2, 0, 0, 0]
+    assert lost_rank(boxes[0].state) is None
+
+
+def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not_send(triton_device: str) -> None:
+    group = GROUPS[1]
+    boxes = mailboxes(group, tokens=4, device=triton_device, polls=5)
+    plain = [Laid()] * group.ranks
+    gather(boxes, queries(group, 4, 0, triton_device), plain)
+    given = partials(group, 4, group.ranks * group.heads, 0, triton_device)
+    for rank in (0, 2):  # rank 1 does not push
+        direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.PUSH)
+    for rank in (0, 2):
+        got = direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.WAIT)
+        assert got.out.isnan().all()
+        assert got.lse.isnan().all()
+        assert lost_rank(boxes[rank].state) == (1, 2)
+        direct.gather_heads(queries(group, 4, 0, triton_device)[rank], boxes[rank], plain[rank])
+        assert lost_rank(boxes[rank].state) == (1, 2), "the first loss is the one that is told"
+
+
+@pytest.mark.parametrize("launch", ["one", "many"])
+def test_programs_share_rows_however_many_they_are(launch: str, triton_device: str) -> None:
+    group, plain = GROUPS[0], [Laid()] * 2
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=1 if launch == "one" else 400)
+    q = queries(group, TOKENS, 3, triton_device)
+    for gathered in gather(boxes, q, plain):
+        assert gathered.equal(interleave_ranks(torch.stack(q), 1))
+
+
+def test_what_does_not_fit_is_refused(triton_device: str) -> None:
+    group = GROUPS[0]
+    box = mailboxes(group, tokens=4, device=triton_device)[0]
+    q = queries(group, 5, 0, triton_device)[0]
+    with pytest.raises(ValueError, match="room for 4 tokens cannot take 5"):
+        direct.gather_heads(q, box, Laid())
+    with pytest.raises(ValueError, match=r"queries should be \[T, 8, 128\] of torch.bfloat16, not"):
+        direct.gather_heads(q[:, :7], box, Laid())
+    partial = partials(group, 4, 16, 0, triton_device)[0]
+    with pytest.raises(ValueError, match=r"should be \[rows, 32, 128\], not"):
+        direct.combine(partial, box, Laid(torch.zeros(2, 4, dtype=torch.int32), fold=2, rows=2))
+    with pytest.raises(ValueError, match="should be contiguous"):
+        direct.combine(Partial(partial.out[::2], partial.lse[::2]), box, Laid())
+    with pytest.raises(ValueError, match=r"the partial beside should be \[4, 8, 128\]"):
+        direct.combine(partial, box, Laid(), beside=Partial(q, torch.zeros(5, 8, device=triton_device)))

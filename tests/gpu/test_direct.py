@@ -1,0 +1,198 @@
+"""The direct exchange on one device: its ranks as concurrent launches, and as processes that share the device's memory."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dcp_core.exchange.base import interleave_ranks
+from dcp_core.lse import Partial
+from dcp_core.mesh import Mesh
+from dcp_core.settings import ExchangeName
+from dcp_core.triton_ops.direct import Group, Laid, Mailbox, combine, gather_heads, lost_rank
+from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
+from tests.dcp_core.triton_ops.mailboxes import mailboxes
+from tests.dcp_core.triton_ops.test_direct import assert_same, expected_of, partials, queries
+from tests.ranks import on_ranks
+
+pytestmark = pytest.mark.gpu
+
+PLAIN = Laid()
+PROGRAMS = 96
+"""Of all ranks together: fewer than a device surely runs at once."""
+
+
+class Ranks:
+    """The ranks of a group, each on a stream of its own of one device."""
+
+    def __init__(self, group: Group, tokens: int) -> None:
+        self.boxes = mailboxes(group, tokens=tokens, device="cuda", programs=PROGRAMS // group.ranks)
+        self.streams = [torch.cuda.Stream() for _ in self.boxes]
+
+    def each(self, call: Callable[[int, Mailbox], object]) -> list[object]:
+        """Launch one thing on every rank: nobody may be waited for before the last rank has launched it."""
+        made = []
+        for rank, (box, stream) in enumerate(zip(self.boxes, self.streams, strict=True)):
+            with torch.cuda.stream(stream):
+                made.append(call(rank, box))
+        return made
+
+    def assert_nobody_lost(self) -> None:
+        torch.cuda.synchronize()
+        assert [lost_rank(box.state) for box in self.boxes] == [None] * len(self.boxes)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 256])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_layer_after_layer_is_right_on_concurrent_ranks(ranks: int, tokens: int) -> None:
+    group = Group(ranks, 1, 8, 128, torch.bfloat16)
+    here = Ranks(group, tokens)
+    layers = 12
+    q = [queries(group, tokens, layer, "cuda") for layer in range(layers)]
+    given = [partials(group, tokens, ranks * group.heads, layer, "cuda") for layer in range(layers)]
+    beside = [partials(group, tokens, group.heads, layer + 50, "cuda") for layer in range(layers)]
+    room = [[torch.empty(tokens, ranks * 8, 128, dtype=torch.bfloat16, device="cuda") for _ in here.boxes] for _ in q]
+    torch.cuda.synchronize()
+    results: list[list[Partial]] = []
+    for layer in range(layers):
+        gathered = here.each(lambda rank, box, layer=layer: gather_heads(q[layer][rank], box, PLAIN))
+        here.each(lambda rank, box, layer=layer, all_=gathered: room[layer][rank].copy_(all_[rank]))
+        combined = here.each(
+            lambda rank, box, layer=layer: combine(given[layer][rank], box, PLAIN, beside=beside[layer][rank])
+        )
+        results.append([partial for partial in combined if isinstance(partial, Partial)])
+    here.assert_nobody_lost()
+    for layer in range(layers):
+        whole = interleave_ranks(torch.stack(q[layer]), 1)
+        for rank in range(ranks):
+            assert room[layer][rank].equal(whole)
+            assert_same(results[layer][rank], expected_of(given[layer], group, rank, beside[layer][rank]))
+
+
+def test_tokens_that_change_from_call_to_call() -> None:
+    group = Group(4, 2, 2, 64, torch.float16)
+    here = Ranks(group, 200)
+    for seed, tokens in enumerate((200, 1, 63, 200, 5, 128, 2, 199)):
+        q = queries(group, tokens, seed, "cuda")
+        given = partials(group, tokens, 16, seed, "cuda")
+        gathered = here.each(lambda rank, box, q=q: gather_heads(q[rank], box, PLAIN).clone())
+        combined = here.each(lambda rank, box, given=given: combine(given[rank], box, PLAIN))
+        here.assert_nobody_lost()
+        for rank in range(4):
+            assert torch.equal(gathered[rank], interleave_ranks(torch.stack(q), 2))
+            assert_same(combined[rank], expected_of(given, group, rank))
+
+
+class Layer:
+    """One rank's layer as a graph would hold it: inputs that change from replay to replay, and a count of what came out wrong.
+
+    Every value is a small whole number, or a multiple of 1 / ranks, so that bfloat16 holds it exactly.
+    """
+
+    def __init__(self, group: Group, rank: int, tokens: int) -> None:
+        self.rank, self.ranks = rank, group.ranks
+        self.count = torch.zeros((), dtype=torch.int32, device="cuda")
+        self.wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+        self._heads, self._dim = group.heads, group.head_dim
+        self._row = torch.arange(tokens, device="cuda")[:, None, None]
+        self._head = torch.arange(group.heads, device="cuda")[None, :, None]
+        self._all = torch.arange(group.heads * group.ranks, device="cuda")[None, :, None]
+        self._lse = torch.zeros(tokens, group.heads * group.ranks, device="cuda")
+
+    def run(self, box: Mailbox) -> None:
+        """Gather, look at every element, combine, look at every element."""
+        self.count += 1
+        gathered = gather_heads(self._spread(self._value(self._head, self.rank)), box, PLAIN)
+        owner = self._all // self._heads
+        self.wrong += (gathered != self._spread(self._value(self._all % self._heads, owner))).sum()
+        made = combine(Partial(self._spread(self._value(self._all, 3 * self.rank)), self._lse), box, PLAIN).out
+        mine = self._head + self.rank * self._heads
+        total = sum(self._value(mine, 3 * rank) for rank in range(self.ranks))
+        self.wrong += (made.float() != self._spread(total, torch.float32) / self.ranks).sum()
+
+    def _value(self, head: Tensor | int, rank: Tensor | int) -> Tensor:
+        return (self.count + 5 * self._row + 3 * head + 7 * rank) % 16
+
+    def _spread(self, values: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return values.to(dtype).expand(*values.shape[:2], self._dim).contiguous()
+
+
+@pytest.mark.parametrize(("ranks", "tokens"), [(2, 8), (4, 33)])
+def test_ten_thousand_replays_with_a_rank_that_comes_late(ranks: int, tokens: int) -> None:
+    group = Group(ranks, 1, 4, 64, torch.bfloat16)
+    here = Ranks(group, tokens)
+    layers = [Layer(group, rank, tokens) for rank in range(ranks)]
+    here.each(lambda rank, box: gather_heads(torch.zeros(0, 4, 64, dtype=torch.bfloat16, device="cuda"), box, PLAIN))
+    none = Partial.empty(0, 4 * ranks, 64, dtype=torch.bfloat16, device=torch.device("cuda"))
+    here.each(lambda rank, box: combine(none, box, PLAIN))
+    here.assert_nobody_lost()
+    graphs = []
+    for layer, box in zip(layers, here.boxes, strict=True):
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            layer.run(box)
+    torch.cuda.synchronize()
+    late = random.Random(0)
+    torch.cuda._sleep(1)  # loaded now: loading a kernel waits for the device, and a rank there may wait for its peer
+    for _ in range(10_000):
+        for rank, stream in enumerate(here.streams):
+            with torch.cuda.stream(stream):
+                if rank == ranks - 1 and late.random() < 0.3:
+                    torch.cuda._sleep(late.randrange(200_000))
+                graphs[rank].replay()
+    here.assert_nobody_lost()
+    assert [int(layer.wrong) for layer in layers] == [0] * ranks
+    assert [int(layer.count) for layer in layers] == [10_000] * ranks
+
+
+def test_a_rank_that_never_comes_ends_the_wait_and_is_named() -> None:
+    group = Group(2, 1, 8, 128, torch.bfloat16)
+    box = mailboxes(group, tokens=64, device="cuda", programs=32, polls=10_000)[0]
+    gather_heads(queries(group, 64, 0, "cuda")[0], box, PLAIN)
+    torch.cuda.synchronize()
+    assert lost_rank(box.state) == (1, 1)
+    got = combine(partials(group, 64, 16, 0, "cuda")[0], box, PLAIN)
+    assert got.out.isnan().all()
+    assert got.lse.isnan().all()
+
+
+# --- Processes ------------------------------------------------------------------------------------------------------
+
+TRAFFIC = {
+    "one KV head": Traffic(dcp=2, query=8, kv=1, dtype="bfloat16", head_dim=128),
+    "several KV heads": Traffic(dcp=2, query=6, kv=3, dtype="float16", head_dim=64, tokens=70),
+    "one token": Traffic(dcp=2, tokens=1, empty=False, dtype="bfloat16", head_dim=256),
+}
+
+
+def one_device() -> Mesh:
+    """Form a group of processes that share a device: its time is sliced, its memory reached through the same addresses."""
+    os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
+    torch.cuda.set_device(0)
+    dist.init_process_group("gloo")
+    return Mesh(dist.get_rank(), 2, torch.device("cuda", 0), group=dist.group.WORLD, control=dist.group.WORLD)
+
+
+def exchange_everything(mesh: Mesh) -> dict[str, Exchanged]:
+    return {name: exchange(mesh, traffic, ExchangeName.DIRECT) for name, traffic in TRAFFIC.items()}
+
+
+@pytest.fixture(scope="module")
+def exchanged() -> Sequence[dict[str, Exchanged]]:
+    return on_ranks(2, exchange_everything, cuda=True, join=one_device)
+
+
+@pytest.mark.parametrize("name", TRAFFIC)
+def test_processes_exchange_through_symmetric_memory_what_the_loopback_gives(
+    exchanged: Sequence[dict[str, Exchanged]], name: str
+) -> None:
+    for got, expected in zip(exchanged, looped_back(TRAFFIC[name]), strict=True):
+        assert torch.equal(got[name].gathered, expected.gathered)
+        agree(got[name].combined, expected.combined, TRAFFIC[name], ExchangeName.DIRECT)
+        agree(got[name].into, expected.combined, TRAFFIC[name], ExchangeName.DIRECT)
