@@ -85,12 +85,13 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One rank of the group: its open path, its page table, and the tensors of a step."""
+    """One rank of the group: its open path, its page table, the tensors of a step, and what its cache took when allocated."""
 
     rank: int
     path: Path
     table: PageTable
     step: Step
+    allocated_bytes: int
 
     def launch(self) -> None:
         """Run a step."""
@@ -126,11 +127,10 @@ class Stand:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the pages in use in the largest cache here, one layer."""
-        pages = self.fullest.step.cache.pages
-        return (
-            page_count(self.fullest.table.lens, self.fullest.table.page_size) * pages[0].numel() * pages.element_size()
-        )
+        """Bytes that the allocator gave out for the largest cache here, one layer: the share of its pages in use."""
+        seat = self.fullest
+        in_use = page_count(seat.table.lens, seat.table.page_size)
+        return seat.allocated_bytes * in_use // len(seat.step.cache.pages)
 
     def plan(self) -> None:
         """Plan the batch on every rank here."""
@@ -166,6 +166,7 @@ class Stand:
         lens = [case.layout.local_len(total, rank) for total in totals]
         pages = max(1, int(page_count(lens, settings.page_size) * (1 + SPARE_PAGES)))
         table = PageTable.shuffled(lens, settings.page_size, pages=pages, seed=self.seed + rank)
+        before = _given_out(self.mesh.device)
         cache = PagedCache.allocate(
             pages,
             page_size=settings.page_size,
@@ -175,13 +176,19 @@ class Stand:
             kv_layout=settings.kv_layout,
             device=self.mesh.device,
         )
+        allocated = _given_out(self.mesh.device) - before or cache.pages.untyped_storage().nbytes()
         for request, (keys, values) in enumerate(zip(self.sequences.keys, self.sequences.values, strict=True)):
             one, whole = table.select([request]), [totals[request]]
             slots = slot_mapping(whole, whole, one, case.layout, rank, device=self.mesh.device)
             cache.append(keys, values, slots)
         q = self.sequences.queries[rank]
         new_keys, new_values = (self.sequences.new(case, kept) for kept in (self.sequences.keys, self.sequences.values))
-        return Seat(rank, path, table, Step(q, new_keys, new_values, cache, torch.empty_like(q)))
+        return Seat(rank, path, table, Step(q, new_keys, new_values, cache, torch.empty_like(q)), allocated)
+
+
+def _given_out(device: torch.device) -> int:
+    """Return the bytes that the device's allocator has given out; 0 on the host, whose allocator does not count."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def row_difference(first: Partial, second: Partial) -> float:

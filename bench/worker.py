@@ -25,6 +25,7 @@ from bench.record import Failed, Outcome, Policy, Skipped
 from bench.stand import row_difference
 from dcp_core.build import open_kernel
 from dcp_core.check import Check
+from dcp_core.exchange import direct
 from dcp_core.kernels.base import Masking, PassKind, PassSpec
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
@@ -60,7 +61,7 @@ def _reply(replies: TextIO, answer: dict[str, Any]) -> None:
 def _answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str, Any]:
     what = Order(order["do"])
     if what is Order.PROBE:
-        return {"probe": probe(mesh) if mesh.rank == 0 else {}}
+        return {"probe": probe(mesh)}
     case, policy = Case.from_json(order["case"]), Policy(**order["policy"])
     group = group_for(case, mesh)
     if group is None:
@@ -125,7 +126,10 @@ def _poisoned(device: torch.device) -> bool:
 
 
 def probe(mesh: Mesh) -> dict[str, Any]:
-    """Say what runs here: versions, and for each kernel and exchange why it does not, or an empty sentence."""
+    """Say what runs here: versions, and for each kernel and exchange why it does not, or an empty sentence.
+
+    Every rank of the group must ask.
+    """
     kernels = {}
     for name in KernelName:
         kind = PassKind.DECODE if name is KernelName.CUDA_CORE else PassKind.PAGED
@@ -148,6 +152,7 @@ def probe(mesh: Mesh) -> dict[str, Any]:
         str(ExchangeName.LOOPBACK): "",
         str(ExchangeName.AG_RS): needs_ranks,
         str(ExchangeName.A2A): needs_ranks,
+        str(ExchangeName.DIRECT): needs_ranks or mesh.first_problem(direct.refusal(mesh, head_dim=128)),
     }
     return {
         "device": str(mesh.device),

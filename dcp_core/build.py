@@ -13,7 +13,7 @@ from dcp_core.exchange.base import Exchange
 from dcp_core.kernels.base import Kernel, Masking, Pass, PassKind, PassSpec
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh, MeshError
-from dcp_core.paths.base import Path, PlanStage, Recipe, Site
+from dcp_core.paths.base import Path, PlanStage, Recipe, Site, Stage
 from dcp_core.settings import Batching, Case, ExchangeName, KernelName, PathName, Unsupported
 from dcp_core.shapes import Workload
 
@@ -41,6 +41,7 @@ class SimulatedPath:
 
     def __init__(self, mesh: Mesh, ranks: Sequence[Path]) -> None:
         self.ranks = tuple(ranks)
+        self.case = self.ranks[0].case
         self._mesh = mesh
 
     def plan(self, workload: Workload, tables: Sequence[PageTable] | None = None) -> None:
@@ -49,16 +50,33 @@ class SimulatedPath:
         Raises:
             ValueError: if there is not one table per rank, and as ``Path.plan``.
         """
-        if tables is not None and len(tables) != len(self.ranks):
-            raise ValueError(f"a group of {len(self.ranks)} needs as many page tables, one per rank, not {len(tables)}")
+        if tables is not None:
+            self._check_one_each("page tables", tables)
         for rank, path in enumerate(self.ranks):
             path.plan(workload, tables[rank] if tables else None)
 
     def run(
         self, q: Sequence[Tensor], k_new: Tensor, v_new: Tensor, caches: Sequence[PagedCache], out: Sequence[Tensor]
     ) -> list[Partial]:
-        """Run a step on every rank; new keys and values are the same for all."""
+        """Run a step on every rank; new keys and values are the same for all.
+
+        Raises:
+            ValueError: if there is not one of each per rank, and as ``Path.run``.
+        """
+        for name, each in (("q", q), ("caches", caches), ("out", out)):
+            self._check_one_each(name, each)
         return self._mesh.each(lambda rank: self.ranks[rank].run(q[rank], k_new, v_new, caches[rank], out[rank]))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return what a step of rank 0 consists of, in order: by name the same on every rank.
+
+        One that communicates meets its peers' at the board, so ``run`` is what runs them all.
+        """
+        return self.ranks[0].stages()
+
+    def _check_one_each(self, name: str, each: Sequence[object]) -> None:
+        if len(each) != len(self.ranks):
+            raise ValueError(f"a group of {len(self.ranks)} needs as many {name}, one per rank, not {len(each)}")
 
 
 def open_kernel(name: KernelName) -> Kernel:
@@ -208,6 +226,7 @@ def _site(case: Case, mesh: Mesh) -> Site:
         rank=mesh.rank,
         device=mesh.device,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         heads=case.layout.heads(shape),
         exchange=open_exchange(case, mesh),
         arithmetic=arithmetic_for(mesh.device),

@@ -107,9 +107,11 @@ def slot_mapping(
         int64 ``[Σ new_lens]``: the slot, or -1 for a token that lives on another rank and is not written.
 
     Raises:
-        ValueError: if the table is too short for the batch.
+        ValueError: for lengths that are no batch's, or if the table is too short for it.
     """
     local = tuple(layout.local_len(total, rank) for total in total_lens)
+    if len(local) != len(table.lens):
+        raise ValueError(f"a batch of {len(local)} requests needs a table of as many, not {len(table.lens)}")
     if any(held < needed for held, needed in zip(table.lens, local, strict=True)):
         raise ValueError(f"rank {rank} is to hold {local} tokens, the table has room for {table.lens}")
     new, total = (torch.tensor(lens, dtype=torch.int64, device=device) for lens in (new_lens, total_lens))
@@ -146,9 +148,15 @@ class PagedCache:
         device: torch.device | str = "cpu",
     ) -> Self:
         """Allocate ``pages`` pages full of NaN: whatever reads memory that nobody wrote will show."""
-        inner = (page_size, kv_heads) if kv_layout is KvLayout.NHD else (kv_heads, page_size)
-        room = torch.empty(pages, 2, *inner, head_dim, dtype=dtype, device=device)
-        return cls(room.fill_(float("nan")), kv_layout)
+        kv_layout = KvLayout(kv_layout)
+        inner = cls.page_shape(page_size, kv_heads, head_dim, kv_layout)
+        return cls(torch.full((pages, *inner), float("nan"), dtype=dtype, device=device), kv_layout)
+
+    @staticmethod
+    def page_shape(page_size: int, kv_heads: int, head_dim: int, kv_layout: KvLayout) -> list[int]:
+        """Return the shape of one page."""
+        inner = [page_size, kv_heads] if kv_layout is KvLayout.NHD else [kv_heads, page_size]
+        return [2, *inner, head_dim]
 
     @property
     def page_size(self) -> int:
@@ -166,7 +174,14 @@ class PagedCache:
         Args:
             keys, values: ``[tokens, kv_heads, head_dim]``, cast to the cache's dtype.
             slots: int64 ``[tokens]``, from ``slot_mapping``.
+
+        Raises:
+            ValueError: for keys and values that are not one per slot, or do not fit the pages.
         """
+        heads, head_dim = self.pages.shape[3 if self.kv_layout is KvLayout.NHD else 2], self.pages.shape[-1]
+        for tensor in (keys, values):
+            if tensor.shape != (wanted := (slots.numel(), heads, head_dim)):
+                raise ValueError(f"this cache takes {list(wanted)} for {slots.numel()} slots, not {list(tensor.shape)}")
         slots = slots.to(self.pages.device)
         kept = (slots >= 0).nonzero().squeeze(1)
         page, offset = slots[kept] // self.page_size, slots[kept] % self.page_size

@@ -107,7 +107,7 @@ class Folder:
     def fold_queries(self, q: Tensor) -> Tensor:
         """Fold: ``[T, H, D] -> [rows, H * dcp, D]``; a view of ``q`` where it can be, else of the folder's buffer."""
         heads, head_dim = q.shape[1:]
-        if self._whole:
+        if self._whole and q.is_contiguous():
             padded = q
         else:
             if self._offset is not None:

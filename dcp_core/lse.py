@@ -78,7 +78,12 @@ def combine(outs: Tensor, lses: Tensor, *, base: LseBase = LseBase.NATURAL, into
 
     Returns:
         A natural Partial of ``[T, H, D]``, accumulated in float32 (float64 of float64) and rounded once to the dtype of ``outs``.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit.
     """
+    check_sources(outs, lses)
+    into = room_for(outs[0], into)
     lses = lses * base.to_natural
     empty = lses == -math.inf
     top = lses.amax(0)
@@ -88,8 +93,6 @@ def combine(outs: Tensor, lses: Tensor, *, base: LseBase = LseBase.NATURAL, into
     contributions = torch.where(empty.unsqueeze(-1), 0.0, outs.to(wide)) * weights.unsqueeze(-1)
     out = contributions.sum(0) / torch.where(total == 0, 1.0, total).unsqueeze(-1)
     lse = torch.where(total == 0, -math.inf, top + torch.log(total))
-    if into is None:
-        return Partial(out.to(outs.dtype), lse)
     into.out.copy_(out)
     into.lse.copy_(lse)
     return into
@@ -101,10 +104,7 @@ def merge(first: Partial, second: Partial, *, into: Partial | None = None) -> Pa
     Raises:
         ValueError: if their shapes or dtypes differ.
     """
-    if first.out.shape != second.out.shape or first.out.dtype != second.out.dtype:
-        raise ValueError(
-            f"cannot merge {list(first.out.shape)} {first.out.dtype} with {list(second.out.shape)} {second.out.dtype}"
-        )
+    check_pair(first, second)
     first, second = first.natural(), second.natural()
     return combine(torch.stack((first.out, second.out)), torch.stack((first.lse, second.lse)), into=into)
 
@@ -119,7 +119,12 @@ def rescale(partial: Partial, lses: Tensor, *, into: Partial | None = None) -> P
 
     Returns:
         ``exp(lse - total) * out``, 0 where this rank is empty, in the dtype of ``out``; and the total natural LSE.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit.
     """
+    check_shares(partial, lses)
+    into = room_for(partial.out, into)
     lses, own = lses * partial.base.to_natural, partial.lse * partial.base.to_natural
     top = lses.amax(0)
     total = torch.where(lses == -math.inf, 0.0, torch.exp(lses - top)).sum(0)
@@ -127,8 +132,40 @@ def rescale(partial: Partial, lses: Tensor, *, into: Partial | None = None) -> P
     share = torch.where(empty, 0.0, torch.exp(own - top) / torch.where(total == 0, 1.0, total))
     out = torch.where(empty.unsqueeze(-1), 0.0, partial.out.float()) * share.unsqueeze(-1)
     lse = torch.where(total == 0, -math.inf, top + torch.log(total))
-    if into is None:
-        return Partial(out.to(partial.out.dtype), lse)
     into.out.copy_(out)
     into.lse.copy_(lse)
     return into
+
+
+def room_for(out: Tensor, into: Partial | None) -> Partial:
+    """Return ``into`` after a look at its shape, or a new natural Partial like ``out`` ``[T, H, D]``."""
+    if into is None:
+        wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+        return Partial(torch.empty_like(out), torch.empty(out.shape[:-1], dtype=wide, device=out.device))
+    if into.out.shape != out.shape:
+        raise ValueError(f"the result is {list(out.shape)}, and the room for it {list(into.out.shape)}")
+    if into.base is not LseBase.NATURAL:
+        raise ValueError(f"the result's LSE is natural, and the room for it is labelled {into.base}")
+    return into
+
+
+def check_sources(outs: Tensor, lses: Tensor) -> None:
+    """Refuse what ``combine`` cannot add up."""
+    if outs.ndim != 4 or outs.shape[0] < 1 or lses.shape != outs.shape[:-1]:
+        raise ValueError(
+            f"combine needs outs [N, T, H, D] and lses [N, T, H], not {list(outs.shape)}, {list(lses.shape)}"
+        )
+
+
+def check_pair(first: Partial, second: Partial) -> None:
+    """Refuse two partials that ``merge`` cannot add up."""
+    if first.out.shape != second.out.shape or first.out.dtype != second.out.dtype:
+        raise ValueError(
+            f"cannot merge {list(first.out.shape)} {first.out.dtype} with {list(second.out.shape)} {second.out.dtype}"
+        )
+
+
+def check_shares(partial: Partial, lses: Tensor) -> None:
+    """Refuse LSEs by which ``rescale`` cannot weigh a partial."""
+    if lses.ndim != 3 or lses.shape[0] < 1 or lses.shape[1:] != partial.lse.shape:
+        raise ValueError(f"lses should be [N, T, H] with [T, H] = {list(partial.lse.shape)}, not {list(lses.shape)}")

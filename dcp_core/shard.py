@@ -56,6 +56,9 @@ def token_positions(new_lens: Tensor | Sequence[int], total_lens: Tensor | Seque
 
     Returns:
         Two int64 tensors ``[Σ new_lens]``, request after request, on the device of the lengths.
+
+    Raises:
+        ValueError: for lengths that are no batch's.
     """
     new = whole_numbers(new_lens)
     total = whole_numbers(total_lens, new.device)
@@ -63,6 +66,8 @@ def token_positions(new_lens: Tensor | Sequence[int], total_lens: Tensor | Seque
         raise ValueError(
             f"new and total lengths should be two equally long lists, not {list(new.shape)} and {list(total.shape)}"
         )
+    if bool(((new < 0) | (total < new)).any()):
+        raise ValueError("every request needs 0 <= new <= total")
     request = torch.repeat_interleave(torch.arange(new.numel(), device=new.device), new)
     first = new.cumsum(0) - new
     row = torch.arange(request.numel(), device=new.device)

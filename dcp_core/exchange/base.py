@@ -74,7 +74,7 @@ def interleave_ranks(stacked: Tensor, kv_heads: int, *, out: Tensor | None = Non
     grouped = stacked.view(ranks, tokens, kv_heads, heads // kv_heads, *rest)
     ordered = grouped.permute(1, 2, 0, 3, *range(4, grouped.ndim))
     if out is None:
-        return ordered.reshape(tokens, ranks * heads, *rest)
+        return ordered.reshape(tokens, ranks * heads, *rest).contiguous()  # a reshape may be a view with strides
     out.view(ordered.shape).copy_(ordered)
     return out
 

@@ -69,6 +69,7 @@ class Site:
     Args:
         rank: in the DCP group.
         device, dtype: of the step's tensors.
+        kv_dtype: of the cache.
         heads: of this rank.
     """
 
@@ -76,6 +77,7 @@ class Site:
     rank: int
     device: torch.device
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     heads: RankHeads
     exchange: Exchange
     arithmetic: Arithmetic
@@ -124,7 +126,8 @@ class Path:
         self.case = site.case
         self._site, self._recipe = site, recipe
         self._stages: tuple[Stage, ...] = ()
-        self._tokens = 0
+        self._tokens, self._pages = 0, 0
+        self._unplanned: set[str] = set()
 
     def prepare(self, workload: Workload, table: PageTable | None = None) -> tuple[PlanStage, ...]:
         """Take a batch, and return the stages that planning it consists of, to be run in order.
@@ -143,9 +146,12 @@ class Path:
                 f"rank {self._site.rank} holds {local} tokens in pages of {self.case.settings.page_size}; "
                 f"the table is for {table.lens} in pages of {table.page_size}"
             )
+        self._stages = ()
         planning = self._recipe.prepare(workload, table)
         self._stages, self._tokens = self._recipe.stages(), workload.new_tokens
-        return planning
+        self._pages = int(table.indices.max()) + 1 if table.indices.numel() else 0
+        self._unplanned = {stage.name for stage in planning}
+        return tuple(PlanStage(stage.name, self._ticked_off(stage)) for stage in planning)
 
     def plan(self, workload: Workload, table: PageTable | None = None) -> None:
         """Prepare for a batch: host work and buffers, shared by all layers. Arguments and errors as ``prepare``."""
@@ -170,12 +176,13 @@ class Path:
         """Compute one layer's step; tensors as ``Step`` says.
 
         Returns:
-            ``out`` with its natural LSE ``[new tokens, query heads of the rank]``.
+            ``out`` with its natural LSE ``[new tokens, query heads of the rank]``, which is valid until the next run.
 
         Raises:
-            ValueError: if no batch was planned, or a tensor is not of the planned batch.
+            ValueError: if no batch was planned, or a tensor or the cache is not of the planned batch.
         """
         self._check(q, k_new, v_new, out)
+        self._check_cache(cache)
         self.launch(Step(q, k_new, v_new, cache, out))
         return self.result(out)
 
@@ -183,8 +190,15 @@ class Path:
         """Return ``out`` with the natural LSE of the last step launched."""
         return self._recipe.result(out).natural()
 
+    def _ticked_off(self, stage: PlanStage) -> Callable[[], None]:
+        def run() -> None:
+            stage.run()
+            self._unplanned.discard(stage.name)
+
+        return run
+
     def _check_planned(self) -> None:
-        if not self._stages:
+        if not self._stages or self._unplanned:
             raise ValueError(f"path {self.case.settings.path} runs a step only after plan")
 
     def _check(self, q: Tensor, k_new: Tensor, v_new: Tensor, out: Tensor) -> None:
@@ -202,3 +216,15 @@ class Path:
                     f"{name} of the planned batch is {list(wanted)} of {self._site.dtype}, "
                     f"not {list(tensor.shape)} of {tensor.dtype}"
                 )
+
+    def _check_cache(self, cache: PagedCache) -> None:
+        shape, settings = self.case.shape, self.case.settings
+        wanted = PagedCache.page_shape(settings.page_size, self._site.heads.kv, shape.head_dim, settings.kv_layout)
+        pages, *inner = cache.pages.shape
+        if inner != wanted or cache.kv_layout is not settings.kv_layout or cache.pages.dtype != self._site.kv_dtype:
+            raise ValueError(
+                f"the cache of this case has pages {wanted} {settings.kv_layout} of {self._site.kv_dtype}, "
+                f"not {inner} {cache.kv_layout} of {cache.pages.dtype}"
+            )
+        if pages < self._pages:
+            raise ValueError(f"the planned batch reads page {self._pages - 1}, and the cache has {pages}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,57 +15,73 @@ from dcp_core.paths.base import Path, PlanStage, Site, Stage, Step
 from dcp_core.shapes import Workload
 
 
-class Share:
-    """The rows of a batch that one of the two paths takes.
+class Neighbours:
+    """Rows of a batch that one of the two paths takes, one after another as in an engine that orders decodes first: views."""
 
-    Neighbouring rows, as in an engine that orders decodes first, are views of the batch's tensors. Scattered rows are
-    copied in before the path's stages and out after them.
-    """
-
-    def __init__(
-        self, name: str, path: Path, workload: Workload, requests: Sequence[int], device: torch.device
-    ) -> None:
-        self.name, self.path = name, path
-        starts = [0]
-        for new in workload.new_lens:
-            starts.append(starts[-1] + new)
-        rows = [row for request in requests for row in range(starts[request], starts[request + 1])]
-        self.rows: slice | Tensor = slice(rows[0], rows[-1] + 1)
-        if rows[-1] - rows[0] + 1 != len(rows):
-            self.rows = torch.tensor(rows, device=device)
-        self._copied: Step | None = None
+    def __init__(self, name: str, path: Path, rows: slice) -> None:
+        self.name, self.path, self.rows = name, path, rows
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the path's stages on these rows."""
-        inner = tuple(
-            Stage(f"{self.name}: {stage.name}", self._on_rows(stage.run), stage.communicates)
-            for stage in self.path.stages()
-        )
-        if isinstance(self.rows, slice):
-            return inner
-        return (
-            Stage(f"{self.name}: select", self._select),
-            *inner,
-            Stage(f"{self.name}: place", self._place),
-        )
-
-    def _on_rows(self, run: Callable[[Step], None]) -> Callable[[Step], None]:
-        return lambda step: run(self._part(step))
+        return _on(self.name, self.path, self._part)
 
     def _part(self, step: Step) -> Step:
         rows = self.rows
-        if isinstance(rows, slice):
-            return Step(step.q[rows], step.k_new[rows], step.v_new[rows], step.cache, step.out[rows])
-        if self._copied is None:
-            raise ValueError("scattered rows are selected before any other stage of their path")
-        return self._copied
+        return Step(step.q[rows], step.k_new[rows], step.v_new[rows], step.cache, step.out[rows])
+
+
+class Scattered:
+    """Rows of a batch that one of the two paths takes, with others between: copied in before its stages and out after."""
+
+    def __init__(self, name: str, path: Path, rows: Tensor, site: Site) -> None:
+        self.name, self.path, self.rows = name, path, rows
+        heads, head_dim = site.heads, site.case.shape.head_dim
+
+        def room(count: int) -> Tensor:
+            return torch.empty(rows.numel(), count, head_dim, dtype=site.dtype, device=site.device)
+
+        self._q, self._out, self._k_new, self._v_new = (
+            room(heads.query),
+            room(heads.query),
+            room(heads.kv),
+            room(heads.kv),
+        )
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the path's stages on these rows, between the copies."""
+        inner = _on(self.name, self.path, self._part)
+        return (Stage(f"{self.name}: select", self._select), *inner, Stage(f"{self.name}: place", self._place))
+
+    def _part(self, step: Step) -> Step:
+        return Step(self._q, self._k_new, self._v_new, step.cache, self._out)
 
     def _select(self, step: Step) -> None:
-        q, k_new, v_new = step.q[self.rows], step.k_new[self.rows], step.v_new[self.rows]
-        self._copied = Step(q, k_new, v_new, step.cache, torch.empty_like(q))
+        for room, whole in ((self._q, step.q), (self._k_new, step.k_new), (self._v_new, step.v_new)):
+            torch.index_select(whole, 0, self.rows, out=room)
 
     def _place(self, step: Step) -> None:
-        step.out[self.rows] = self._part(step).out
+        step.out.index_copy_(0, self.rows, self._out)
+
+
+Share = Neighbours | Scattered
+
+
+def share_of(name: str, path: Path, workload: Workload, requests: Sequence[int], site: Site) -> Share:
+    """Return the share of a batch that some of its requests, in order, have."""
+    starts = list(accumulate(workload.new_lens, initial=0))
+    rows = [row for request in requests for row in range(starts[request], starts[request + 1])]
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return Neighbours(name, path, slice(rows[0], rows[-1] + 1))
+    return Scattered(name, path, torch.tensor(rows, device=site.device), site)
+
+
+def _on(name: str, path: Path, part: Callable[[Step], Step]) -> tuple[Stage, ...]:
+    """Return a path's stages, each on its part of the step."""
+
+    def on_part(run: Callable[[Step], None]) -> Callable[[Step], None]:
+        return lambda step: run(part(step))
+
+    return tuple(Stage(f"{name}: {stage.name}", on_part(stage.run), stage.communicates) for stage in path.stages())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +91,27 @@ class _Planned:
 
 
 class MixedRecipe:
-    """Two paths over the two kinds of request, each with its own gather and combine, as vLLM does it."""
+    """Two paths over the two kinds of request, each with its own gather and combine, as vLLM does it.
+
+    A batch of one kind runs through one of them alone: every rank sees the same batch, and so takes the same way.
+    """
 
     def __init__(self, site: Site, decode: Path, rest: Path) -> None:
         self._site, self._decode, self._rest = site, decode, rest
         self._planned = _Planned((), site.own_lse(0))
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
-        """Take a mixed batch: each path plans its own requests."""
-        if not workload.is_mixed:
-            raise ValueError(f"a batch to run apart needs both decodes and longer requests; {workload} has one kind")
-        shares, stages = [], []
+        """Take a batch: each path plans its own requests."""
+        shares: list[Share] = []
+        stages: list[PlanStage] = []
         for name, path, is_decode in (("decode", self._decode, True), ("rest", self._rest, False)):
             chosen = [i for i, request in enumerate(workload.requests) if (request.new == 1) is is_decode]
+            if not chosen:
+                continue
             part = Workload(tuple(workload.requests[request] for request in chosen))
             planned = path.prepare(part, table.select(chosen))
             stages += [PlanStage(f"{name}: {stage.name}", stage.run) for stage in planned]
-            shares.append(Share(name, path, workload, chosen, self._site.device))
+            shares.append(share_of(name, path, workload, chosen, self._site))
         self._planned = _Planned(tuple(shares), self._site.own_lse(workload.new_tokens))
         return tuple(stages)
 

@@ -32,7 +32,7 @@ class SplitRecipe:
         self._new_pass = site.open_pass(
             settings.kernel_for_new, PassKind.RAGGED, Masking.CAUSAL, q_heads=heads.query, kv_heads=heads.kv
         )
-        self._combined = self._new = site.partial(0, heads.query)
+        self._combined = self._new_room = self._new = site.partial(0, heads.query)
         self._only_new = False
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
@@ -40,9 +40,9 @@ class SplitRecipe:
         tokens, new_lens = workload.new_tokens, workload.new_lens
         self._only_new = self._site.case.settings.skip_empty_context and not any(workload.context_lens)
         self._step.reserve(0 if self._only_new else tokens)
-        if self._new.out.shape[0] != tokens:
+        if self._new_room.out.shape[0] != tokens:
             self._combined = self._site.partial(tokens, self._site.heads.query)
-            self._new = self._site.partial(tokens, self._site.heads.query)
+            self._new_room = self._new = self._site.partial(tokens, self._site.heads.query)
         new = PlanStage("plan new", lambda: self._new_pass.plan(PassBatch(new_lens, new_lens)))
         if self._only_new:
             return (new,)
@@ -85,10 +85,10 @@ class SplitRecipe:
         exchange.combine_beside(self._step.partial, self._new, into=Partial(step.out, self._step.lse))
 
     def _attend_new(self, step: Step) -> None:
-        self._new = self._new_pass.run(step.q, (step.k_new, step.v_new), self._new)
+        self._new = self._new_pass.run(step.q, (step.k_new, step.v_new), self._new_room)
 
     def _attend_new_only(self, step: Step) -> None:
-        self._new = self._new_pass.run(step.q, (step.k_new, step.v_new), Partial(step.out, self._new.lse))
+        self._new = self._new_pass.run(step.q, (step.k_new, step.v_new), Partial(step.out, self._new_room.lse))
 
     def _merge(self, step: Step) -> None:
         self._site.arithmetic.merge(self._combined, self._new, into=Partial(step.out, self._step.lse))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dcp_core.lse import LseBase, Partial
+from dcp_core.lse import LseBase, Partial, check_shares, check_sources, room_for
 
 TILE = 1024
 """Elements of one source that a program adds up: 16 bytes of bfloat16 a thread, the widest load there is."""
@@ -27,10 +27,7 @@ def combine(outs: Tensor, lses: Tensor, *, base: LseBase = LseBase.NATURAL, into
     Raises:
         ValueError: for shapes, strides or dtypes that do not fit.
     """
-    if outs.ndim != 4 or outs.shape[0] < 1 or lses.shape != outs.shape[:-1]:
-        raise ValueError(
-            f"combine needs outs [N, T, H, D] and lses [N, T, H], not {list(outs.shape)}, {list(lses.shape)}"
-        )
+    check_sources(outs, lses)
     into = room_for(outs[0], into)
     check_rows(outs, into.out)
     check_lses(lses, into.lse)
@@ -73,8 +70,7 @@ def rescale(partial: Partial, lses: Tensor, *, into: Partial | None = None) -> P
     Raises:
         ValueError: for shapes, strides or dtypes that do not fit.
     """
-    if lses.ndim != 3 or lses.shape[0] < 1 or lses.shape[1:] != partial.lse.shape:
-        raise ValueError(f"lses should be [N, T, H] with [T, H] = {list(partial.lse.shape)}, not {list(lses.shape)}")
+    check_shares(partial, lses)
     into = room_for(partial.out, into)
     check_rows(partial.out, into.out)
     check_lses(partial.lse, lses, into.lse)
@@ -101,18 +97,6 @@ def rescale(partial: Partial, lses: Tensor, *, into: Partial | None = None) -> P
         HEIGHT=height,
         COLUMNS=columns,
     )
-    return into
-
-
-def room_for(out: Tensor, into: Partial | None) -> Partial:
-    """Return ``into`` after a look at its shape, or a new natural Partial like ``out`` ``[T, H, D]``."""
-    tokens, heads, head_dim = out.shape
-    if into is None:
-        return Partial.empty(tokens, heads, head_dim, dtype=out.dtype, device=out.device)
-    if into.out.shape != out.shape:
-        raise ValueError(f"the result is {list(out.shape)}, and the room for it {list(into.out.shape)}")
-    if into.base is not LseBase.NATURAL:
-        raise ValueError(f"the result's LSE is natural, and the room for it is labelled {into.base}")
     return into
 
 

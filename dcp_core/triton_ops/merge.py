@@ -5,12 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dcp_core.lse import Partial
+from dcp_core.lse import Partial, check_pair, room_for
 from dcp_core.triton_ops.combine import (
     check_lses,
     check_rows,
     natural_lse,
-    room_for,
     tile,
     total_lse,
     weighed,
@@ -32,10 +31,7 @@ def merge(first: Partial, second: Partial, *, into: Partial | None = None) -> Pa
     Raises:
         ValueError: for shapes, strides or dtypes that do not fit.
     """
-    if first.out.shape != second.out.shape or first.out.dtype != second.out.dtype:
-        raise ValueError(
-            f"cannot merge {list(first.out.shape)} {first.out.dtype} with {list(second.out.shape)} {second.out.dtype}"
-        )
+    check_pair(first, second)
     into = room_for(first.out, into)
     check_rows(first.out, second.out, into.out)
     check_lses(first.lse, second.lse, into.lse)

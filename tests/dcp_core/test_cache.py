@@ -196,3 +196,17 @@ def test_a_cache_knows_its_bytes() -> None:
     cache = PagedCache.allocate(3, page_size=16, kv_heads=2, head_dim=64, dtype=torch.bfloat16)
     assert cache.bytes == 3 * 2 * 16 * 2 * 64 * 2
     assert cache.pages.shape == (3, 2, 16, 2, 64)
+
+
+def test_what_does_not_fit_a_cache_or_a_table_is_refused() -> None:
+    layout, table = DcpLayout(2, 2), PageTable.over([5], 16)
+    with pytest.raises(ValueError, match="0 <= new <= total"):
+        slot_mapping([9], [8], table, layout, 0)
+    with pytest.raises(ValueError, match="a batch of 2 requests needs a table of as many, not 1"):
+        slot_mapping([1, 1], [8, 8], table, layout, 0)
+    cache = PagedCache.allocate(3, page_size=16, kv_heads=2, head_dim=64, dtype=torch.float32, kv_layout="NHD")
+    assert cache.kv_layout is KvLayout.NHD
+    with pytest.raises(ValueError, match=r"takes \[3, 2, 64\] for 3 slots, not \[3, 1, 64\]"):
+        cache.append(torch.zeros(3, 2, 64), torch.zeros(3, 1, 64), torch.arange(3))
+    with pytest.raises(ValueError, match=r"takes \[2, 2, 64\] for 2 slots, not \[3, 2, 64\]"):
+        cache.append(torch.zeros(3, 2, 64), torch.zeros(3, 2, 64), torch.arange(2))

@@ -173,6 +173,13 @@ def test_whole_rows_of_one_kv_head_are_folded_as_a_view() -> None:
     assert folded.data_ptr() == q.data_ptr()
 
 
+def test_queries_with_strides_are_folded_by_a_copy() -> None:
+    fold = Fold.of([4], [4], 2, 0)
+    folder = Folder(fold, heads=2, kv_heads=1, head_dim=8, dtype=torch.float32, device=torch.device("cpu"))
+    q = torch.randn(2, 4, 8).transpose(0, 1)
+    assert folder.fold_queries(q).equal(folder.fold_queries(q.contiguous()))
+
+
 def test_padded_rows_are_folded_by_a_copy_that_leaves_the_queries_alone() -> None:
     batch = one_request(7, 23, 4)
     q, folder = batch.queries(), batch.folder(rank=1)

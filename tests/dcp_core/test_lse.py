@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcp_core.lse import LseBase, Partial, combine, merge
+from dcp_core.lse import LseBase, Partial, combine, merge, rescale
 
 HALF_ULP = 2.0**-24
 """Of float32, relative."""
@@ -183,3 +183,13 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     for other in (Partial(torch.zeros(4, 2, 16), torch.zeros(4, 2)), Partial(one.out.half(), one.lse)):
         with pytest.raises(ValueError, match="cannot merge"):
             merge(one, other)
+    outs, lses = torch.ones(2, 1, 1, 4), torch.zeros(2, 1, 1)
+    for wrong in ((outs, lses[:1]), (outs[:0], lses[:0]), (outs[0], lses[0])):
+        with pytest.raises(ValueError, match=r"combine needs outs \[N, T, H, D\] and lses \[N, T, H\]"):
+            combine(*wrong)
+    with pytest.raises(ValueError, match="and the room for it"):
+        combine(outs, lses, into=Partial(torch.ones(5, 1, 4), torch.zeros(5, 1)))
+    with pytest.raises(ValueError, match="the room for it is labelled two"):
+        combine(outs, lses, into=Partial(torch.ones(1, 1, 4), torch.zeros(1, 1), LseBase.TWO))
+    with pytest.raises(ValueError, match=r"lses should be \[N, T, H\]"):
+        rescale(Partial(outs[0], lses[0]), lses[0])

@@ -20,6 +20,9 @@ from dcp_core.cache import PagedCache, PageTable, page_count, slot_mapping
 from dcp_core.mesh import Mesh
 from dcp_core.paths.base import Path
 
+EVERY_KIND = Workload.parse("q1_q2")
+"""A batch of a decode and a longer request: a path that is opened for it serves both, together or alone."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -84,7 +87,7 @@ class Engine:
             )
             for _ in range(shape.layers)
         ]
-        self._paths: dict[tuple[Settings, bool], Path] = {}
+        self._paths: dict[Settings, Path] = {}
         AttentionInterface.register("dcp", self._attend)
         model.set_attn_implementation("dcp")
 
@@ -103,12 +106,11 @@ class Engine:
     def _plan(self, workload: Workload, settings: Settings) -> None:
         """Do once per step what all layers share."""
         layout, rank = self._place.layout, self._place.dcp.rank
-        kind = settings, workload.is_mixed
-        if kind not in self._paths:
-            case = Case(self._place.shape, layout, workload, settings)
-            self._paths[kind] = open_path(case, self._place.dcp)
+        if settings not in self._paths:
+            case = Case(self._place.shape, layout, EVERY_KIND, settings)
+            self._paths[settings] = open_path(case, self._place.dcp)
         table = self._pages.first(self._local(workload.total_lens))
-        self._path = self._paths[kind]
+        self._path = self._paths[settings]
         self._path.plan(workload, table)
         self._slots = slot_mapping(workload.new_lens, workload.total_lens, table, layout, rank)
 

@@ -33,7 +33,7 @@ class Setup:
     prefill: str = "split"
     extend: str = "mask"
     mixed: str = "split"
-    decode: str = "decode"
+    decode: str = "split"  # whose decodes run apart, through path decode
     speculate: str = "fold"
 
     def settings(self, path: str) -> Settings:

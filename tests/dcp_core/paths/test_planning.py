@@ -8,6 +8,7 @@ import torch
 from dcp_core.build import SimulatedPath, open_path
 from dcp_core.cache import PagedCache, PageTable, slot_mapping
 from dcp_core.mesh import Mesh
+from dcp_core.settings import KvLayout
 from tests.dcp_core.paths.group import HEAD_DIM, Group, case
 
 PATHS = ["split", "mask", "fold"]
@@ -91,8 +92,77 @@ def test_a_batch_that_a_path_cannot_serve_is_refused_by_plan() -> None:
     longer = Group(case("q8s25", dcp=2, path="split"))
     with pytest.raises(ValueError, match="decode takes one new token per request, the batch has 8"):
         longer.plan_on(Group(case("q1s25", dcp=2, path="decode")).path)
-    with pytest.raises(ValueError, match="needs both decodes and longer requests; q8s25 has one kind"):
-        longer.plan_on(Group(case("q1s25_q8s25", dcp=2, path="split")).path)
+
+
+def test_after_a_refused_plan_no_step_runs_on_what_was_planned_before() -> None:
+    group = Group(case("3q1s37", dcp=1, path="tp")).plan()
+    longer = Group(case("q3s37", dcp=1, path="tp"))
+    with pytest.raises(ValueError, match="takes one query per request"):
+        longer.plan_on(group.path)
+    with pytest.raises(ValueError, match="path tp runs a step only after plan"):
+        longer.run(group.path)
+    (path,) = group.ranks()
+    first, *_ = path.prepare(group.case.workload, group.tables[0])
+    with pytest.raises(ValueError, match="path tp runs a step only after plan"):
+        group.run()
+    first.run()
+    assert group.judge(group.run()).passed
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_opened_for_both_kinds_serves_each_alone_too(path: str) -> None:
+    opened = Group(case("q1s25_q8s25", dcp=2, path=path)).path
+    for batch in ("3q1s37", "q8s25_q17s40", "q1s25_q8s25", "q2s2", "q1s1"):
+        group = Group(case(batch, dcp=2, path=path))
+        group.plan_on(opened)
+        assert group.judge(group.run(opened)).passed
+
+
+@pytest.mark.parametrize("dcp", [1, 2])
+def test_the_result_of_a_batch_before_is_left_alone(dcp: int) -> None:
+    first, second = (Group(case(batch, dcp=dcp, path="split")) for batch in ("q4", "q4s9"))
+    first.plan_on(first.path)
+    results = [result.out for result in first.run()]
+    kept = [result.clone() for result in results]
+    second.plan_on(first.path)
+    assert second.judge(second.run(first.path)).passed
+    assert all(torch.equal(mine, then) for mine, then in zip(results, kept, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_ranks_of_a_single_query_head_are_right(path: str) -> None:
+    for batch in ("q2s4", "2q8s40", "q7s9_q4s600"):
+        assert Group(case(batch, dcp=2, path=path, heads=(1, 1))).check().passed
+
+
+def test_a_simulated_group_takes_one_of_each_per_rank() -> None:
+    group = Group(case("q8s25", dcp=2, path="split")).plan()
+    assert isinstance(group.path, SimulatedPath)
+    assert group.path.case == group.case
+    assert [stage.name for stage in group.path.stages()] == group.stage_names()
+    queries = list(group.inputs.queries)
+    new = group.new(group.inputs.keys)
+    for name, given in {"q": (queries[:1], 2, 2), "caches": (queries, 3, 2), "out": (queries, 2, 1)}.items():
+        q, caches, outs = given
+        with pytest.raises(ValueError, match=f"a group of 2 needs as many {name}, one per rank, not"):
+            group.path.run(q, new, new, [group.caches[0]] * caches, [torch.empty_like(queries[0])] * outs)
+
+
+@pytest.mark.parametrize("wrong", ["page size", "layout", "dtype", "pages"])
+def test_a_cache_that_is_not_the_cases_is_refused(wrong: str) -> None:
+    group = Group(case("q8s99", dcp=1, path="tp", heads=(4, 2), page_size=2)).plan()
+    cache = group.caches[0]
+    sizes = {"page_size": 2, "kv_heads": 2, "head_dim": HEAD_DIM, "dtype": torch.float32}
+    other = {
+        "page size": lambda: PagedCache.allocate(99, **sizes | {"page_size": 8}),
+        "layout": lambda: PagedCache.allocate(99, **sizes, kv_layout=KvLayout.HND),
+        "dtype": lambda: PagedCache.allocate(99, **sizes | {"dtype": torch.float16}),
+        "pages": lambda: PagedCache(cache.pages[:3], cache.kv_layout),
+    }[wrong]()
+    group.caches = (other,)
+    sentence = "and the cache has 3" if wrong == "pages" else r"the cache of this case has pages \[2, 2, 2, 16\] NHD"
+    with pytest.raises(ValueError, match=sentence):
+        group.run()
 
 
 @pytest.mark.parametrize("mesh", [Mesh.alone("cpu"), Mesh.simulated(3, "cpu")])
