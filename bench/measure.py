@@ -100,7 +100,17 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
         stand.launch()
         with mesh.solo():
             return _timed(stand, check, plan, clock, floor, policy)
-    return _timed(stand, check, plan, clock, floor, policy)
+    timed = _timed(stand, check, plan, clock, floor, policy)
+    if problem := mesh.first_problem(_spoilt(stand)):
+        return Failed("incorrect", problem)
+    return timed
+
+
+def _spoilt(stand: Stand) -> str:
+    """Run once more, and say whether results stopped being numbers: those of an exchange are NaN once a rank was lost."""
+    stand.launch()
+    finite = all(bool(seat.step.out.isfinite().all()) for seat in stand.seats)
+    return "" if finite else f"rank {stand.mesh.rank}: results were right before timing, and are no longer finite after"
 
 
 def _timed(

@@ -136,7 +136,7 @@ class Direct:
 
 def refusal(mesh: Mesh, head_dim: int) -> str:
     """Say in a sentence why this rank cannot take part, or nothing; the same work on every rank, which must all ask."""
-    nodes = mesh.nodes()
+    nodes, devices = mesh.nodes(), mesh.share(mesh.device.index)
     if mesh.device.type != "cuda":
         return f"exchange direct writes into the memory of peers' GPUs, and this group runs on {mesh.device.type}"
     if len(nodes) > 1:
@@ -145,10 +145,17 @@ def refusal(mesh: Mesh, head_dim: int) -> str:
         return f"exchange direct is built for groups of 2 to {MOST_RANKS}, not {mesh.size}"
     if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1]:
         return f"exchange direct is built for head dims from {HEAD_DIMS[0]} to {HEAD_DIMS[1]}, not {head_dim}"
-    mine = mesh.device.index
-    for other in range(torch.cuda.device_count()):
-        if other != mine and not torch.cuda.can_device_access_peer(mine, other):
-            return f"exchange direct needs GPUs that reach each other's memory; {mine} does not reach {other}"
+    return _unreached(mesh.device.index, devices)
+
+
+def _unreached(mine: int, others: Sequence[int | None]) -> str:
+    """Name a peer's device that this rank's does not reach, as far as this process sees both."""
+    for other in others:
+        visible = other is not None and other != mine and other < torch.cuda.device_count()
+        if visible and not torch.cuda.can_device_access_peer(mine, other):
+            return (
+                f"exchange direct needs GPUs that reach each other's memory, and device {mine} does not reach {other}"
+            )
     return ""
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -161,6 +163,21 @@ def test_a_wrong_result_is_a_failure_and_never_timed(
     assert isinstance(outcome, Failed)
     assert outcome.fault == "incorrect"
     assert "budget" in outcome.message
+
+
+def test_results_that_stop_being_numbers_while_they_are_timed_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, attend = count(), ReferencePass.run
+
+    def run_until_spoilt(
+        self: ReferencePass, q: Tensor, keys_values: Tensor | tuple[Tensor, Tensor], into: Partial
+    ) -> Partial:
+        result = attend(self, q, keys_values, into)
+        return Partial(result.out.fill_(math.nan), result.lse) if next(runs) > 3 else result
+
+    monkeypatch.setattr(ReferencePass, "run", run_until_spoilt)
+    outcome = run(tiny("4q8s64"))
+    assert isinstance(outcome, Failed)
+    assert (outcome.fault, "no longer finite" in outcome.message) == ("incorrect", True)
 
 
 def test_what_cannot_run_here_is_skipped_with_the_kernel_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
