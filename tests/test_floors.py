@@ -39,6 +39,7 @@ FLOORS = {
             "profile",
             "environment",
             "estimate",
+            "collective",
             "verify",
             "profile_file",
         ),

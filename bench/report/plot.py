@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench.files import storage_error
 from bench.record import Trial
-from bench.report import breakdown, kv_memory, latency, mask_cost, style
+from bench.report import breakdown, exchange_cost, kv_memory, latency, mask_cost, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
     "latency": latency.draw,
     "mask-cost": mask_cost.draw,
     "breakdown": breakdown.draw,
+    "exchange-cost": exchange_cost.draw,
     "kv-memory": kv_memory.draw,
 }
 """Every picture by the name of its files."""

@@ -21,7 +21,7 @@ from dcp_core.memory import KvMemory
 from dcp_core.settings import KernelName, PathName
 from tests.bench.made_up import CPU, trials
 
-CONTEXTS = ("16q1s8k", "16q1s32k", "16q1s128k", "q512s8k", "q512s32k")
+CONTEXTS = ("16q1s8k", "16q1s32k", "16q1s128k", "q512s8k", "q512s32k", "64q1s8k", "256q1s8k")
 
 
 def words(figure: Figure) -> str:
