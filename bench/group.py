@@ -15,7 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.orders import REPLY_VARIABLE
+from bench.errors import UnfitError
+from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE
 
 START_SECONDS = 180.0
 """How long a group may take to import its libraries and find itself."""
@@ -27,6 +28,8 @@ EXIT_SECONDS = 5.0
 """How long a worker that has closed its pipe may take to end."""
 LOG_TAIL_BYTES = 4000
 """Of a dead worker's own output that are kept with the failure."""
+LAUNCHER_PREFIX = "TORCHELASTIC_"
+"""Variables that another launcher left: they would have torch join that launcher's store instead of opening ours."""
 
 
 class GroupLost(RuntimeError):
@@ -51,17 +54,17 @@ class WorkerGroup:
 
         Raises:
             GroupLost: if one does not come up.
+            UnfitError: if this machine lets no more processes start, or files open.
         """
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the group
         self._command = tuple(command)
-        port = _free_port()
-        self._workers = [self._start(rank, ranks, port) for rank in range(ranks)]
-        self._replies = []
-        for worker, (read_end, write_end) in self._workers:
-            os.close(write_end)
-            os.set_blocking(read_end, False)
-            self._replies.append(_Lines(read_end, worker))
-        self._collect(START_SECONDS)
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._replies: list[_Lines] = []
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the group
+            self._start_all(ranks)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise UnfitError(f"cannot start {ranks} workers here: {why}; ask for fewer with --ranks") from None
 
     def ask(self, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
         """Give every rank an order, and return their answers by rank.
@@ -71,7 +74,7 @@ class WorkerGroup:
                 failed; the group is ended then.
         """
         line = json.dumps(order).encode() + b"\n"
-        for worker, _ in self._workers:
+        for worker in self._workers:
             if worker.stdin is not None:
                 try:
                     worker.stdin.write(line)
@@ -81,11 +84,11 @@ class WorkerGroup:
         return self._collect(seconds)
 
     def close(self) -> None:
-        """End the workers: at once, whatever they are doing."""
-        for worker, _ in self._workers:
+        """End the workers: at once, whatever they are doing. Closing twice does nothing more."""
+        for worker in self._workers:
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
-        for worker, _ in self._workers:
+        for worker in self._workers:
             worker.wait()
             if worker.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):  # an order that a dead worker never read
@@ -93,30 +96,38 @@ class WorkerGroup:
         for lines in self._replies:
             lines.close()
         self._log.close()
+        self._workers, self._replies = [], []
 
-    def _start(self, rank: int, ranks: int, port: int) -> tuple[subprocess.Popen[bytes], tuple[int, int]]:
+    def _start_all(self, ranks: int) -> None:
+        try:
+            port = _free_port()
+            for rank in range(ranks):
+                self._start(rank, ranks, port)
+            self._collect(START_SECONDS)
+        except BaseException:  # a signal may come at any time, and nobody else knows of these workers yet
+            self.close()
+            raise
+
+    def _start(self, rank: int, ranks: int, port: int) -> None:
         read_end, write_end = os.pipe()
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // ranks))
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": threads,
-            REPLY_VARIABLE: str(write_end),
-        }
-        worker = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            env=environment,
-            pass_fds=(write_end,),
-            start_new_session=True,
-        )
-        return worker, (read_end, write_end)
+        try:
+            worker = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=self._log,
+                stderr=self._log,
+                env=_environment(rank, ranks, port) | {REPLY_VARIABLE: str(write_end)},
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        self._workers.append(worker)
+        os.set_blocking(read_end, False)
+        self._replies.append(_Lines(read_end, worker))
 
     def _collect(self, seconds: float) -> list[dict[str, Any]]:
         """Wait for one line of every rank."""
@@ -157,7 +168,7 @@ class WorkerGroup:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
             message = f"a worker died ({how})"
         else:
-            message = f"no answer within {seconds:.0f} s; the workers were killed"
+            message = f"no answer within its deadline of {seconds:.0f} s; the workers were killed"
         self.close()
         return GroupLost(fault, message, log)
 
@@ -165,6 +176,23 @@ class WorkerGroup:
         self._log.flush()
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode(errors="replace")
+
+
+def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """Return a worker's environment: ours, and its place in the group."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIX)}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // ranks))
+    return {
+        **inherited,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": threads,
+        SUPERVISOR_VARIABLE: str(os.getpid()),
+    }
 
 
 def _end_of(worker: subprocess.Popen[bytes]) -> int:

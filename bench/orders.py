@@ -12,6 +12,10 @@ REPLY_VARIABLE = "DCPBENCH_REPLY_FD"
 """Names the file descriptor on which a worker answers: its standard output belongs to the libraries it loads."""
 
 
+SUPERVISOR_VARIABLE = "DCPBENCH_SUPERVISOR_PID"
+"""Names the process that started a worker: the worker ends when that one does, however it does."""
+
+
 class Order(StrEnum):
     """What a worker is asked to do with a case; ``probe`` asks only what runs here."""
 

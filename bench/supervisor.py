@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Self
 
@@ -18,7 +18,9 @@ from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 
 CASE_SECONDS = 300.0
-"""Deadline of one case. A GPU's kernels are compiled at first use, twenty seconds each, within the first cases."""
+"""Deadline of one case, at least. A GPU's kernels are compiled at first use, twenty seconds each, within the first cases."""
+ESTIMATES = 4
+"""Times the seconds expected of a case that it may take, where that is more."""
 
 
 class Supervisor:
@@ -45,11 +47,15 @@ class Supervisor:
             self._group.close()
             self._group = None
 
-    def measure(self, cases: Sequence[Case]) -> Iterator[Trial]:
-        """Measure cases one after another, and yield the trial of each as it ends."""
+    def measure(self, cases: Sequence[Case], expected_s: Mapping[Case, float] | None = None) -> Iterator[Trial]:
+        """Measure cases one after another, and yield the trial of each as it ends.
+
+        Args:
+            expected_s: seconds that a case should take; its deadline grows with them.
+        """
         for case in cases:
             started, before = time.monotonic(), clocks(0)
-            outcome, ranks = self._outcome(Order.MEASURE, case)
+            outcome, ranks = self._outcome(case, self._deadline_s((expected_s or {}).get(case, 0.0)))
             after = clocks(0)
             if isinstance(outcome, Measured) and POWER_CAP in after.get("event_reasons", ""):
                 outcome = replace(outcome, flags=(*outcome.flags, f"{POWER_CAP}: the device lowered its clocks"))
@@ -68,7 +74,7 @@ class Supervisor:
         """Compare cases with the oracle one after another, and yield each verdict as it comes."""
         for case in cases:
             try:
-                answer = self._ask(Order.VERIFY, case)
+                answer = self._ask(Order.VERIFY, case, self._case_seconds)
             except GroupLost as lost:
                 yield case, Failed(lost.fault, str(lost), lost.log)
                 continue
@@ -87,29 +93,33 @@ class Supervisor:
             UnfitError: if no worker comes up.
         """
         try:
-            found = self._answers({"do": Order.PROBE})[0]["probe"]
+            found = self._answers({"do": Order.PROBE}, self._case_seconds)[0]["probe"]
         except GroupLost as lost:
             raise UnfitError(f"no worker comes up here: {lost}; its last words: {lost.log.strip()[-500:]}") from None
         return dict(found)
 
-    def _outcome(self, order: Order, case: Case) -> tuple[Outcome, int]:
+    def _deadline_s(self, expected_s: float) -> float:
+        return max(self._case_seconds, ESTIMATES * expected_s)
+
+    def _outcome(self, case: Case, deadline_s: float) -> tuple[Outcome, int]:
         try:
-            answer = self._ask(order, case)
+            answer = self._ask(Order.MEASURE, case, deadline_s)
         except GroupLost as lost:
             return Failed(lost.fault, str(lost), lost.log), ranks_for(case)
         return read_outcome(answer["outcome"]), int(answer["ranks"])
 
-    def _ask(self, order: Order, case: Case) -> dict[str, Any]:
-        answers = self._answers({"do": order, "case": case.to_json(), "policy": asdict(self.policy)})
+    def _ask(self, order: Order, case: Case, deadline_s: float) -> dict[str, Any]:
+        wanted = {"do": order, "case": case.to_json(), "policy": asdict(self.policy)}
+        answers = self._answers(wanted, deadline_s)
         if any(answer.get("poisoned") for answer in answers) and self._group is not None:
             self._group.close()
             self._group = None
         return answers[0]
 
-    def _answers(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+    def _answers(self, order: dict[str, Any], deadline_s: float) -> list[dict[str, Any]]:
         try:
             self._group = self._group or WorkerGroup(self.ranks, self._command)
-            return self._group.ask(order, self._case_seconds)
+            return self._group.ask(order, deadline_s)
         except GroupLost:
             self._group = None
             raise

@@ -6,10 +6,12 @@ everything; a fault that poisons the CUDA context ends the process after it was 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from typing import Any, TextIO
 import torch
 
 from bench.measure import measure, synchronize, verify
-from bench.orders import REPLY_VARIABLE, Order
+from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
 from bench.record import Failed, Outcome, Policy, Skipped
 from bench.stand import row_difference
 from dcp_core.build import open_kernel
@@ -31,9 +33,13 @@ from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case, ExchangeName, IndexDevice, KernelName, KvLayout
 
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent dies."""
+
 
 def main() -> None:
     """Serve orders until the input ends."""
+    end_with_supervisor()
     mesh = Mesh.from_env()
     with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w", encoding="utf-8") as replies:
         _reply(replies, {"ready": mesh.rank})
@@ -46,6 +52,18 @@ def main() -> None:
                 # Leaving the group would wait for a device that answers no more.
                 os._exit(1)
     mesh.close()
+
+
+def end_with_supervisor() -> None:
+    """Have this process killed when the supervisor that started it ends, however it does; end at once if it has."""
+    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+    if supervisor is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Importing torch took seconds; whoever lost its parent in the meantime gets no signal any more.
+    if os.getppid() != int(supervisor):
+        os._exit(1)
 
 
 def _orders(lines: TextIO) -> Iterator[dict[str, Any]]:

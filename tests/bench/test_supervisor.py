@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,9 +98,24 @@ def test_a_worker_past_its_deadline_costs_one_trial(tmp_path: Path) -> None:
     first, lost, last = outcomes(tmp_path, "one", "hangs1", "two", case_seconds=2.0)
     assert first.outcome == Skipped("one")
     assert isinstance(lost.outcome, Failed)
-    assert (lost.outcome.fault, lost.outcome.message) == ("timeout", "no answer within 2 s; the workers were killed")
+    assert (lost.outcome.fault, lost.outcome.message) == (
+        "timeout",
+        "no answer within its deadline of 2 s; the workers were killed",
+    )
     assert last.outcome == Skipped("two")
     assert 2.0 <= lost.seconds < 12.0
+
+
+def test_a_deadline_grows_with_what_is_expected_of_the_case(tmp_path: Path) -> None:
+    slow, usual = tiny("q8s33", name="hangs1"), tiny(name="hangs1")
+    with Supervisor(2, QUICK, case_seconds=1.0, command=scripted(tmp_path)) as supervisor:
+        trials = list(supervisor.measure([slow, usual], {slow: 0.5, usual: 0.01}))
+    deadlines = [trial.outcome.message for trial in trials if isinstance(trial.outcome, Failed)]
+    assert deadlines == [
+        "no answer within its deadline of 2 s; the workers were killed",
+        "no answer within its deadline of 1 s; the workers were killed",
+    ]
+    assert trials[0].seconds >= 2.0
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -164,6 +181,59 @@ def test_a_group_that_does_not_come_up_is_a_failure_of_its_case(tmp_path: Path, 
         with pytest.raises(UnfitError, match="no worker comes up here: a worker died"):
             supervisor.probe()
     assert not any(map(running, processes(tmp_path)))
+
+
+def test_what_was_started_is_ended_when_a_signal_interrupts_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(group: WorkerGroup, _seconds: float) -> None:
+        wait_for(lambda: len(processes(tmp_path)) == 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkerGroup, "_collect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        WorkerGroup(2, scripted(tmp_path))
+    assert not any(map(running, processes(tmp_path)))
+
+
+def test_a_machine_that_starts_no_more_processes_is_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def one_only(*arguments: object, **options: object) -> object:
+        if processes(tmp_path):
+            raise OSError(24, "Too many open files")
+        worker = start(*arguments, **options)  # type: ignore[call-overload]
+        wait_for(lambda: bool(processes(tmp_path)))
+        return worker
+
+    monkeypatch.setattr("bench.group.subprocess.Popen", one_only)
+    before = open_files()
+    with (
+        Supervisor(3, QUICK, command=scripted(tmp_path)) as supervisor,
+        pytest.raises(UnfitError, match="cannot start 3 workers here: too many open files"),
+    ):
+        list(supervisor.measure([tiny()]))
+    assert not any(map(running, processes(tmp_path)))
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def test_another_launcher_s_store_is_not_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    say = "import os; print([name for name in os.environ if 'ELASTIC' in name], flush=True); os._exit(3)"
+    with pytest.raises(GroupLost) as lost:
+        WorkerGroup(1, (sys.executable, "-c", say))
+    assert lost.value.log == "[]\n"
 
 
 def test_verdicts_come_one_by_one(tmp_path: Path) -> None:
@@ -241,6 +311,28 @@ def test_a_real_error_keeps_its_traceback(real: tuple[list[Trial], Path]) -> Non
 def test_no_real_worker_is_left_behind(real: tuple[list[Trial], Path]) -> None:
     assert len(processes(real[1])) == 6
     assert not any(map(running, processes(real[1])))
+
+
+SUPERVISES = """
+import sys
+sys.path.insert(0, {root!r})
+from bench.supervisor import Supervisor
+from tests.bench.cases import QUICK, tiny
+with Supervisor(2, QUICK, command={command!r}) as supervisor:
+    list(supervisor.measure([tiny(dcp=2, exchange="ag_rs", name="hangs")]))
+"""
+
+
+def test_real_workers_end_with_a_supervisor_that_is_killed_during_a_case(tmp_path: Path) -> None:
+    started, busy = tmp_path / "started", tmp_path / "busy"
+    started.mkdir()
+    busy.mkdir()
+    code = SUPERVISES.format(root=str(ROOT), command=command("tests.bench.faulty_worker", started, busy))
+    supervisor = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    wait_for(lambda: len(processes(busy)) == 2)
+    supervisor.kill()
+    supervisor.wait()
+    wait_for(lambda: not any(running(process) and running_not_defunct(process) for process in processes(busy)))
 
 
 def test_the_real_worker_says_what_runs_here() -> None:

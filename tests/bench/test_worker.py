@@ -6,6 +6,8 @@ import gc
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 
 from bench import worker
 from bench.measure import verify
-from bench.orders import REPLY_VARIABLE, Order
+from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
 from bench.record import Failed, Outcome, Policy, Skipped
 from bench.worker import Companion, group_for
 from dcp_core.check import Check
@@ -191,3 +193,10 @@ def test_real_paths_of_one_batch_agree() -> None:
 def test_what_cannot_run_is_skipped() -> None:
     assert isinstance(verify(tiny(kernel="fa2"), Mesh.alone(), seed=0), Skipped)
     assert isinstance(Companion().verify(tiny(kernel="fa2"), Mesh.alone(), QUICK), Skipped)
+
+
+@pytest.mark.parametrize(("supervisor", "code"), [("ours", 0), ("another", 1)])
+def test_a_worker_that_lost_its_supervisor_while_it_started_ends_at_once(supervisor: str, code: int) -> None:
+    named = str(os.getpid() if supervisor == "ours" else os.getppid())
+    start = [sys.executable, "-c", "from bench.worker import end_with_supervisor as end; end()"]
+    assert subprocess.run(start, env=os.environ | {SUPERVISOR_VARIABLE: named}, check=False).returncode == code
