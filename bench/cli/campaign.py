@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cli.obstacle import memory_here, obstacle
 from bench.cli.options import Asked, Running, ranks_here
 from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
@@ -30,6 +31,7 @@ class Campaign:
     Args:
         ranks: processes to form groups of.
         device_name: empty without a GPU.
+        memory_bytes: of one device.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Campaign:
     ranks: int
     environment: Environment
     device_name: str
+    memory_bytes: int
     results: Path
     fresh: bool
 
@@ -82,17 +85,41 @@ class Campaign:
         Asking a skipped case again costs next to nothing, and what stood in its way, a lack of memory say, may be gone.
         """
         latest = {trial.key: trial for trial in known}
-        failures = Counter(trial.key for trial in known if isinstance(trial.outcome, Failed))
-        return [case for case in self.cases if self._lacks(latest.get(_key(case)), failures[_key(case)])]
+        left_alone = set(self.given_up(known))
+        return [case for case in self.cases if case not in left_alone and self._lacks(latest.get(_key(case)))]
 
-    def _lacks(self, trial: Trial | None, failures: int) -> bool:
-        if trial is None:
-            return True
-        if isinstance(trial.outcome, Failed):
-            return failures < GIVE_UP_AFTER
-        if isinstance(trial.outcome, Skipped):
+    def given_up(self, known: Sequence[Trial]) -> list[Case]:
+        """Return the cases that failed twice, asked as now and of this very dcpbench; none if they are wanted afresh."""
+        if self.fresh:
+            return []
+        latest = {trial.key: trial for trial in known}
+        failed = {key for key, trial in latest.items() if isinstance(trial.outcome, Failed)}
+        failures = Counter(
+            trial.key for trial in known if isinstance(trial.outcome, Failed) and self._asked_as_now(trial)
+        )
+        return [case for case in self.cases if _key(case) in failed and failures[_key(case)] >= GIVE_UP_AFTER]
+
+    def obstacles(self, cases: Sequence[Case]) -> dict[Case, str]:
+        """Return those of some cases that are known not to run here, and why."""
+        why = {case: obstacle(case, on_gpu=bool(self.device_name), memory_bytes=self.memory_bytes) for case in cases}
+        return {case: reason for case, reason in why.items() if reason}
+
+    def expected_s(self, cases: Sequence[Case], known: Sequence[Trial]) -> dict[Case, float]:
+        """Return the seconds that each case should take: none for one that will not run here."""
+        from bench.estimate import seconds_each
+
+        hopeless = self.obstacles(cases)
+        seconds = seconds_each(cases, self.policy, self.device_name, known)
+        return {case: 0.0 if case in hopeless else each for case, each in zip(cases, seconds, strict=True)}
+
+    def _lacks(self, trial: Trial | None) -> bool:
+        if trial is None or isinstance(trial.outcome, Failed | Skipped):
             return True
         return trial.policy.precision > self.policy.precision or trial.policy.cold != self.policy.cold
+
+    def _asked_as_now(self, trial: Trial) -> bool:
+        ours, theirs = (environment.soft.get("dcpbench") for environment in (self.environment, trial.environment))
+        return trial.policy == self.policy and ours == theirs
 
 
 def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
@@ -123,6 +150,7 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
         ranks=ranks,
         environment=fingerprint(bool(found)),
         device_name=found[0].name if found else "",
+        memory_bytes=memory_here(found),
         results=running.results,
         fresh=running.fresh,
     )
@@ -142,9 +170,9 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
     with Store.open(asked.results) as store:
         known = asked.trials()
         missing = asked.lacking(known)
+        for line in _announcement(asked, missing, known):
+            warn(line)
         if not missing:
-            all_of_them = "Its one case is" if len(asked.cases) == 1 else f"All {len(asked.cases)} cases are"
-            warn(f"{all_of_them} in {asked.results} already; nothing to measure.")
             return known, False
         measured: list[Trial] = []
         try:
@@ -165,21 +193,49 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
 def _measure(
     asked: Campaign, missing: Sequence[Case], known: Sequence[Trial], store: Store, measured: list[Trial]
 ) -> None:
-    from bench.estimate import seconds_each
     from bench.supervisor import Supervisor
 
-    each = dict(zip(missing, seconds_each(missing, asked.policy, asked.device_name, known), strict=True))
-    kept = len(asked.cases) - len(missing)
-    there = f", {kept} {'is' if kept == 1 else 'are'} in {asked.results} already" if kept else ""
-    warn(f"{asked.name}: {counted(len(missing), 'case')} to measure{there}; about {clock(sum(each.values()))}.")
+    each = asked.expected_s(missing, known)
     with screen(len(missing), sum(each.values())) as view:
         _say_next(view, missing, 0)
         with Supervisor(asked.ranks, asked.policy) as supervisor:
-            for number, trial in enumerate(supervisor.measure(missing), start=1):
+            for number, trial in enumerate(supervisor.measure(missing, each), start=1):
                 store.append(trial)
                 measured.append(trial)
                 view.advance(case_line(trial), each.get(trial.case, 0.0))
                 _say_next(view, missing, number)
+
+
+def _announcement(asked: Campaign, missing: Sequence[Case], known: Sequence[Trial]) -> list[str]:
+    """Say what will be measured and how long that takes, and what will not be and why."""
+    given_up = asked.given_up(known)
+    kept = len(asked.cases) - len(missing) - len(given_up)
+    there = f"{kept} {_is(kept)} in {asked.results} already" if kept else ""
+    if missing:
+        what = ", ".join([f"{counted(len(missing), 'case')} to measure", *([there] if there else [])])
+        lines = [f"{asked.name}: {what}; about {clock(sum(asked.expected_s(missing, known).values()))}."]
+    elif kept == len(asked.cases):
+        all_of_them = "Its one case is" if kept == 1 else f"All {kept} cases are"
+        lines = [f"{all_of_them} in {asked.results} already; nothing to measure."]
+    else:
+        lines = [f"{there}; nothing to measure." if there else "Nothing to measure."]
+    lines += [f"{count} of them will not run here: {why}." for why, count in reasons(asked.obstacles(missing))]
+    return [*lines, *([left_alone(len(given_up))] if given_up else [])]
+
+
+def reasons(obstacles: Mapping[Case, str]) -> list[tuple[str, int]]:
+    """Return each reason for which cases will not run here, and how many cases it stops."""
+    return Counter(obstacles.values()).most_common()
+
+
+def left_alone(count: int) -> str:
+    """Say that some cases failed twice, and what to do about it."""
+    them = "it" if count == 1 else "them"
+    return f"{counted(count, 'case')} failed twice and {_is(count)} left alone; --fresh measures {them} again."
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _say_next(view: Screen, missing: Sequence[Case], number: int) -> None:

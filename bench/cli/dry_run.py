@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.cli.campaign import left_alone, reasons
 from bench.cli.exits import Exit
 from bench.cli.screen import clock, draw, emit, say
-from bench.estimate import local_ranks, seconds_each
+from bench.estimate import local_ranks
 from bench.report.grid import Column, Grid
-from bench.report.table import Footnotes, counted, dcp_of, exchange_of, kernels_of
+from bench.report.table import NOT_MEASURED, Footnotes, counted, dcp_of, exchange_of, kernels_of
 from dcp_core.memory import case_bytes, format_size
 
 if TYPE_CHECKING:
@@ -24,34 +26,52 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
     """Print what a run would do."""
     known = wanted.trials()
     missing = wanted.lacking(known)
-    lacking = {case.key for case in missing}
-    seconds = seconds_each(wanted.cases, wanted.policy, wanted.device_name, known)
-    expected = dict(zip((case.key for case in wanted.cases), seconds, strict=True))
-    total_s = sum(expected[case.key] for case in missing)
+    plan = Plan(missing, wanted.obstacles(missing), wanted.given_up(known))
+    expected_s = wanted.expected_s(wanted.cases, known)
+    total_s = sum(expected_s[case] for case in plan.missing)
     if as_json:
-        cases = [
-            {
-                "key": case.key,
-                "case": case.to_json(),
-                "bytes": case_bytes(case, local_ranks(case)),
-                "seconds": round(expected[case.key], 3),
-                "lacking": case.key in lacking,
-            }
-            for case in wanted.cases
-        ]
+        cases = _json(plan, expected_s)
         illegal = [{"what": one.text, "why": one.reason} for one in wanted.illegal]
         emit({"sweep": wanted.name, "cases": cases, "illegal": illegal, "seconds": round(total_s, 3)})
         return Exit.DONE
-    _show(wanted, missing, expected)
+    _show(wanted, plan, expected_s)
     say()
     where = "one process" if wanted.ranks == 1 else f"{wanted.ranks} processes"
-    kept = len(wanted.cases) - len(missing)
+    kept = len(wanted.cases) - len(plan.missing) - len(plan.given_up)
     say(f"{counted(len(wanted.cases), 'case')} on {where}; in {wanted.results} already: {kept}.")
-    say(f"{len(missing)} to measure in about {clock(total_s)}; kernels compiled on first use come on top.")
+    if plan.given_up:
+        say(left_alone(len(plan.given_up)))
+    to_measure = len(plan.missing) - len(plan.obstacles)
+    say(f"{to_measure} to measure in about {clock(total_s)}; kernels compiled on first use come on top.")
     return Exit.DONE
 
 
-def _show(wanted: Campaign, missing: list[Case], expected: dict[str, float]) -> None:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the store lacks, why some of that will not run here, and what is left alone because it failed twice."""
+
+    missing: list[Case]
+    obstacles: dict[Case, str]
+    given_up: list[Case]
+
+
+def _json(plan: Plan, expected_s: dict[Case, float]) -> list[dict[str, object]]:
+    missing, given_up = set(plan.missing), set(plan.given_up)
+    return [
+        {
+            "key": case.key,
+            "case": case.to_json(),
+            "bytes": case_bytes(case, local_ranks(case)),
+            "seconds": round(seconds, 3),
+            "lacking": case in missing,
+            "failed_twice": case in given_up,
+            "obstacle": plan.obstacles.get(case),
+        }
+        for case, seconds in expected_s.items()
+    ]
+
+
+def _show(wanted: Campaign, plan: Plan, expected_s: dict[Case, float]) -> None:
     largest = max(case_bytes(case, local_ranks(case)) for case in wanted.cases)
     title = f"{wanted.name}: at most {format_size(largest)} on a device"
     columns = (
@@ -66,11 +86,17 @@ def _show(wanted: Campaign, missing: list[Case], expected: dict[str, float]) -> 
         Column("time", right=True),
     )
     footnotes = Footnotes()
-    rows = tuple(_row(case, expected[case.key], footnotes) for case in missing[:LONGEST])
+    times = {case: NOT_MEASURED if case in plan.obstacles else _time(expected_s[case]) for case in plan.missing}
+    rows = tuple(_row(case, time, footnotes) for case, time in list(times.items())[:LONGEST])
     if rows:
         draw(Grid(title, columns, rows, footnotes=footnotes.lines()))
-    if len(missing) > LONGEST:
-        say(f"… and {len(missing) - LONGEST} more; --json lists all.")
+    if len(plan.missing) > LONGEST:
+        say(f"… and {len(plan.missing) - LONGEST} more; --json lists all.")
+    if plan.obstacles:
+        say()
+        say(f"Will not run here ({NOT_MEASURED}):")
+        for reason, count in reasons(plan.obstacles):
+            say(f"  {count}×  {reason}")
     if wanted.illegal:
         say()
         say("Not possible, and left out:")
@@ -78,7 +104,11 @@ def _show(wanted: Campaign, missing: list[Case], expected: dict[str, float]) -> 
             say(f"  {count}×  {reason}")
 
 
-def _row(case: Case, seconds: float, footnotes: Footnotes) -> tuple[str, ...]:
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else clock(seconds)
+
+
+def _row(case: Case, time: str, footnotes: Footnotes) -> tuple[str, ...]:
     return (
         case.shape.name,
         str(case.layout.tp),
@@ -88,5 +118,5 @@ def _row(case: Case, seconds: float, footnotes: Footnotes) -> tuple[str, ...]:
         kernels_of(case.settings),
         exchange_of(case.settings),
         format_size(case_bytes(case, local_ranks(case))),
-        f"{seconds:.1f} s",
+        time,
     )

@@ -116,7 +116,9 @@ class Running:
     fresh: Annotated[
         bool,
         typer.Option(
-            "--fresh", help="Measure again what another device, driver or version measured.", rich_help_panel=_RUN
+            "--fresh",
+            help="Measure again what failed twice, and what another device, driver or version measured.",
+            rich_help_panel=_RUN,
         ),
     ] = False
     dry_run: Annotated[

@@ -122,12 +122,14 @@ def screen(count: int, seconds: float) -> Iterator[Screen]:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as people say it: ``40 s``, ``3 min``, ``2 h 10 min``."""
+    """Return a duration as people say it: ``40 s``, ``3 min``, ``2 h 10 min``, ``4 days 5 h``."""
     seconds = max(seconds, 0.0)
     if seconds < 90:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
 def say(text: str = "") -> None:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ import bench.environment
 import bench.supervisor
 from bench.cli import completion, main
 from bench.cli.exits import Exit
+from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock
 from bench.errors import UnfitError
@@ -46,6 +47,7 @@ class Scripted:
     ranks: list[int] = field(default_factory=list)
     measured: list[Case] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
+    expected_s: dict[Case, float] = field(default_factory=dict)
     closed: int = 0
 
     def __call__(self, ranks: int, policy: Policy) -> Scripted:
@@ -61,7 +63,8 @@ class Scripted:
     ) -> None:
         self.closed += 1
 
-    def measure(self, cases: Sequence[Case]) -> Iterator[Trial]:
+    def measure(self, cases: Sequence[Case], expected_s: Mapping[Case, float]) -> Iterator[Trial]:
+        self.expected_s = dict(expected_s)
         for number, case in enumerate(cases):
             made = trial(case, self.script(number, case), environment=CPU)
             self.measured.append(case)
@@ -275,7 +278,7 @@ def test_tune_ends_with_a_table_a_profile_and_pictures(
     assert run("tune", *TYPED, "--results", results) == Exit.DONE
     out, err = capsys.readouterr()
     assert "Chosen for q4,kv1,d64,dtype=float32 on A CPU" in out
-    assert max(len(line) for line in out.splitlines() if not line.startswith(("profile", "plot"))) <= 80
+    assert max(len(line) for line in out.splitlines() if not line.startswith(("profile", "plot", "no plot"))) <= 80
     printed = re.findall(r"(\S+\.(?:json|png|svg))", out)
     assert len(printed) >= 5
     for path in printed:
@@ -376,8 +379,71 @@ def test_a_failed_case_is_exit_code_3_tried_once_more_and_then_left(
     assert f"{failed} cases failed: crashed: a worker died." in capsys.readouterr().out
     assert run("sweep", *TYPED, "--results", results) == Exit.FAILED_CASES
     assert len(scripted.measured) == first + failed
+    capsys.readouterr()
     assert run("sweep", *TYPED, "--results", results) == Exit.FAILED_CASES
     assert len(scripted.measured) == first + failed
+    said = f"{failed} cases failed twice and are left alone; --fresh measures them again."
+    kept = f"{first - failed} are in {results} already; nothing to measure."
+    assert capsys.readouterr().err.splitlines()[:2] == [kept, said]
+    assert run("sweep", *TYPED, "--results", results, "--dry-run") == Exit.DONE
+    out = capsys.readouterr().out
+    assert f"already: {first - failed}." in out
+    assert said in out
+    assert "0 to measure" in out
+    assert run("sweep", *TYPED, "--results", results, "--dry-run", "--json") == Exit.DONE
+    assert sum(one["failed_twice"] for one in json.loads(capsys.readouterr().out)["cases"]) == failed
+
+
+def test_a_case_that_was_left_alone_is_measured_afresh(scripted: Scripted, results: Path) -> None:
+    scripted.script = lambda number, case: Failed("crashed", "a worker died") if case.layout.dcp == 2 else None
+    for _ in range(2):
+        assert run("sweep", *TYPED, "--results", results) == Exit.FAILED_CASES
+    first, failed = len(scripted.measured), sum(case.layout.dcp == 2 for case in scripted.measured) // 2
+    scripted.script = lambda number, case: None
+    assert run("sweep", *TYPED, "--results", results, "--fresh") == Exit.DONE
+    assert len(scripted.measured) == first + failed
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    assert len(scripted.measured) == first + failed
+
+
+@pytest.mark.parametrize("change", ["precision", "commit"])
+def test_failures_of_another_policy_or_dcpbench_do_not_count(
+    change: str, scripted: Scripted, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted.script = lambda number, case: Failed("crashed", "a worker died")
+    for _ in range(2):
+        assert run("sweep", *TYPED, "--results", results) == Exit.FAILED_CASES
+    first = len(scripted.measured)
+    newer = Environment(CPU.hard, {"dcpbench": "a newer commit"})
+    if change == "commit":
+        monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: newer)
+    more = ("--precision", "strict") if change == "precision" else ()
+    assert run("sweep", *TYPED, "--results", results, *more) == Exit.FAILED_CASES
+    assert len(scripted.measured) == first + first // 2
+
+
+def test_a_case_larger_than_the_machine_s_memory_will_not_run() -> None:
+    (case,) = (one.case for one in trials("8q1s32k", dcps=(1,), kernels=("fa2",)))
+    assert obstacle(case, on_gpu=True, memory_bytes=1 << 40) == ""
+    assert obstacle(case, on_gpu=True, memory_bytes=1 << 20) == "needs more memory than the 1.0 MiB that there are"
+    assert obstacle(case, on_gpu=False, memory_bytes=1 << 40) == "kernel fa2 needs a GPU"
+
+
+def test_what_is_known_not_to_run_here_is_said_and_costs_no_time(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ("--model", "tiny", "--tp", "4", "--dcp", "1", "--results", results)
+    wanted = ("--batch", "q8,q16", "--kernel", "reference,fa2")
+    assert run("sweep", *model, *wanted, "--dry-run", "--json") == Exit.DONE
+    cases = json.loads(capsys.readouterr().out)["cases"]
+    assert {one["obstacle"] for one in cases} >= {None, "kernel fa2 needs a GPU"}
+    assert all((one["obstacle"] is None) == (one["seconds"] > 0) for one in cases)
+    assert run("sweep", *model, *wanted, "--dry-run") == Exit.DONE
+    out = capsys.readouterr().out
+    assert re.search(r"^ +2×  kernel fa2 needs a GPU$", out, re.MULTILINE)
+    assert run("sweep", *model, *wanted) == Exit.DONE
+    assert "2 of them will not run here: kernel fa2 needs a GPU." in capsys.readouterr().err
+    assert {case.settings.kernel for case, seconds in scripted.expected_s.items() if not seconds} >= {"fa2"}
 
 
 def test_a_skipped_case_says_why_and_does_no_harm(
@@ -666,7 +732,9 @@ def test_help_joins_lines_and_keeps_examples() -> None:
     )
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(-1, "0 s"), (42.4, "42 s"), (200, "3 min"), (7800, "2 h 10 min")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(-1, "0 s"), (42.4, "42 s"), (200, "3 min"), (7800, "2 h 10 min"), (364000, "4 days 5 h")]
+)
 def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
     assert clock(seconds) == said
 

@@ -1,0 +1,37 @@
+"""What is known to stand in a case's way here before any worker starts: no GPU, or too little memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bench.estimate import local_ranks
+from dcp_core.memory import case_bytes, format_size
+from dcp_core.settings import KernelName
+
+if TYPE_CHECKING:
+    from bench.environment import Device
+    from dcp_core.settings import Case
+
+
+def memory_here(devices: Sequence[Device]) -> int:
+    """Return the bytes of the smallest device, or of this machine without any."""
+    if devices:
+        return min(device.total_bytes for device in devices)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def obstacle(case: Case, *, on_gpu: bool, memory_bytes: int) -> str:
+    """Say why a case will not run here; an empty text if nothing is known to stand in its way.
+
+    Args:
+        memory_bytes: of one device.
+    """
+    settings = case.settings
+    for kernel in (settings.kernel, settings.kernel_for_new, settings.kernel_for_decode):
+        if kernel is not KernelName.REFERENCE and not on_gpu:
+            return f"kernel {kernel} needs a GPU"
+    if case_bytes(case, local_ranks(case)) > memory_bytes:
+        return f"needs more memory than the {format_size(memory_bytes)} that there are"
+    return ""
