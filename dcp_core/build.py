@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dcp_core.arithmetic import TORCH, Arithmetic
 from dcp_core.cache import PagedCache, PageTable
-from dcp_core.exchange.base import Exchange
+from dcp_core.exchange.base import Exchange, FusedExchange
 from dcp_core.kernels.base import Kernel, Masking, Pass, PassKind, PassSpec
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh, MeshError
 from dcp_core.paths.base import Path, PlanStage, Recipe, Site, Stage
-from dcp_core.settings import Batching, Case, ExchangeName, KernelName, PathName, Unsupported
-from dcp_core.shapes import Workload
+from dcp_core.paths.gathered import GatheredRecipe, Local
+from dcp_core.settings import Batching, Case, ExchangeName, KernelName, PathName, Settings, Unsupported
+from dcp_core.shapes import Request, Workload
+
+_DEFAULT = Settings()
 
 
 def open_path(case: Case, mesh: Mesh) -> Path | SimulatedPath:
@@ -139,66 +143,99 @@ def arithmetic_for(device: torch.device) -> Arithmetic:
     return Arithmetic(combine, merge, rescale, pack_mask)
 
 
-def _open_for_rank(case: Case, mesh: Mesh) -> Path:
-    site = _site(case, mesh)
-    settings = case.settings
-    if settings.batching is Batching.JOINED or settings.path is PathName.DECODE:
-        return Path(site, _recipe(site))
-    if not case.workload.is_mixed:
-        kind = _decode_recipe(site) if settings.path is PathName.TP and case.workload.is_decode else _recipe(site)
-        return Path(site, OneKindRecipe(kind))
-    # Each path keeps buffers in its exchange, so each has one of its own.
-    from dcp_core.paths.mixed import MixedRecipe
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Requests that settings run alike: their name, which they are, and how they attend."""
 
-    rest = _site(case, mesh)
-    return Path(site, MixedRecipe(site, Path(site, _decode_recipe(site)), Path(rest, _recipe(rest))))
+    name: str
+    takes: Callable[[Request], bool]
+    path: PathName
+
+
+def _kinds(settings: Settings) -> list[_Kind]:
+    """Return the kinds of request that settings tell apart: decodes, and the rest, or what ``fold`` takes and what not."""
+    path, limit = settings.path, settings.fold_limit
+    decode = _Kind("decode", lambda one: one.new == 1, PathName.TP if path is PathName.TP else PathName.DECODE)
+    if path is not PathName.FOLD or limit == _DEFAULT.fold_limit:
+        return [decode, _Kind("rest", lambda one: one.new > 1, path)]
+    return [
+        decode,
+        _Kind("fold", lambda one: 1 < one.new <= limit, path),
+        _Kind("split", lambda one: one.new > limit, PathName.SPLIT),
+    ]
+
+
+def _open_for_rank(case: Case, mesh: Mesh) -> Path:
+    site, settings = _site(case, mesh), case.settings
+    if settings.batching is Batching.JOINED or settings.path is PathName.DECODE:
+        return Path(site, _recipe(site, settings.path))
+    kinds = _kinds(settings)
+    present = [kind for kind in kinds if any(map(kind.takes, case.workload.requests))]
+    if len(present) == 1:
+        path = settings.path if case.workload.is_decode else present[0].path
+        return Path(site, OneKindRecipe(_recipe(site, path), kinds))
+    if settings.batching is Batching.SHARED and case.layout.dcp > 1:
+        from dcp_core.paths.shared import Kind, SharedRecipe
+
+        shared = [Kind(kind.name, kind.takes, _local(site, kind.path, shared=True)) for kind in kinds]
+        return Path(site, SharedRecipe(site, shared))
+    from dcp_core.paths.mixed import KindPath, MixedRecipe
+
+    # Each path keeps buffers in its exchange, so each has one of its own.
+    apart = [KindPath(kind.name, kind.takes, _path_of(kind, _site(case, mesh))) for kind in kinds]
+    return Path(site, MixedRecipe(site, apart))
+
+
+def _path_of(kind: _Kind, site: Site) -> Path:
+    return Path(site, _recipe(site, kind.path, decoding=kind.name == "decode"))
 
 
 class OneKindRecipe:
-    """Another recipe, for batches that are not mixed: those are to run apart, which takes a path opened for one."""
+    """Another recipe, for batches of one kind of request: several kinds are to run apart, which takes a path opened for them."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, kinds: Sequence[_Kind]) -> None:
+        self._recipe, self._kinds = recipe, kinds
         self.stages, self.result = recipe.stages, recipe.result
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch of one kind."""
-        if workload.is_mixed:
-            raise ValueError(f"batching separate runs the mixed batch {workload} apart: open a path for a mixed case")
+        if sum(any(map(kind.takes, workload.requests)) for kind in self._kinds) > 1:
+            raise ValueError(f"the kinds of request in {workload} run apart: open a path for a mixed case")
         return self._recipe.prepare(workload, table)
 
 
-def _decode_recipe(site: Site) -> Recipe:
-    kernel = site.case.settings.kernel_for_decode
-    if site.case.settings.path is PathName.TP:
-        from dcp_core.paths.tp import TpRecipe
+def _recipe(site: Site, name: PathName, *, decoding: bool | None = None) -> Recipe:
+    settings = site.case.settings
+    if name is not PathName.TP:
+        return GatheredRecipe(site, _local(site, name, shared=False))
+    from dcp_core.paths.tp import TpRecipe
 
-        return TpRecipe(site, kernel, PassKind.DECODE)
-    from dcp_core.paths.decode import DecodeRecipe
+    decoding = site.case.workload.is_decode if decoding is None else decoding
+    if decoding and settings.batching is not Batching.JOINED:
+        return TpRecipe(site, settings.kernel_for_decode, PassKind.DECODE)
+    return TpRecipe(site, settings.kernel, PassKind.PAGED)
 
-    return DecodeRecipe(site, kernel)
 
-
-def _recipe(site: Site) -> Recipe:
-    match site.case.settings.path:
-        case PathName.TP:
-            from dcp_core.paths.tp import TpRecipe
-
-            return TpRecipe(site, site.case.settings.kernel, PassKind.PAGED)
-        case PathName.DECODE:
-            return _decode_recipe(site)
+def _local(site: Site, name: PathName, *, shared: bool) -> Local:
+    """Return how the requests of one kind attend; ``shared``: between a gather and a combine for other kinds too."""
+    fused = site.exchange if isinstance(site.exchange, FusedExchange) and not shared else None
+    match name:
         case PathName.SPLIT:
-            from dcp_core.paths.split import SplitRecipe
+            from dcp_core.paths.split import SplitLocal
 
-            return SplitRecipe(site)
+            return SplitLocal(site, fused=fused is not None, alone=not shared)
         case PathName.MASK:
-            from dcp_core.paths.mask import MaskRecipe
+            from dcp_core.paths.mask import MaskLocal
 
-            return MaskRecipe(site)
+            return MaskLocal(site)
         case PathName.FOLD:
-            from dcp_core.paths.fold import FoldRecipe
+            from dcp_core.paths.fold import FoldLocal
 
-            return FoldRecipe(site)
+            return FoldLocal(site, fused=fused)
+        case _:
+            from dcp_core.paths.decode import DecodeLocal
+
+            return DecodeLocal(site, site.case.settings.kernel_for_decode)
 
 
 def _site(case: Case, mesh: Mesh) -> Site:

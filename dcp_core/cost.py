@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Batching, Case, ExchangeName, KernelName, MaskForm, PathName
-from dcp_core.shapes import Request
+from dcp_core.shapes import MAX_TOKENS, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,25 @@ def step_work(case: Case, rank: int = 0) -> tuple[Work, ...]:
     Raises:
         IllegalLayout: for a rank outside the group.
     """
-    requests, path = case.workload.requests, case.settings.path
-    apart = case.workload.is_mixed and case.settings.batching is Batching.SEPARATE
-    if not (apart and path in (PathName.SPLIT, PathName.MASK, PathName.FOLD)):
-        return tuple(_step(case, requests, path, rank))
-    decodes = tuple(request for request in requests if request.new == 1)
-    others = tuple(request for request in requests if request.new > 1)
-    return (*_step(case, decodes, PathName.DECODE, rank), *_step(case, others, path, rank))
+    parts = list(_parts(case))
+    if case.settings.batching is Batching.SHARED and len(parts) > 1:
+        once = _exchange(case, case.workload.requests, PathName.DECODE)
+        return (*once, *(work for requests, path in parts for work in _attention(case, requests, path, rank)))
+    return tuple(work for requests, path in parts for work in _step(case, requests, path, rank))
+
+
+def _parts(case: Case) -> Iterator[tuple[tuple[Request, ...], PathName]]:
+    """Yield the requests that run alike, with their path: all of them, or decodes apart from what fold takes and what not."""
+    requests, settings = case.workload.requests, case.settings
+    if settings.batching is Batching.JOINED or settings.path not in (PathName.SPLIT, PathName.MASK, PathName.FOLD):
+        yield requests, settings.path
+        return
+    limit = settings.fold_limit if settings.path is PathName.FOLD else MAX_TOKENS
+    decodes = settings.path if case.workload.is_decode else PathName.DECODE
+    for path, low, high in ((decodes, 0, 1), (settings.path, 1, limit), (PathName.SPLIT, limit, MAX_TOKENS)):
+        chosen = tuple(request for request in requests if low < request.new <= high)
+        if chosen:
+            yield chosen, path
 
 
 def step_seconds(case: Case, ceiling: Ceiling) -> float:

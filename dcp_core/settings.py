@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from dcp_core.layout import DcpLayout, IllegalLayout
@@ -60,9 +61,14 @@ class MaskForm(StrEnum):
 
 
 class Batching(StrEnum):
-    """Whether the decodes of a mixed batch run apart, through the ``decode`` path, or joined with the rest in one pass."""
+    """How the decodes of a mixed batch run beside its longer requests.
+
+    ``separate``: through the ``decode`` path, with a gather and a combine of their own; ``shared``: in a pass of their own,
+    between one gather and one combine for all; ``joined``: in one pass with the rest.
+    """
 
     SEPARATE = "separate"
+    SHARED = "shared"
     JOINED = "joined"
 
 
@@ -97,6 +103,7 @@ class Settings:
         index_device: of the tensors that planning reads.
         replayable: wrappers planned so that a captured CUDA graph stays valid for the next batch of the same size.
         skip_empty_context: ``split`` leaves out gather and combine where no request has context.
+        fold_limit: ``fold`` folds requests of up to so many new tokens; longer ones go through ``split``.
     """
 
     path: PathName = PathName.SPLIT
@@ -111,6 +118,7 @@ class Settings:
     index_device: IndexDevice = IndexDevice.HOST
     replayable: bool = False
     skip_empty_context: bool = True
+    fold_limit: int = 1 << 16
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -286,15 +294,21 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     """
     path, default = settings.path, Settings()
     mixed = workload.is_mixed and path is not PathName.DECODE
-    apart = mixed and settings.batching is Batching.SEPARATE
-    ragged = path is PathName.SPLIT
+    apart = mixed and settings.batching is not Batching.JOINED
+    shared = mixed and settings.batching is Batching.SHARED
+    splits = path is PathName.FOLD and max(workload.new_lens) > settings.fold_limit
+    ragged = path is PathName.SPLIT or splits
     decoding = path is PathName.DECODE or (path is PathName.TP and workload.is_decode)
+    least = settings.fold_limit if splits else 1 if apart else 0
     # Simulated, gather and combine are not timed, so that nothing tells whether leaving them out pays.
     empty = (
         ragged
+        and not shared
         and settings.exchange is not ExchangeName.LOOPBACK
-        and not any(request.context for request in workload.requests if request.new > 1 or not apart)
+        and not any(request.context for request in workload.requests if request.new > least)
     )
+    # Nor whether exchanging once for all requests does.
+    told = layout.dcp > 1 and settings.exchange is not ExchangeName.LOOPBACK
     return replace(
         settings,
         kernel=settings.kernel_for_decode if decoding else settings.kernel,
@@ -302,8 +316,9 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         decode_kernel=settings.decode_kernel if apart and settings.decode_kernel is not settings.kernel else None,
         exchange=settings.exchange if layout.dcp > 1 else ExchangeName.ALONE,
         mask_form=settings.mask_form if path is PathName.MASK else default.mask_form,
-        batching=settings.batching if mixed else default.batching,
+        batching=default.batching if not mixed or (shared and not told) else settings.batching,
         skip_empty_context=settings.skip_empty_context if empty else default.skip_empty_context,
+        fold_limit=settings.fold_limit if splits else default.fold_limit,
     )
 
 
@@ -318,6 +333,10 @@ def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iter
         yield "path fold cannot be replayable: how a batch folds changes with its lengths; choose split or mask"
     if path is PathName.FOLD and interleave > 1:
         yield f"path fold needs interleave 1, not {interleave}; choose split or mask"
+    if settings.batching is Batching.JOINED and path is PathName.FOLD and max(workload.new_lens) > settings.fold_limit:
+        yield "batching joined runs one pass for all, so it folds all: leave fold_limit, or choose separate or shared"
+    if settings.batching is Batching.SHARED and not _in_order(workload, settings.fold_limit):
+        yield f"batching shared takes a batch whose decodes stand together, and so its longer requests, not {workload}"
     if layout.dcp > 1 and settings.exchange is ExchangeName.ALONE:
         yield f"dcp {layout.dcp} needs an exchange between its ranks: loopback, ag_rs or a2a"
     if layout.dcp == 1 and settings.exchange is not ExchangeName.ALONE:
@@ -326,3 +345,9 @@ def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iter
         divisors = [size for size in range(1, page + 1) if page % size == 0]
         best = min(divisors, key=lambda size: abs(size - interleave))
         yield f"interleave {interleave} must divide the page size {page}; the nearest that does is {best}"
+
+
+def _in_order(workload: Workload, fold_limit: int) -> bool:
+    """Tell whether the requests of each kind stand together: decodes, those that fold may take, longer ones."""
+    kinds = [(request.new > 1) + (request.new > fold_limit) for request in workload.requests]
+    return sum(one != other for one, other in pairwise(kinds)) == len(set(kinds)) - 1

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from dcp_core.cache import PageTable
 from dcp_core.exchange.base import FusedExchange
 from dcp_core.fold import Fold, Folder
 from dcp_core.kernels.base import Masking, PassBatch, PassKind
-from dcp_core.lse import Partial
 from dcp_core.paths.base import PlanStage, Site, Stage, Step
-from dcp_core.paths.gathered import GatheredStep
+from dcp_core.paths.gathered import GatheredRows, rows_for
 from dcp_core.shapes import Workload
 
 
-class FoldRecipe:
+class FoldLocal:
     """The interleaved mask as bottom-right causal attention; see ``dcp_core.fold`` for why.
 
-    A fused exchange gathers queries folded and combines folded results; with another, folding is a stage of its own.
+    Args:
+        fused: an exchange that gathers queries folded and combines folded results; with none, folding is a stage of its own.
     """
 
-    def __init__(self, site: Site) -> None:
+    exchanges = True
+    beside = None
+
+    def __init__(self, site: Site, *, fused: FusedExchange | None) -> None:
         heads, dcp = site.heads, site.case.layout.dcp
-        self._site = site
-        self._step = GatheredStep(site)
+        self._site, self._fused = site, fused
+        self._rows = rows_for(site, 0)
         self._pass = site.open_pass(
             site.case.settings.kernel, PassKind.PAGED, Masking.CAUSAL, q_heads=heads.gathered * dcp, kv_heads=heads.kv
         )
         self._folder: Folder | None = None
-        self._rows = self._folded = site.partial(0, heads.gathered * dcp)
-        self._q_folded = self._rows.out
+        self._folded_room = self._folded = site.partial(0, heads.gathered * dcp)
+        self._q_folded = self._folded_room.out
 
-    def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
+    def prepare(self, workload: Workload, table: PageTable, rows: GatheredRows) -> tuple[PlanStage, ...]:
         """Take a batch: working out the fold is a stage of its own."""
-        self._step.reserve(workload.new_tokens)
+        self._rows = rows
         fold = self._fold_of(workload, self._site.rank)
         batch = PassBatch(fold.rows, fold.kv_lens, table)
         return (
@@ -41,26 +42,24 @@ class FoldRecipe:
             PlanStage("plan", lambda: self._pass.plan(batch)),
         )
 
-    def stages(self) -> tuple[Stage, ...]:
-        """Return gather, fold, attention, unfold, combine; fused gather, attention, combine."""
-        if isinstance(self._site.exchange, FusedExchange):
-            return self._step.around(Stage("attention", self._attend_gathered))
-        return self._step.around(
-            Stage("fold", self._fold), Stage("attention", self._attend), Stage("unfold", self._unfold)
-        )
+    def attend(self) -> tuple[Stage, ...]:
+        """Return fold, attention, unfold; attention alone if the exchange folds."""
+        if self._fused is not None:
+            return (Stage("attention", self._attend_gathered),)
+        return (Stage("fold", self._fold), Stage("attention", self._attend), Stage("unfold", self._unfold))
 
-    def result(self, out: Tensor) -> Partial:
-        """Return ``out`` with its LSE."""
-        return self._step.result(out)
+    def finish(self) -> tuple[Stage, ...]:
+        """Return nothing: the combine is the end."""
+        return ()
 
     def _fold_of(self, workload: Workload, rank: int) -> Fold:
         return Fold.of(workload.new_lens, workload.total_lens, self._site.case.layout.dcp, rank)
 
     def _place(self, workload: Workload, fold: Fold) -> None:
         heads, dcp = self._site.heads, fold.dcp
-        self._rows = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
-        if isinstance(fused := self._site.exchange, FusedExchange):
-            fused.reserve_folded(workload.new_tokens, [self._fold_of(workload, rank) for rank in range(dcp)])
+        self._folded_room = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
+        if self._fused is not None:
+            self._fused.reserve_folded(workload.new_tokens, [self._fold_of(workload, rank) for rank in range(dcp)])
             return
         self._folder = Folder(
             fold,
@@ -77,13 +76,13 @@ class FoldRecipe:
         return self._folder
 
     def _fold(self, step: Step) -> None:  # a Stage's signature
-        self._q_folded = self._opened().fold_queries(self._step.q)
+        self._q_folded = self._opened().fold_queries(self._rows.q)
 
     def _attend(self, step: Step) -> None:
-        self._folded = self._pass.run(self._q_folded, step.cache.pages, self._rows)
+        self._folded = self._pass.run(self._q_folded, step.cache.pages, self._folded_room)
 
     def _attend_gathered(self, step: Step) -> None:
-        self._step.partial = self._pass.run(self._step.q, step.cache.pages, self._rows)
+        self._rows.partial = self._pass.run(self._rows.q, step.cache.pages, self._folded_room)
 
     def _unfold(self, step: Step) -> None:  # a Stage's signature
-        self._step.partial = self._opened().unfold(self._folded)
+        self._rows.partial = self._opened().unfold(self._folded)

@@ -2,50 +2,110 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
-from dcp_core.lse import Partial
-from dcp_core.paths.base import Site, Stage, Step
+from dcp_core.cache import PageTable
+from dcp_core.exchange.base import FusedExchange
+from dcp_core.lse import LseBase, Partial
+from dcp_core.paths.base import PlanStage, Site, Stage, Step
+from dcp_core.shapes import Workload
 
 
-class GatheredStep:
-    """The buffers of a step between gather and combine.
+class GatheredRows:
+    """The rows of a step between gather and combine: all of a batch, or some of it.
 
     Attributes:
         q: gathered queries ``[T, H, D]``, after the gather.
         room: a partial ``[T, H, D]`` to write to.
         partial: what attention made of it, with the kernel's base; often ``room`` itself.
+        lse: of the rank's own heads ``[T, h]``, after the combine, in ``base``.
     """
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._tokens = -1
-        self.reserve(0)
+    def __init__(self, room: Partial, lse: Tensor) -> None:
+        self.room = self.partial = room
+        self.q, self.lse, self.base = room.out, lse, LseBase.NATURAL
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` rows: the same room as long as the number is, so that a captured graph stays right."""
-        self._site.exchange.reserve(tokens)
-        if self._tokens == tokens:
-            return
-        self._tokens = tokens
-        self.room = self.partial = self._site.partial(tokens, self._site.heads.gathered)
-        self.q = self.room.out
-        self.lse = self._site.own_lse(tokens)
+    def part(self, rows: slice) -> GatheredRows:
+        """Return some of these rows, as views."""
+        room = Partial(self.room.out[rows], self.room.lse[rows])
+        return GatheredRows(room, self.lse[rows])
 
-    def around(self, *attention: Stage) -> tuple[Stage, ...]:
-        """Return gather, the given stages, and the combine that ends in ``step.out``."""
-        return (self.gather_stage(), *attention, Stage("combine", self._combine_to_out, communicates=True))
 
-    def gather_stage(self) -> Stage:
-        """Return the stage that gathers ``step.q`` into ``q``."""
-        return Stage("gather", self._gather, communicates=True)
+class Local(Protocol):
+    """How a rank attends to its own shard, for requests of one kind: what stands between gather and combine."""
+
+    def prepare(self, workload: Workload, table: PageTable, rows: GatheredRows) -> tuple[PlanStage, ...]:
+        """Take a batch and its rows, and return the stages that planning it consists of, to be run in order.
+
+        Raises:
+            ValueError: if this way cannot serve the batch.
+        """
+        ...
+
+    @property
+    def exchanges(self) -> bool:
+        """False if the batch last taken needs no rank but this one, and so neither gather nor combine."""
+        ...
+
+    def attend(self) -> tuple[Stage, ...]:
+        """Return what makes ``rows.partial`` of ``rows.q``."""
+        ...
+
+    @property
+    def beside(self) -> Partial | None:
+        """One more partial of the rank's own heads that the combine is to add up, after ``attend``; None for none."""
+        ...
+
+    def finish(self) -> tuple[Stage, ...]:
+        """Return what is left after the combine has written ``step.out`` and ``rows.lse``."""
+        ...
+
+
+class GatheredRecipe:
+    """Gather, attend, combine, finish: a batch of one kind."""
+
+    def __init__(self, site: Site, local: Local) -> None:
+        self._site, self._local = site, local
+        self._rows = rows_for(site, 0)
+
+    def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
+        """Take a batch: the same room as long as the number of tokens is, so that a captured graph stays right."""
+        tokens = workload.new_tokens
+        if self._rows.lse.shape[0] != tokens:
+            self._rows = rows_for(self._site, tokens)
+        planning = self._local.prepare(workload, table, self._rows)
+        self._site.exchange.reserve(tokens if self._local.exchanges else 0)
+        return planning
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages of a step, gather and combine among them unless no other rank is needed."""
+        if not self._local.exchanges:
+            return self._local.finish()
+        return (
+            Stage("gather", self._gather, communicates=True),
+            *self._local.attend(),
+            Stage("combine", self._combine, communicates=True),
+            *self._local.finish(),
+        )
 
     def result(self, out: Tensor) -> Partial:
-        """Return ``out`` with the natural LSE that combining left."""
-        return Partial(out, self.lse)
+        """Return ``out`` with the LSE that the last step left."""
+        return Partial(out, self._rows.lse, self._rows.base)
 
     def _gather(self, step: Step) -> None:
-        self.q = self._site.exchange.gather_heads(step.q)
+        self._rows.q = self._site.exchange.gather_heads(step.q)
 
-    def _combine_to_out(self, step: Step) -> None:
-        self._site.exchange.combine(self.partial, into=Partial(step.out, self.lse))
+    def _combine(self, step: Step) -> None:
+        exchange, into = self._site.exchange, Partial(step.out, self._rows.lse)
+        beside = self._local.beside
+        if beside is not None and isinstance(exchange, FusedExchange):
+            exchange.combine_beside(self._rows.partial, beside, into=into)
+        else:
+            exchange.combine(self._rows.partial, into=into)
+
+
+def rows_for(site: Site, tokens: int) -> GatheredRows:
+    """Allocate the rows of a batch."""
+    return GatheredRows(site.partial(tokens, site.heads.gathered), site.own_lse(tokens))

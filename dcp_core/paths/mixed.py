@@ -1,4 +1,4 @@
-"""A batch of decodes and longer requests as engines run it: decodes through one path, the rest through another. Floor 5."""
+"""A batch of several kinds of request as engines run it: each kind through a path of its own. Floor 5."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from dcp_core.cache import PageTable
 from dcp_core.lse import Partial
 from dcp_core.paths.base import Path, PlanStage, Site, Stage, Step
-from dcp_core.shapes import Workload
+from dcp_core.shapes import Request, Workload
 
 
 class Neighbours:
-    """Rows of a batch that one of the two paths takes, one after another as in an engine that orders decodes first: views."""
+    """Rows of a batch that one of the paths takes, one after another as in an engine that orders decodes first: views."""
 
     def __init__(self, name: str, path: Path, rows: slice) -> None:
         self.name, self.path, self.rows = name, path, rows
@@ -31,7 +31,7 @@ class Neighbours:
 
 
 class Scattered:
-    """Rows of a batch that one of the two paths takes, with others between: copied in before its stages and out after."""
+    """Rows of a batch that one of the paths takes, with others between: copied in before its stages and out after."""
 
     def __init__(self, name: str, path: Path, rows: Tensor, site: Site) -> None:
         self.name, self.path, self.rows = name, path, rows
@@ -90,37 +90,46 @@ class _Planned:
     lse: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class KindPath:
+    """Some requests of a batch, and the path that they take. Every request is of exactly one kind."""
+
+    name: str
+    takes: Callable[[Request], bool]
+    path: Path
+
+
 class MixedRecipe:
-    """Two paths over the two kinds of request, each with its own gather and combine, as vLLM does it.
+    """A path for each kind of request, each with its own gather and combine, as vLLM does it.
 
     A batch of one kind runs through one of them alone: every rank sees the same batch, and so takes the same way.
     """
 
-    def __init__(self, site: Site, decode: Path, rest: Path) -> None:
-        self._site, self._decode, self._rest = site, decode, rest
+    def __init__(self, site: Site, kinds: Sequence[KindPath]) -> None:
+        self._site, self._kinds = site, tuple(kinds)
         self._planned = _Planned((), site.own_lse(0))
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch: each path plans its own requests."""
         shares: list[Share] = []
         stages: list[PlanStage] = []
-        for name, path, is_decode in (("decode", self._decode, True), ("rest", self._rest, False)):
-            chosen = [i for i, request in enumerate(workload.requests) if (request.new == 1) is is_decode]
+        for kind in self._kinds:
+            chosen = [index for index, request in enumerate(workload.requests) if kind.takes(request)]
             if not chosen:
                 continue
             part = Workload(tuple(workload.requests[request] for request in chosen))
-            planned = path.prepare(part, table.select(chosen))
-            stages += [PlanStage(f"{name}: {stage.name}", stage.run) for stage in planned]
-            shares.append(share_of(name, path, workload, chosen, self._site))
+            planned = kind.path.prepare(part, table.select(chosen))
+            stages += [PlanStage(f"{kind.name}: {stage.name}", stage.run) for stage in planned]
+            shares.append(share_of(kind.name, kind.path, workload, chosen, self._site))
         self._planned = _Planned(tuple(shares), self._site.own_lse(workload.new_tokens))
         return tuple(stages)
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return the decodes' stages, then the others'."""
+        """Return the stages of each kind in turn."""
         return tuple(stage for share in self._planned.shares for stage in share.stages())
 
     def result(self, out: Tensor) -> Partial:
-        """Return ``out`` with its natural LSE, put together from the two paths'."""
+        """Return ``out`` with its natural LSE, put together from the paths'."""
         for share in self._planned.shares:
             self._planned.lse[share.rows] = share.path.result(out[share.rows]).lse
         return Partial(out, self._planned.lse)

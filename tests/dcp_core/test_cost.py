@@ -108,3 +108,17 @@ def test_exchange_names_that_stay_in_one_process_cost_no_wire() -> None:
             "q64s1k", dcp=1 if name is ExchangeName.ALONE else 2, path="tp" if name is ExchangeName.ALONE else "split"
         )
         assert all(work.stage not in ("gather", "combine") for work in step_work(one))
+
+
+def test_kinds_that_share_exchange_once_and_attend_apart() -> None:
+    shape, layout, workload = ModelShape(64, 4, 128), DcpLayout(8, 2), Workload.parse("8q1s32k_2q8s32k_q2ks34k")
+    stages = {}
+    for batching in ("separate", "shared", "joined"):
+        settings = Settings(path="fold", exchange="a2a", batching=batching)
+        stages[batching] = [work.stage for work in step_work(Case(shape, layout, workload, settings))]
+    assert stages["separate"] == ["gather", "combine", "attention"] * 2
+    assert stages["shared"] == ["gather", "combine", "attention", "attention"]
+    assert stages["joined"] == ["gather", "combine", "attention"]
+    limited = Settings(path="fold", exchange="a2a", batching="shared", fold_limit=8)
+    found = [work.stage for work in step_work(Case(shape, layout, workload, limited))]
+    assert found == ["gather", "combine", "attention", "attention", "context", "new", "merge"]

@@ -26,7 +26,7 @@ from dcp_core.settings import (
     check_name,
     coerce,
 )
-from dcp_core.shapes import DType, ModelShape, Workload
+from dcp_core.shapes import DType, ModelShape, Request, Workload
 
 SHAPES = st.builds(
     lambda kv, group, head_dim, layers, dtype, kv_dtype: ModelShape(kv * group, kv, head_dim, layers, dtype, kv_dtype),
@@ -76,6 +76,7 @@ def any_settings(draw: st.DrawFn, layout: DcpLayout | None = None) -> Settings:
         index_device=draw(st.sampled_from(IndexDevice)),
         replayable=draw(st.booleans()),
         skip_empty_context=draw(st.booleans()),
+        fold_limit=draw(st.sampled_from([4, 1 << 16])),
     )
 
 
@@ -86,6 +87,8 @@ def cases(draw: st.DrawFn) -> Case:
     assume(shape.q_heads % layout.tp == 0)
     assume(settings.path is not PathName.DECODE or workload.is_decode)
     assume(settings.path is not PathName.FOLD or (layout.interleave == 1 and not settings.replayable))
+    joined_fold = settings.path is PathName.FOLD and settings.batching is Batching.JOINED
+    assume(not joined_fold or max(workload.new_lens) <= settings.fold_limit)
     return Case(shape, layout, workload, settings)
 
 
@@ -132,6 +135,7 @@ OTHER_VALUES: dict[str, object] = {
     "index_device": "device",
     "replayable": True,
     "skip_empty_context": False,
+    "fold_limit": 4,
 }
 
 
@@ -191,25 +195,40 @@ def test_canonical_settings_are_settled_at_once_and_stay_legal(case: Case) -> No
     assert replace(case, settings=settled).settings == settled
 
 
+def split_by(case: Case) -> list[Request]:
+    """Return the requests of a case that path split serves."""
+    settings, requests = case.settings, case.workload.requests
+    apart = case.workload.is_mixed and settings.batching is not Batching.JOINED
+    match settings.path:
+        case PathName.SPLIT:
+            return [request for request in requests if request.new > 1 or not apart]
+        case PathName.FOLD:
+            return [request for request in requests if request.new > settings.fold_limit]
+        case _:
+            return []
+
+
 @given(cases())
 def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
     before, after = case.settings, canonical(case.settings, case.layout, case.workload)
     step = ["path", "exchange", "page_size", "kv_layout", "index_device", "replayable"]
     if case.settings.path is PathName.MASK:
         step.append("mask_form")
-    apart = case.workload.is_mixed and before.batching is Batching.SEPARATE
-    if case.settings.path is PathName.SPLIT:
+    apart = case.workload.is_mixed and before.batching is not Batching.JOINED
+    timed = before.exchange is not ExchangeName.LOOPBACK  # a simulation does not time gather and combine
+    by_split = split_by(case)
+    if by_split:
         step.append("kernel_for_new")
-        by_split = [request for request in case.workload.requests if request.new > 1 or not apart]
-        timed = before.exchange is not ExchangeName.LOOPBACK  # a simulation does not time gather and combine
-        if timed and not any(request.context for request in by_split):
+        if timed and before.batching is not Batching.SHARED and not any(request.context for request in by_split):
             step.append("skip_empty_context")
+    if case.settings.path is PathName.FOLD and by_split:
+        step.append("fold_limit")
     decoding = before.path is PathName.DECODE or (before.path is PathName.TP and case.workload.is_decode)
     if apart or decoding:
         step.append("kernel_for_decode")
     if not decoding:
         step.append("kernel")
-    if case.workload.is_mixed:
+    if case.workload.is_mixed and (before.batching is not Batching.SHARED or (timed and case.layout.dcp > 1)):
         step.append("batching")
     assert {name: getattr(after, name) for name in step} == {name: getattr(before, name) for name in step}
 
@@ -217,7 +236,7 @@ def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
 @given(cases(), st.sampled_from(KernelName), st.sampled_from(MaskForm), st.booleans())
 def test_what_plays_no_part_makes_no_other_case(case: Case, kernel: KernelName, form: MaskForm, skip: bool) -> None:
     changed = case.settings
-    if changed.path is not PathName.SPLIT:
+    if not split_by(case):
         changed = replace(changed, new_kernel=kernel, skip_empty_context=skip)
     if changed.path is not PathName.MASK:
         changed = replace(changed, mask_form=form)
@@ -242,6 +261,18 @@ def test_what_plays_no_part_makes_no_other_case(case: Case, kernel: KernelName, 
         ),
         (DcpLayout(4, 2), "q1_q4", {"path": "decode", "exchange": "a2a"}, "one new token per request, the batch has 4"),
         (DcpLayout(4, 2, 2), "q4", {"path": "fold", "exchange": "a2a"}, "path fold needs interleave 1, not 2"),
+        (
+            DcpLayout(4, 2),
+            "q4_q1_q5",
+            {"path": "split", "exchange": "a2a", "batching": "shared"},
+            "batching shared takes a batch whose decodes stand together, and so its longer requests, not q4_q1_q5",
+        ),
+        (
+            DcpLayout(4, 2),
+            "q1_q4_q512",
+            {"path": "fold", "exchange": "a2a", "batching": "joined", "fold_limit": 64},
+            "batching joined runs one pass for all, so it folds all: leave fold_limit",
+        ),
         (DcpLayout(4, 2), "q4", {"path": "split", "exchange": "alone"}, "dcp 2 needs an exchange between its ranks"),
         (DcpLayout(4), "q4", {"path": "split", "exchange": "ag_rs"}, "dcp 1 has nobody to exchange with"),
         (

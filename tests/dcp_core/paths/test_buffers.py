@@ -15,8 +15,8 @@ from tests.dcp_core.paths.group import case
 def buffers(path: SimulatedPath) -> list[int]:
     """Return where rank 0's step keeps what it hands from stage to stage."""
     recipe = path.ranks[0]._recipe
-    step = getattr(recipe, "_recipe", recipe)._step
-    return [step.room.out.data_ptr(), step.lse.data_ptr()]
+    rows = getattr(recipe, "_recipe", recipe)._rows
+    return [rows.room.out.data_ptr(), rows.lse.data_ptr()]
 
 
 @pytest.mark.parametrize(("path", "first", "second"), [("decode", "4q1s40", "4q1s57"), ("split", "2q8s40", "2q8s57")])

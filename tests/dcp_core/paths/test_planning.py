@@ -109,9 +109,10 @@ def test_after_a_refused_plan_no_step_runs_on_what_was_planned_before() -> None:
     assert group.judge(group.run()).passed
 
 
+@pytest.mark.parametrize("batching", ["separate", "shared"])
 @pytest.mark.parametrize("path", PATHS)
-def test_a_path_opened_for_both_kinds_serves_each_alone_too(path: str) -> None:
-    opened = Group(case("q1s25_q8s25", dcp=2, path=path)).path
+def test_a_path_opened_for_both_kinds_serves_each_alone_too(path: str, batching: str) -> None:
+    opened = Group(case("q1s25_q8s25", dcp=2, path=path, batching=batching)).path
     for batch in ("3q1s37", "q8s25_q17s40", "q1s25_q8s25", "q2s2", "q1s1"):
         group = Group(case(batch, dcp=2, path=path))
         group.plan_on(opened)

@@ -58,6 +58,28 @@ def test_a_mixed_batch_is_right_joined_and_apart(variant: str, dcp: int, interle
         assert check.rows == dcp * group.case.workload.new_tokens
 
 
+IN_ORDER = ["2q1s17_q7s9_q30s44_2q2s3", "q5s5_q17s130_q1s64_2q1s3", "q64_q1s2", "3q1s37", "q8s25"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "dcp", "interleave"), [one for one in CROSS if one[0] != "decode" and one[1] in (2, 3)]
+)
+def test_kinds_that_share_a_gather_and_a_combine_are_right(variant: str, dcp: int, interleave: int) -> None:
+    for batch in IN_ORDER:
+        group = Group(case(batch, dcp=dcp, interleave=interleave, batching="shared", **VARIANTS[variant]))
+        check = group.check()
+        assert check.passed, f"{batch}: {check}"
+        assert check.rows == dcp * group.case.workload.new_tokens
+
+
+@pytest.mark.parametrize("batching", ["separate", "shared"])
+@pytest.mark.parametrize("limit", [1, 2, 8, 100])
+def test_fold_may_leave_longer_requests_to_split(limit: int, batching: str) -> None:
+    for batch in ("2q1s17_2q2s3_q7s9_q30s44", "q2s3_q30s44_q200", "q30s44"):
+        group = Group(case(batch, dcp=3, path="fold", batching=batching, fold_limit=limit))
+        assert group.check().passed, batch
+
+
 @pytest.mark.parametrize("batch", [*DECODES, *LONGER, *MIXED])
 @pytest.mark.parametrize("path", ["tp", "split", "mask", "fold"])
 def test_a_group_of_one_runs_every_path(path: str, batch: str) -> None:

@@ -79,6 +79,37 @@ def test_a_mixed_batch_joined_is_one_pass() -> None:
     assert group.stage_names() == SPLIT
 
 
+def test_kinds_that_share_gather_and_combine_once() -> None:
+    group = Group(case("2q1s17_q7s9_q20s40", dcp=2, path="split", batching="shared")).plan()
+    assert group.stage_names() == [
+        "gather",
+        "decode: attention",
+        "rest: context",
+        "combine",
+        "rest: new",
+        "rest: merge",
+    ]
+    for rank in group.ranks():
+        assert {stage.name for stage in rank.stages() if stage.communicates} == {"gather", "combine"}
+
+
+def test_what_fold_does_not_take_goes_through_split() -> None:
+    group = Group(case("2q1s17_2q4s9_q20s40", dcp=2, path="fold", batching="shared", fold_limit=4)).plan()
+    assert group.stage_names() == [
+        "gather",
+        "decode: attention",
+        "fold: fold",
+        "fold: attention",
+        "fold: unfold",
+        "split: context",
+        "combine",
+        "split: new",
+        "split: merge",
+    ]
+    only_long = Group(case("q20s40", dcp=2, path="fold", fold_limit=4)).plan()
+    assert only_long.stage_names() == SPLIT
+
+
 def test_scattered_requests_are_copied_together_and_back() -> None:
     group = Group(case("q1s17_q7s9_q1s40", dcp=2, path="fold")).plan()
     names = group.stage_names()
