@@ -137,7 +137,9 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
     found = devices()
     ranks = ranks_here(ranks, len(found))
     sweep = _sweep(asked, on_gpu=bool(found))
-    policy = replace(sweep.policy, precision=parse_precision(running.precision)) if running.precision else sweep.policy
+    policy = sweep.policy
+    if running.precision is not None:
+        policy = replace(policy, precision=parse_precision(running.precision))
     expansion = sweep.expand(ranks)
     if not expansion.cases:
         why = f": {expansion.illegal[0].reason}" if expansion.illegal else ""

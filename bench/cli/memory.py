@@ -51,7 +51,9 @@ def memory(
     shape, room, tokens = ModelShape.parse(model), parse_size(budget), parse_tokens(length)
     base = KvMemory(shape, DcpLayout(tp), page_size)
     base.layout.check(shape)
-    sizes = [whole_number("--dcp", text) for text in values_of("dcp", [dcp])] if dcp else legal_dcps(shape, tp)
+    sizes = (
+        [whole_number("--dcp", text) for text in values_of("dcp", [dcp])] if dcp is not None else legal_dcps(shape, tp)
+    )
     rows = []
     for size in sizes:
         layout = DcpLayout(tp, size)

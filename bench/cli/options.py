@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -12,10 +13,12 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from bench.cli import completion
-from bench.errors import UsageError
+from bench.errors import UnfitError, UsageError
 
 _AXES = "Axes: each overrides the sweep's, in comma-separated lists"
 _RUN = "How to measure"
+RANKS_PER_CORE = 4
+"""Processes that may share a core where there is no GPU: each takes seconds of it to start."""
 _OUTPUT = "Output"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.", rich_help_panel=_OUTPUT)]
@@ -84,7 +87,7 @@ class Asked:
         """Return the axes that were given, each a list of values."""
         names = [field.name for field in fields(self) if field.name not in ("sweep", "set", "synthetic")]
         given = {name: getattr(self, name) for name in names}
-        return {name: values_of(name, texts) for name, texts in given.items() if texts}
+        return {name: values_of(name, texts) for name, texts in given.items() if texts is not None}
 
     def settings(self) -> dict[str, list[str]]:
         """Return the other settings that were given.
@@ -96,6 +99,8 @@ class Asked:
         for text in self.set or []:
             name, equals, values = text.partition("=")
             if not equals:
+                raise UsageError(f"--set {text[:40]!r} has no value; write it as key=value, or key=one,other")
+            if not values.strip(" ,"):
                 raise UsageError(f"--set {text[:40]!r} has no value; write it as key=value, or key=one,other")
             found.setdefault(name.strip(), []).extend(values_of(name, [values]))
         return found
@@ -133,21 +138,42 @@ def ranks_here(asked: int | None, gpus: int) -> int:
     """Return how many processes to start: as many as asked for, else one per visible GPU, or two without any.
 
     Raises:
-        UsageError: for more than there are GPUs; each process needs one of its own.
+        UsageError: for more than there are GPUs, each process needing one of its own, or than cores can bear.
+        UnfitError: under torchrun, whose processes would each start as many.
     """
+    if launcher := [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]:
+        raise UnfitError(
+            f"{' and '.join(launcher)} are set, as by torchrun, under which dcpbench does not run yet: "
+            f"start it by itself, as dcpbench --ranks 2 tune, or unset them"
+        )
     if asked and 0 < gpus < asked:
         shown = f"{gpus} GPU" if gpus == 1 else f"{gpus} GPUs"
         raise UsageError(
             f"--ranks {asked}, but this machine shows {shown}: each rank needs one of its own, so ask for {gpus} or "
             f"fewer; larger groups are simulated"
         )
+    most = RANKS_PER_CORE * len(os.sched_getaffinity(0))
+    if asked and not gpus and asked > most:
+        raise UsageError(
+            f"--ranks {asked}, but without a GPU {most} are the most that {most // RANKS_PER_CORE} cores can bear; "
+            f"larger groups are simulated"
+        )
     return asked or gpus or 2
 
 
 def values_of(axis: str, texts: list[str]) -> list[str]:
-    """Split comma-separated values; commas inside a synthetic model or a ``vllm bench forward`` batch are its own."""
-    pattern = {"model": r"q\d+,kv\d+,d\d+(?:,l\d+)?|[^,]+", "batch": r".*[*@=].*|[^,]+"}.get(axis, r"[^,]+")
-    return [found.strip() for text in texts for found in re.findall(pattern, text)]
+    """Split comma-separated values; commas inside a synthetic model or a ``vllm bench forward`` batch are its own.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    pattern = {"model": r"q\d+(?:,(?:kv|d|l)\d+)*|[^,]+", "batch": r".*[*@=].*|[^,]+"}.get(axis, r"[^,]+")
+    values = [found.strip() for text in texts for found in re.findall(pattern, text) if found.strip()]
+    if not values:
+        raise UsageError(
+            f"--{axis.replace('_', '-')} has no value in {','.join(texts)[:40]!r}; see --help for examples"
+        )
+    return values
 
 
 def whole_number(option: str, text: str) -> int:

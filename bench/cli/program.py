@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import signal
 import sys
@@ -21,6 +20,7 @@ from bench.cli.options import Session, add, paragraphs
 from bench.cli.plot import plot
 from bench.cli.screen import say, warn
 from bench.cli.show import show
+from bench.cli.streams import streams
 from bench.cli.sweep import sweep
 from bench.cli.tune import tune
 from bench.cli.verify import verify
@@ -102,11 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without µ shows a question mark instead of failing
+    with streams() as output:
+        code = _run(words)
+        output.flush()
+        if output.problem is None or isinstance(output.problem, BrokenPipeError):  # whose reader has seen enough
+            return code
+        why = (output.problem.strerror or str(output.problem)).lower()
+        return _complain(f"cannot print: {why}; send the output somewhere else", code or Exit.STORAGE)
+
+
+def _run(words: list[str]) -> int:
     try:
-        with _sigterm_stops():
+        with _signals_stop():
             return int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
     except _TyperMistake as mistake:
         return _complain(_described(mistake), Exit.USAGE)
@@ -128,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
 
 
-def _complain(sentence: str, code: Exit) -> int:
+def _complain(sentence: str, code: int) -> int:
     warn(f"{PROGRAM}: {sentence}")
     return code
 
@@ -137,8 +144,11 @@ def _described(mistake: Exception) -> str:
     """Say what typer found wrong, and where help is."""
     context = getattr(mistake, "ctx", None)
     where = context.command_path if context else PROGRAM
-    message = mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)
-    return f"{' '.join(message.split()).rstrip('.')}. See '{where} --help'."
+    if getattr(mistake, "option_name", "") == "--ranks":
+        return f"--ranks stands before the command: {PROGRAM} --ranks 2 {where.removeprefix(PROGRAM).strip()}"
+    message = " ".join((mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)).split())
+    end = "" if message.endswith(("?", ".", "!")) else "."
+    return f"{message}{end} See '{where} --help'."
 
 
 def _command_line(words: object) -> str:
@@ -146,14 +156,18 @@ def _command_line(words: object) -> str:
 
 
 @contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what holds workers, locks or a terminal lets go of them."""
+def _signals_stop() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that what holds workers, locks or a terminal lets go of them."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(Exit.TERMINATED)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it: not to end with the terminal is what its user wants
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

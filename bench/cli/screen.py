@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
-
-import typer
 
 from bench.report.grid import Grid, printable
 
@@ -40,7 +39,7 @@ class Lines:
 
     def show(self, line: str) -> None:
         """Write a line."""
-        print(printable(line), file=self._out, flush=True)
+        _write(printable(line), self._out)
 
     def now(self, doing: str) -> None:
         """Say nothing: the result's line will."""
@@ -111,7 +110,7 @@ class Bar:
 @contextmanager
 def screen(count: int, seconds: float) -> Iterator[Screen]:
     """Open the screen of a run of ``count`` cases that should take ``seconds``."""
-    if not sys.stderr.isatty():
+    if not _draws(sys.stderr):
         yield Lines(count, seconds, sys.stderr)
         return
     bar = Bar(count, seconds)
@@ -134,29 +133,44 @@ def clock(seconds: float) -> str:
 
 def say(text: str = "") -> None:
     """Print a line of output on stdout."""
-    typer.echo(printable(text))
+    _write(printable(text), sys.stdout)
 
 
 def warn(text: str) -> None:
     """Print a line on stderr, apart from the output."""
-    typer.echo(printable(text), err=True)
+    _write(printable(text), sys.stderr)
+
+
+def _write(text: str, out: TextIO) -> None:
+    out.write(f"{text}\n")
+    out.flush()
 
 
 def draw(grid: Grid) -> None:
-    """Print a table on stdout: in colour and as wide as a terminal, or as plain text, a line per row."""
-    if not sys.stdout.isatty():
-        typer.echo(grid.to_text())
+    """Print a table on stdout: in colour on a terminal that is wide enough, else as plain text, a line per row."""
+    if not _draws(sys.stdout):
+        _write(grid.to_text(), sys.stdout)
         return
     from rich.console import Console
 
-    Console(highlight=False).print(grid.to_rich())
+    console = Console(highlight=False)
+    table = grid.to_rich(console.width)
+    if table is None:
+        _write(grid.to_text(), sys.stdout)
+    else:
+        console.print(table)
+
+
+def _draws(stream: TextIO) -> bool:
+    """Tell whether a stream leads to a terminal that knows colours and moves its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def emit(data: object) -> None:
     """Print JSON on stdout; a number that is NaN or infinite, which JSON lacks, as null."""
     import json
 
-    typer.echo(json.dumps(_finite(data), indent=1, allow_nan=False))
+    _write(json.dumps(_finite(data), indent=1, allow_nan=False), sys.stdout)
 
 
 def _finite(data: object) -> object:

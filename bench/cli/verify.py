@@ -85,7 +85,7 @@ def verify(
     on_gpu = devices()
     ranks = ranks_here(session_of(invocation).ranks, len(on_gpu))
     chosen = {"path": path, "kernel": kernel, "exchange": exchange, "dcp": dcp, "head-dim": head_dim}
-    wanted = {name: values_of(name, [text]) for name, text in chosen.items() if text}
+    wanted = {name: values_of(name, [text]) for name, text in chosen.items() if text is not None}
     with Supervisor(ranks, Policy()) as supervisor:
         cases = _cases(wanted, supervisor.probe()["kernels"], ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
         warn(f"{counted(len(cases), 'case')} to check.")

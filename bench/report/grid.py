@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -52,7 +54,7 @@ class Grid:
 
     def to_text(self) -> str:
         """Return the table as plain lines, however long, one per row: for pipes and ``grep``."""
-        widths, gap = self._widths()
+        widths, gap = self._widths(WIDTH)
         headings = [column.heading for column in self.columns]
         lines = [self.title] if self.title else []
         for row in (headings, ["-" * size for size in widths], *self.rows):
@@ -72,13 +74,16 @@ class Grid:
         below = ["", *map(_markdown, self.footnotes)] if self.footnotes else []
         return "\n".join([*title, *lines, *below])
 
-    def to_rich(self) -> Table:
-        """Return the table for a rich console. No cell is read as markup."""
+    def to_rich(self, width: int) -> Table | None:
+        """Return the table for a rich console of ``width`` columns; None if that would cut a cell. None is read as markup."""
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        _, gap = self._widths()
+        natural, gap = self._widths(width)
+        widths = self._narrowed(natural, sum(natural) + len(gap) * (len(natural) - 1) - width)
+        if widths is None:
+            return None
         table = Table(
             title=Text(self.title, style="bold") if self.title else None,
             title_justify="left",
@@ -87,20 +92,48 @@ class Grid:
             box=box.SIMPLE_HEAD,
             padding=(0, len(gap) - 1, 0, 0),  # the box itself puts one space between columns
             pad_edge=False,
+            show_edge=False,
         )
-        for column in self.columns:
+        for column, size in zip(self.columns, widths, strict=True):
             justify: Literal["right", "left"] = "right" if column.right else "left"
-            table.add_column(column.heading, justify=justify, no_wrap=not column.wrap, overflow="fold")
+            table.add_column(column.heading, justify=justify, min_width=size, overflow="fold")
         for index, row in enumerate(self.rows):
             style = "bold green" if index in self.emphasized else ""
-            table.add_row(*(Text(cell) for cell in row), style=style)
+            cells = (Text(_folded(cell, size)) for cell, size in zip(row, widths, strict=True))
+            table.add_row(*cells, style=style)
         return table
 
-    def _widths(self) -> tuple[list[int], str]:
-        """Return how wide each column is without folding any cell, and what stands between columns."""
+    def _narrowed(self, widths: Sequence[int], excess: int) -> list[int] | None:
+        """Take ``excess`` from columns that may wrap, the widest first; None if they cannot give as much."""
+        narrowed = list(widths)
+        for index in sorted(range(len(narrowed)), key=lambda index: -narrowed[index]):
+            if self.columns[index].wrap and excess > 0:
+                cells = [self.columns[index].heading, *(row[index] for row in self.rows)]
+                least = max(len(piece.rstrip()) for cell in cells for piece in _pieces(cell))
+                given = min(excess, narrowed[index] - least)
+                narrowed[index], excess = narrowed[index] - given, excess - given
+        return narrowed if excess <= 0 else None
+
+    def _widths(self, room: int) -> tuple[list[int], str]:
+        """Return how wide each column is without folding any cell, and what stands between columns in that much room."""
         cells = [[column.heading for column in self.columns], *self.rows]
         widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
-        return widths, _GAP if sum(widths) + len(_GAP) * (len(widths) - 1) <= WIDTH else " "
+        return widths, _GAP if sum(widths) + len(_GAP) * (len(widths) - 1) <= room else " "
+
+
+def _pieces(cell: str) -> list[str]:
+    """Split a cell behind every underscore, comma and space: where a batch, a model or a sentence may be folded."""
+    return re.split(r"(?<=[_, ])", cell)
+
+
+def _folded(cell: str, width: int) -> str:
+    """Break a cell into lines no longer than ``width``, as far as its pieces allow."""
+    lines = [""]
+    for piece in _pieces(cell):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def printable(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Self
 
 import pytest
 
+import bench.cli
 import bench.environment
 import bench.supervisor
 from bench.cli import completion, main
@@ -141,6 +142,48 @@ def test_each_flag_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--no-thorough" not in out
 
 
+# --- Printing -----------------------------------------------------------------------------------------------------------
+
+REFERENCE = f"--results {reference_folder() / 'h200'}"
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a shell, as ``dcpbench``, and return its exit code with what was printed."""
+    program = f'dcpbench() {{ "{sys.executable}" -m bench "$@"; }}; '
+    variables = os.environ | {"PYTHONPATH": str(Path(bench.cli.__file__).parents[2])} | environment
+    return subprocess.run(
+        ["bash", "-c", program + line], capture_output=True, text=True, check=False, env=variables, timeout=120
+    )
+
+
+@pytest.mark.parametrize("command", [f"show {REFERENCE}", f"show {REFERENCE} --json", "--version", "show --help"])
+def test_a_full_disk_behind_the_output_is_a_sentence_and_exit_code_5(command: str) -> None:
+    done = shell(f"dcpbench {command} > /dev/full")
+    assert done.returncode == Exit.STORAGE
+    assert done.stderr == "dcpbench: cannot print: no space left on device; send the output somewhere else\n"
+
+
+def test_a_closed_output_is_a_sentence_and_exit_code_5() -> None:
+    done = shell(f"dcpbench show {REFERENCE} >&-")
+    assert done.returncode == Exit.STORAGE
+    assert done.stderr.startswith("dcpbench: cannot print: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_has_seen_enough_hears_no_complaint() -> None:
+    done = shell(f"set -o pipefail; dcpbench show {REFERENCE} | head -1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_progress_that_cannot_be_printed_ends_no_measurement(where: str, tmp_path: Path) -> None:
+    words = f"--model q4,kv1,d16 --tp 2 --dcp 1,2 --batch q3s9 --path split --exchange ag_rs --results {tmp_path}"
+    done = shell(f"dcpbench --ranks 2 sweep {words} --precision 0.9 {where}", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == Exit.DONE
+    assert [trial.outcome.kind for trial in Store.read(tmp_path)[0]] == ["measured", "measured"]
+
+
 # --- Mistakes -----------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +220,14 @@ def test_each_flag_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
         ("profile show absent.json", "no such file"),
         ("verify --path fald", "did you mean 'fold'?"),
         ("verify --dcp x", "--dcp takes whole numbers"),
+        ("verify --dcp ,", "--dcp has no value"),
+        ("memory --model tiny --tp 4 --dcp ,", "--dcp has no value"),
+        ("sweep quick --batch ,", "--batch has no value"),
+        ("sweep quick --set page_size=,", "has no value"),
+        ("sweep quick --model q64,kv4", "'q64,kv4'"),
+        ("sweep quick --ranks 2", "--ranks stands before the command: dcpbench --ranks 2 sweep"),
+        ("--ranks 999 sweep quick", "--ranks 999, but without a GPU"),
+        ("--ranks 999 verify", "cores can bear"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -195,6 +246,32 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert err.startswith("dcpbench: ")
     assert says in err
     assert scripted.measured == []
+
+
+@pytest.mark.parametrize(
+    "words", [("verify", "--dcp", ""), ("sweep", "quick", "--precision", ""), ("sweep", "--model", "")]
+)
+def test_an_empty_value_is_a_mistake_too(
+    words: tuple[str, ...], scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == Exit.USAGE
+    assert words[-2].lstrip("-") in capsys.readouterr().err
+
+
+def test_sentences_do_not_run_into_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweeep") == Exit.USAGE
+    assert re.search(r"\? See 'dcpbench --help'\.$", capsys.readouterr().err.strip())
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("verify",), ("sweep", *TYPED), ("tune", *TYPED)])
+def test_under_another_launcher_the_machine_is_unfit(
+    words: tuple[str, ...], scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(*words) == Exit.UNFIT
+    assert "RANK and WORLD_SIZE are set, as by torchrun" in capsys.readouterr().err
+    assert scripted.ranks == []
 
 
 def test_a_kernel_that_this_machine_lacks_is_refused_by_verify(
@@ -355,10 +432,11 @@ def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(
     assert len({case.key for case in scripted.measured}) == len(scripted.measured)
 
 
-def test_sigterm_ends_as_a_signal_does_with_nothing_lost(scripted: Scripted, results: Path) -> None:
-    def terminated(number: int, case: Case) -> Outcome | None:
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_with_nothing_lost(number: int, scripted: Scripted, results: Path) -> None:
+    def terminated(count: int, case: Case) -> Outcome | None:
+        if count == 2:
+            os.kill(os.getpid(), number)
         return None
 
     scripted.script = terminated
@@ -367,6 +445,19 @@ def test_sigterm_ends_as_a_signal_does_with_nothing_lost(scripted: Scripted, res
     assert scripted.closed == 1
     with Store.open(results):
         pass
+
+
+def test_a_run_under_nohup_outlives_its_terminal(scripted: Scripted, results: Path) -> None:
+    def hung_up(count: int, case: Case) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    scripted.script = hung_up
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_failed_case_is_exit_code_3_tried_once_more_and_then_left(

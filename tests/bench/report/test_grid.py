@@ -28,14 +28,38 @@ def test_plain_text_is_a_line_per_row_and_right_aligns_numbers() -> None:
     assert text[-1] == "(a) a note"
 
 
+def drawn(grid: Grid, width: int = 80) -> str:
+    table = grid.to_rich(width)
+    assert table is not None
+    out = io.StringIO()
+    Console(file=out, width=width).print(table)
+    return out.getvalue()
+
+
+WIDE = Grid(
+    "",
+    (Column("model", wrap=True), Column("batch", wrap=True), Column("time"), Column("95%", right=True)),
+    (("qwen3-235b-a22b", "_".join(["16q1s32k"] * 8), "1.0 s", "±2.4%"),),
+)
+
+
 def test_a_terminal_folds_the_widest_text_and_only_if_it_must() -> None:
-    columns = (Column("model", wrap=True), Column("batch", wrap=True), Column("time"))
-    grid = Grid("", columns, (("qwen3-235b-a22b", "16q1s32k_" * 8, "1.0 s"),))
     for width, whole in ((120, True), (80, False)):
-        out = io.StringIO()
-        Console(file=out, width=width).print(grid.to_rich())
-        assert "qwen3-235b-a22b" in out.getvalue()
-        assert ("16q1s32k_" * 8 in out.getvalue()) is whole
+        assert "qwen3-235b-a22b" in drawn(WIDE, width)
+        assert ("_".join(["16q1s32k"] * 8) in drawn(WIDE, width)) is whole
+
+
+@pytest.mark.parametrize("width", [80, 60, 45])
+def test_no_cell_is_cut_and_no_word_is_broken(width: int) -> None:
+    out = drawn(WIDE, width)
+    assert out.count("16q1s32k") == 8
+    for cell in ("qwen3-235b-a22b", "1.0 s", "±2.4%", "95%"):
+        assert cell in out
+    assert max(map(len, out.splitlines())) <= width
+
+
+def test_a_terminal_too_narrow_for_any_folding_is_said_to_be() -> None:
+    assert WIDE.to_rich(36) is None
 
 
 def test_no_title_reaches_the_terminal_raw() -> None:
@@ -48,16 +72,15 @@ def test_markdown_aligns_and_escapes() -> None:
 
 
 def test_no_cell_is_read_as_markup_by_rich() -> None:
-    out = io.StringIO()
     grid = Grid("[red]title[/]", (Column("x"),), (("[bold]cell[/bold]",),), footnotes=("[link]",))
-    Console(file=out, width=80).print(grid.to_rich())
-    assert all(word in out.getvalue() for word in ("[red]title[/]", "[bold]cell[/bold]", "[link]"))
+    out = drawn(grid)
+    assert all(word in out for word in ("[red]title[/]", "[bold]cell[/bold]", "[link]"))
 
 
 def test_the_rows_pointed_out_are_drawn_in_colour_where_there_is_colour() -> None:
     out = io.StringIO()
-    grid = Grid("", (Column("x"),), (("plain",), ("best",)), emphasized=frozenset({1}))
-    Console(file=out, width=80, force_terminal=True, color_system="standard", no_color=False).print(grid.to_rich())
+    table = Grid("", (Column("x"),), (("plain",), ("best",)), emphasized=frozenset({1})).to_rich(80)
+    Console(file=out, width=80, force_terminal=True, color_system="standard", no_color=False).print(table)
     assert [("\x1b[1;32m" in line) for line in out.getvalue().splitlines() if "plain" in line or "best" in line] == [
         False,
         True,
@@ -65,10 +88,10 @@ def test_the_rows_pointed_out_are_drawn_in_colour_where_there_is_colour() -> Non
 
 
 def test_a_table_that_fits_80_columns_plain_fits_a_terminal_of_80() -> None:
-    out = io.StringIO()
     columns = tuple(Column("a heading") for _ in range(7))
-    Console(file=out, width=80).print(Grid("", columns, (("12345678901",) * 5 + ("1",) * 2,)).to_rich())
-    assert out.getvalue().count("12345678901") == 5
+    grid = Grid("", columns, (("12345678901",) * 5 + ("1",) * 2,))
+    assert max(map(len, grid.to_text().splitlines())) == 79
+    assert drawn(grid).count("12345678901") == 5
 
 
 @given(st.text())
