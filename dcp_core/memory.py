@@ -167,7 +167,8 @@ def case_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:
     yield "gathered queries and partials", local_ranks * 3 * rows * heads.gathered * (dim * element + 4)
     yield from _path_parts(case, local_ranks)
     if case.settings.kernel is KernelName.REFERENCE:
-        yield "the reference kernel's scores", _reference_bytes(case)
+        # The ranks of a simulated group run in threads, all at once.
+        yield "the reference kernel's scores", local_ranks * _reference_bytes(case)
     else:
         yield "FlashInfer's workspaces", _workspace_bytes(case) + local_ranks * _passes(case) * INT_WORKSPACE_BYTES
         yield "cooling the L2 cache", FLUSH_BYTES
@@ -240,9 +241,13 @@ def _oracle_bytes(case: Case) -> int:
 
 
 def _reference_bytes(case: Case) -> int:
-    """One request at a time: float32 keys and values, a chunk of scores with its exponentials, and what each query sees."""
+    """One request at a time: float32 keys and values, a chunk of scores with its exponentials, and what each query sees.
+
+    Chunks are bounded per head, and ``fold`` makes ``dcp`` queries of a head into as many heads of one row.
+    """
     heads, dim = case.layout.heads(case.shape), case.shape.head_dim
     keys = case.layout.local_len(max(case.workload.total_lens), 0)
-    rows = max(case.workload.new_lens)
+    folded = case.layout.dcp if case.settings.path is PathName.FOLD else 1
+    rows = -(-max(case.workload.new_lens) // folded)
     scores = min(rows * keys, max(REFERENCE_SCORES, keys))
-    return 2 * keys * heads.kv * dim * 4 + 3 * scores * heads.gathered * 4 + rows * keys
+    return 2 * keys * heads.kv * dim * 4 + 3 * scores * heads.gathered * folded * 4 + rows * keys

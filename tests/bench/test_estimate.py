@@ -19,6 +19,14 @@ def test_what_is_larger_takes_longer() -> None:
     assert case_seconds(small, Policy(), H200) < case_seconds(large, Policy(), H200)
 
 
+def test_what_is_estimated_without_torch_is_what_measuring_then_does() -> None:
+    from bench import estimate, measure
+
+    assert estimate.LAUNCHES == measure.LAUNCH_SAMPLES
+    assert (estimate.PLAN_SECONDS, estimate.MOST_PLANS) == (measure.PLAN_SECONDS, measure.MOST_PLAN_SAMPLES)
+    assert estimate.FEWEST_PLANS == measure.PLAN_SAMPLES
+
+
 def test_more_samples_take_longer_up_to_the_cap_on_seconds() -> None:
     (case,) = cases(["q32k"], dcps=(1,), kernels=("fa2",))
     few, many = Policy(min_samples=30), Policy(min_samples=3000, max_samples=3000)

@@ -141,6 +141,29 @@ def test_simulated_ranks_take_the_memory_of_all_of_them() -> None:
     assert whole["keys and values of whole sequences"] == shared["keys and values of whole sequences"]
 
 
+def test_every_simulated_rank_holds_scores_of_the_reference_kernel_at_once() -> None:
+    scores = "the reference kernel's scores"
+    split, fold = (case("q512s4k", kernel="reference", path=path) for path in ("split", "fold"))
+    assert dict(case_parts(split, 2))[scores] == 2 * dict(case_parts(split, 1))[scores]
+    # 16 heads over 512 rows of 2048 keys fit into one chunk, folded or not: as many scores, and half the rows to mask.
+    assert dict(case_parts(split, 1))[scores] - dict(case_parts(fold, 1))[scores] == 256 * 2048
+
+
+def test_what_is_predicted_without_torch_is_what_torch_then_does() -> None:
+    from bench import clock, stand
+    from dcp_core import memory, oracle
+    from dcp_core.kernels import flashinfer_workspace, reference
+
+    assert (memory.ORACLE_SCORES, memory.ORACLE_ROWS) == (oracle.FULL_SCORES, oracle.SAMPLED_ROWS)
+    assert memory.REFERENCE_SCORES == reference.SCORE_ELEMENTS
+    assert memory.PAGED_WORKSPACE_BYTES == flashinfer_workspace.PAGED_BYTES
+    assert memory.RAGGED_WORKSPACE_BYTES == flashinfer_workspace.RAGGED_BYTES
+    assert memory.QUERY_TILE == flashinfer_workspace.LARGEST_QUERY_TILE
+    assert memory.SPARE_PAGES == stand.SPARE_PAGES
+    h200_l2_bytes = 60 << 20
+    assert clock.FLUSH_FACTOR * h200_l2_bytes <= memory.FLUSH_BYTES
+
+
 def test_the_parts_of_a_case_are_named_and_add_up() -> None:
     for path in ("split", "mask", "fold"):
         one = case("2q1s32k_q512s4k", path=path)
