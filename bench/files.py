@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from dcp_core.shapes import nearest
+from dcp_core.spelling import nearest
 
 
 class FileError(ValueError):
@@ -48,7 +48,9 @@ def read_capped(path: Path, limit_bytes: int, kind: str) -> str:
         check_regular(path, kind)
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except IsADirectoryError:
+        raise FileError(f"{path}: a folder, where {kind} should be") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise FileError(f"{path}: no such file; {kind} was expected there") from None
     except OSError as error:
         raise storage_error("read", path, error) from None

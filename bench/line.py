@@ -89,9 +89,8 @@ def _from_json(data: dict[str, Any]) -> Trial:
         return Trial(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise FileError(
-            f"not a whole trial: {error.title} {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+        place = " ".join([error.title, ".".join(map(str, first["loc"]))]).strip()
+        raise FileError(f"not a whole trial: {place}: {first['msg'].removeprefix('Value error, ')}") from None
     except TypeError as error:
         raise FileError(f"not a whole trial: {error}") from None
 

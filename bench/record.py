@@ -5,6 +5,8 @@ History of the schema: 1, the first.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -46,6 +48,9 @@ class Policy:
         max_seconds: of sampling one case.
         cold: flush the L2 cache before every repetition.
         seed: of inputs, page order and case order.
+
+    Raises:
+        ValueError: naming the field that is out of its bounds.
     """
 
     precision: float = 0.01
@@ -56,10 +61,35 @@ class Policy:
     cold: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.precision < 1:
+            raise ValueError(f"precision is between 0 and 1, not {self.precision:g}")
+        if not 0 < self.max_seconds < math.inf:
+            raise ValueError(f"max_seconds is a positive number, not {self.max_seconds:g}")
+        for name, (least, most) in _BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is a whole number from {least} to {most}, not {getattr(self, name)}")
+        if self.min_samples > self.max_samples:
+            raise ValueError(f"min_samples {self.min_samples} exceeds max_samples {self.max_samples}")
+
+
+_REPETITIONS = (1, 1_000_000)
+_BOUNDS: Mapping[str, tuple[int, int]] = {
+    "min_samples": _REPETITIONS,
+    "max_samples": _REPETITIONS,
+    "min_warmup": _REPETITIONS,
+    "seed": (0, (1 << 32) - 1),
+}
+"""Of a policy's whole numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A sample of one quantity. ``low`` and ``high`` bound the median: the 95 % order-statistic interval."""
+    """A sample of one quantity. ``low`` and ``high`` bound the median: the 95 % order-statistic interval.
+
+    Raises:
+        ValueError: for numbers that no sample of times has.
+    """
 
     count: int
     median: float
@@ -70,6 +100,16 @@ class Summary:
     p90: float
     mad: float
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"a summary is of one sample or more, not {self.count}")
+        if not 0 <= self.min <= self.low <= self.median <= self.high < math.inf:
+            raise ValueError(
+                f"a summary's 0 <= min <= low <= median <= high do not hold: "
+                f"min {self.min:g}, low {self.low:g}, median {self.median:g}, high {self.high:g}"
+            )
+        _check_amounts("a summary's p10, p90 and mad", (self.p10, self.p90, self.mad))
+
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
@@ -79,6 +119,9 @@ class StageTime:
     device_us: Summary
     communicates: bool = False
     samples_us: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_amounts(f"samples of stage {self.name[:40]!r}", self.samples_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +152,9 @@ class Measured:
         flushed_bytes: written between repetitions to cool the L2 cache; 0 if warm.
         kv_bytes: allocated for the KV cache of one layer, largest rank.
         flags: what a reader should know, in words.
+
+    Raises:
+        ValueError: for a case that was not right, or numbers that nothing measured has.
     """
 
     label: Label
@@ -127,6 +173,16 @@ class Measured:
     layers: int
     flags: tuple[str, ...] = ()
     kind: str = field(default="measured", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.check.passed:
+            raise ValueError("a case that was not right has no times: its check is over budget")
+        if self.layers < 1:
+            raise ValueError(f"a model has one layer or more, not {self.layers}")
+        _check_amounts("flushed_bytes and kv_bytes", (self.flushed_bytes, self.kv_bytes))
+        _check_amounts("timer_floor_us", (self.timer_floor_us,))
+        for samples in self.rank_samples_us:
+            _check_amounts("samples of a rank", samples)
 
     @property
     def plan_us(self) -> float:
@@ -150,6 +206,12 @@ class Failed:
     message: str
     traceback: str = ""
     kind: str = field(default="failed", init=False)
+
+
+def _check_amounts(what: str, values: Iterable[float]) -> None:
+    for value in values:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{what} should be neither negative nor infinite, not {value:g}")
 
 
 Outcome = Measured | Skipped | Failed
@@ -181,6 +243,9 @@ class Trial:
         seconds: that the trial took, all told.
         time: when it ended, ISO 8601, UTC.
         clocks: of the device before and after, where it tells: SM and memory MHz, temperature, power, event reasons.
+
+    Raises:
+        ValueError: for a number of ranks or seconds that no trial has.
     """
 
     case: Case
@@ -193,6 +258,11 @@ class Trial:
     clocks: tuple[dict[str, str], ...] = ()
     protocol: int = PROTOCOL
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise ValueError(f"a trial takes one rank or more, not {self.ranks}")
+        _check_amounts("a trial's seconds", (self.seconds,))
 
     @property
     def key(self) -> tuple[str, int, int]:

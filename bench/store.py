@@ -10,7 +10,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from typing import Self
 from bench.files import FileError, StorageError, check_regular, storage_error, sync_folder
 from bench.line import NewerSchema, decode, encode
 from bench.record import Trial
-from dcp_core.shapes import nearest
+from dcp_core.spelling import nearest
 
 __all__ = ["FileError", "LockedError", "StorageError", "Store", "find_run", "read_run", "run_files"]
 
@@ -113,6 +114,9 @@ class Store:
         trials: list[Trial] = []
         notices: list[str] = []
         for path in run_files(folder):
+            if not path.is_file():
+                notices.append(f"{path}: no regular file, as a run is: set aside")
+                continue
             more, complaints = read_run(path)
             trials += more
             notices += complaints
@@ -144,7 +148,7 @@ def find_run(folder: str | Path, name: str) -> Path:
     Raises:
         FileError: if the folder holds no such run, naming the nearest.
     """
-    runs = {path.stem: path for path in run_files(folder)}
+    runs = {path.stem: path for path in run_files(folder) if path.is_file()}
     if name == "last" and runs:
         return list(runs.values())[-1]
     found = runs.get(name.removesuffix(".jsonl"))
@@ -158,7 +162,7 @@ def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
     """Read one run.
 
     Returns:
-        Its trials, and a sentence for every line that was set aside: a torn last one, or one that was damaged since.
+        Its trials, and a sentence for each reason for which lines were set aside: a torn last one, damaged ones.
 
     Raises:
         FileError: if it is absent, a pipe or a device, or was written by a newer dcpbench.
@@ -166,7 +170,7 @@ def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
     """
     path = Path(path)
     trials: list[Trial] = []
-    notices: list[str] = []
+    aside: dict[str, list[int]] = defaultdict(list)
     try:
         check_regular(path, "a run")
         for number, (line, whole) in enumerate(_lines(path), start=1):
@@ -175,13 +179,24 @@ def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
             except NewerSchema as error:
                 raise FileError(f"{path}, line {number}: {error}") from None
             except ValueError as error:
-                why = error if whole else "torn, as by a crash or a full disk while it was written"
-                notices.append(f"{path}, line {number}: set aside: {why}")
-    except (FileNotFoundError, IsADirectoryError):
+                why = str(error) if whole else "torn, as by a crash or a full disk while it was written"
+                aside[why].append(number)
+    except IsADirectoryError:
+        raise FileError(f"{path}: a folder, where a run should be; to read all of it give --results") from None
+    except FileNotFoundError:
         raise FileError(f"{path}: no such file; a run was expected there") from None
     except OSError as error:
         raise storage_error("read", path, error) from None
-    return trials, notices
+    return trials, _notices(path, aside)
+
+
+def _notices(path: Path, aside: Mapping[str, Sequence[int]]) -> list[str]:
+    return [
+        f"{path}, line {lines[0]}: set aside: {why}"
+        if len(lines) == 1
+        else f"{path}, line {lines[0]} and {len(lines) - 1} more: set aside: {why}"
+        for why, lines in aside.items()
+    ]
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:

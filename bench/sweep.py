@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -29,7 +29,8 @@ from dcp_core.settings import (
     Settings,
     canonical,
 )
-from dcp_core.shapes import ModelShape, Workload, nearest
+from dcp_core.shapes import ModelShape, Workload
+from dcp_core.spelling import nearest
 
 MAX_SWEEP_BYTES = 1 << 20
 MAX_CROSSED = 200_000
@@ -258,18 +259,21 @@ def _read_policy(table: dict[str, Any], where: str) -> Policy:
     for name, value in table.items():
         kind = type(defaults[name])
         if name == "precision":
-            values[name] = parse_precision(value)
-        elif kind is not float and type(value) is kind and value >= _LEAST.get(name, 0):
-            values[name] = value
-        elif kind is float and type(value) in (int, float) and 0 < value < math.inf:
-            values[name] = float(value)
+            values[name] = _located(where, parse_precision, value)
+        elif type(value) is kind or (kind is float and type(value) is int):
+            values[name] = kind(value)
         else:
             raise FileError(f"{where}: {name} is {_KINDS[kind]}, not {str(value)[:40]!r}")
-    policy = Policy(**values)
-    if policy.min_samples > policy.max_samples:
-        raise FileError(f"{where}: min_samples {policy.min_samples} exceeds max_samples {policy.max_samples}")
+    policy: Policy = _located(where, lambda: Policy(**values))
     return policy
 
 
-_LEAST = {"min_samples": 1, "max_samples": 1}
+def _located(where: str, read: Callable[..., Any], *given: object) -> Any:
+    """Call ``read``, and say where the value stands that it refuses."""
+    try:
+        return read(*given)
+    except ValueError as error:
+        raise FileError(f"{where}: {error}") from None
+
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a positive number"}

@@ -74,8 +74,9 @@ def trials_of(names: list[str], results: Path) -> list[Trial]:
     for notice in (notice for _, notices in parts for notice in notices):
         warn(notice)
     if not trials:
+        where = " and ".join(names) or str(results)
         raise UsageError(
-            f"{results} holds no trials; measure some first, as with 'dcpbench tune quick', or give --results"
+            f"{where} holds no trials; measure some first, as with 'dcpbench tune quick', or give --results"
         )
     return trials
 

@@ -90,10 +90,10 @@ def test_a_trial_survives_its_line(outcome: Outcome) -> None:
     assert decode(json.dumps(json.loads(line), indent=2).encode()) == original, "whitespace is not content"
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
+times = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 
 
-@given(st.lists(st.lists(finite, max_size=5).map(tuple), max_size=3).map(tuple), st.text(), st.text())
+@given(st.lists(st.lists(times, max_size=5).map(tuple), max_size=3).map(tuple), st.text(), st.text())
 def test_any_trial_survives_its_line(samples: tuple[tuple[float, ...], ...], flag: str, timer: str) -> None:
     original = trial(replace(measured(), rank_samples_us=samples, flags=(flag,), timer=timer))
     assert decode(encode(original)) == original
@@ -103,7 +103,7 @@ def test_any_trial_survives_its_line(samples: tuple[tuple[float, ...], ...], fla
 def test_nan_never_reaches_a_file(tmp_path: Path, bad: float) -> None:
     with Store.open(tmp_path) as store:
         store.append(trial())
-        with pytest.raises(ValueError, match=f"{CASE.key} holds NaN or infinity"):
+        with pytest.raises(ValueError, match=r"timer_floor_us should be neither negative nor infinite"):
             store.append(trial(replace(measured(), timer_floor_us=bad)))
         store.append(trial())
     assert Store.read(tmp_path) == ([trial(), trial()], [])
@@ -210,6 +210,58 @@ def test_a_trial_with_a_part_missing_or_wrong_is_set_aside(tmp_path: Path, chang
     path.write_bytes(sealed({**json.loads(encode(trial()))["trial"], **change}))
     trials, notices = read_run(path)
     assert (trials, len(notices)) == ([], 1)
+
+
+IMPOSSIBLE = {
+    "a negative median": ("step_us", {"median": -5.0}),
+    "an interval upside down": ("step_us", {"low": 12.0}),
+    "a minimum above the median": ("launch_us", {"min": 11.0}),
+    "a negative quantile": ("step_us", {"p90": -1.0}),
+    "a sample of nothing": ("step_us", {"count": 0}),
+    "a result that was wrong": ("check", {"out_error": 1.0}),
+    "no layers": (None, {"layers": 0}),
+    "a negative sample": (None, {"rank_samples_us": [[-1.0]]}),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_numbers_that_nothing_measured_has_are_set_aside_though_their_checksum_is_right(
+    what: str, tmp_path: Path
+) -> None:
+    part, change = IMPOSSIBLE[what]
+    content = json.loads(encode(trial()))["trial"]
+    (content["outcome"][part] if part else content["outcome"]).update(change)
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(sealed(content) + encode(trial()))
+    trials, (notice,) = read_run(path)
+    assert trials == [trial()]
+    assert "line 1: set aside: not a whole trial" in notice
+    assert "Value error" not in notice
+
+
+def test_a_foreign_file_is_one_notice_however_long(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.jsonl"
+    path.write_text('{"a": 1}\n' * 500, encoding="utf-8")
+    trials, notices = read_run(path)
+    assert trials == []
+    why = "no trial: it should hold a checksum and a trial"
+    assert notices == [f"{path}, line 1 and 499 more: set aside: {why}"]
+
+
+def test_what_only_looks_like_a_run_stops_no_other(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        store.append(trial())
+    (tmp_path / "z-dangling.jsonl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "z-folder.jsonl").mkdir()
+    trials, notices = Store.read(tmp_path)
+    assert trials == [trial()]
+    assert [notice.partition(": ")[2] for notice in notices] == ["no regular file, as a run is: set aside"] * 2
+    assert find_run(tmp_path, "last") == store.path
+
+
+def test_a_folder_where_a_run_should_be_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="a folder, where a run should be"):
+        read_run(tmp_path)
 
 
 def test_the_second_starter_is_told_who_holds_the_folder(tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ WRONG = [
     (BASE + 'batch = "8q1"\nsynthetic = 1', FileError, "synthetic is true or false"),
     (
         BASE + 'batch = "8q1"\n[policy]\nprecision = "fast"',
-        UsageError,
-        "precision is quick, standard, strict or a number",
+        FileError,
+        "policy: precision is quick, standard, strict or a number",
     ),
     (BASE + 'batch = "8q1"\n[policy]\nmin_samples = true', FileError, "min_samples is a whole number"),
     (
@@ -216,6 +216,9 @@ WRONG = [
         "min_samples 50 exceeds max_samples 40",
     ),
     (BASE + 'batch = "8q1"\n[policy]\nmax_seconds = inf', FileError, "max_seconds is a positive number"),
+    (BASE + 'batch = "8q1"\n[policy]\nmin_warmup = 0', FileError, "policy: min_warmup is a whole number from 1 to"),
+    (BASE + 'batch = "8q1"\n[policy]\nmin_samples = 0', FileError, "policy: min_samples is a whole number from 1 to"),
+    (BASE + f'batch = "8q1"\n[policy]\nseed = {1 << 70}', FileError, "policy: seed is a whole number from 0 to"),
     (BASE + 'batch = "8q1"\n[policy]\nseconds = 3', FileError, "did you mean 'max_seconds'"),
     (BASE + 'batch = "8q1"\n[gpu]\npart = 1', FileError, "gpu: unknown key 'part'"),
 ]
