@@ -51,11 +51,6 @@ def is_precise(summary: Summary, precision: float) -> bool:
     return summary.count >= FEWEST_FOR_INTERVAL and reach <= precision * abs(summary.median)
 
 
-def overlap(first: Summary, second: Summary) -> bool:
-    """Tell whether the intervals of two medians touch, so that neither is known to be the smaller."""
-    return first.low <= second.high and second.low <= first.high
-
-
 def thin(samples: Sequence[float], limit: int = MAX_SAMPLES) -> tuple[float, ...]:
     """Return at most ``limit`` samples in their order, evenly taken, the first and the last among them.
 

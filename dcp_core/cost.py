@@ -109,11 +109,6 @@ def _parts(case: Case) -> Iterator[tuple[tuple[Request, ...], PathName]]:
             yield chosen, path
 
 
-def step_seconds(case: Case, ceiling: Ceiling) -> float:
-    """Return the time of one rank's step that ``ceiling`` does not let it beat."""
-    return sum(work.seconds(ceiling) for work in step_work(case))
-
-
 def _step(case: Case, requests: tuple[Request, ...], path: PathName, rank: int) -> Iterator[Work]:
     yield from _exchange(case, requests, path)
     yield from _attention(case, requests, path, rank)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.stats import is_precise, lag1_correlation, overlap, summarize, thin
+from bench.stats import is_precise, lag1_correlation, summarize, thin
 
 samples = st.lists(st.floats(min_value=1e-3, max_value=1e9), min_size=1, max_size=200)
 
@@ -64,12 +64,6 @@ def test_few_equal_samples_are_not_called_precise() -> None:
     assert not is_precise(summarize([1.0] * 5), 0.01)
     assert is_precise(summarize([1.0] * 6), 0.01)
     assert not is_precise(summarize([1.0, 1.0, 1.0, 1.0, 1.0, 1.02]), 0.01)
-
-
-def test_overlap_is_about_the_intervals() -> None:
-    low, high = summarize([10, 11, 12]), summarize([13, 14, 15])
-    assert not overlap(low, high)
-    assert overlap(low, summarize([12, 13, 14]))
 
 
 @given(samples, st.integers(1, 80))
