@@ -12,7 +12,8 @@ from typing import Any
 from bench.errors import UsageError
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import ExchangeName, IllegalSettings, KernelName, PathName, check_name, coerce
-from dcp_core.shapes import MAX_TOKENS, ModelShape, Workload, nearest
+from dcp_core.shapes import MAX_TOKENS, ModelShape, Workload
+from dcp_core.spelling import nearest
 
 MAX_VALUES = 1000
 """Values of one axis."""

@@ -13,7 +13,8 @@ from bench.files import FileError
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Case, Settings
-from dcp_core.shapes import DType, ModelShape, Workload, nearest
+from dcp_core.shapes import DType, ModelShape, Workload
+from dcp_core.spelling import nearest
 
 SCHEMA = 1
 """Version of the file. History: 1, the first."""

@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from dcp_core.layout import DcpLayout, IllegalLayout
-from dcp_core.shapes import ModelShape, Workload, nearest
+from dcp_core.shapes import ModelShape, Workload
+from dcp_core.spelling import nearest
 
 
 class IllegalSettings(ValueError):

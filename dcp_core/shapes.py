@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
-from stat import S_ISREG
 
 from dcp_core.grammar import WorkloadError, point_at, segments
+from dcp_core.hf_config import ShapeError, read_config, shape_fields
+from dcp_core.spelling import nearest
 
 MAX_REQUESTS = 1 << 16
 """More requests than any engine puts into one batch: a larger count is a typing error, refused before it costs memory."""
 MAX_TOKENS = (1 << 31) - 1
 """Lengths travel as int32 in every kernel."""
-MAX_CONFIG_BYTES = 16 << 20
-"""A config.json beyond this size is not one."""
-_CACHING_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "attention")
-"""What transformers' ``layer_types`` calls layers with a KV cache; the rest are linear attention, state spaces, …"""
 
 
 class DType(StrEnum):
@@ -42,10 +37,6 @@ class DType(StrEnum):
                 return 4
             case DType.FLOAT8_E4M3FN:
                 return 1
-
-
-class ShapeError(ValueError):
-    """A model shape, or the file it should come from, that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,37 +122,9 @@ class ModelShape:
         Raises:
             ShapeError: naming the file and the field that is missing or wrong; for multi-head latent attention.
         """
-        where, config = ("config", source) if isinstance(source, Mapping) else _read_config(Path(source))
-        inner = config.get("text_config")
-        text = {**config, **inner} if isinstance(inner, Mapping) else dict(config)
-
-        def whole(field: str, default: int | None = None) -> int:
-            value = text.get(field)
-            if value is None and default is not None:
-                return default
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ShapeError(f"{where}: {field} should be a positive whole number, not {value!r}")
-            return value
-
-        if (rank := text.get("kv_lora_rank")) is not None:
-            raise ShapeError(
-                f"{where}: a model of multi-head latent attention (kv_lora_rank {rank!r}), which caches no KV heads; "
-                f"give one of grouped-query attention"
-            )
-        q_heads = whole("num_attention_heads")
-        head_dim = text.get("head_dim")
-        if head_dim is None and whole("hidden_size") % q_heads:
-            raise ShapeError(f"{where}: hidden_size {text['hidden_size']} is no multiple of {q_heads} attention heads")
-        dtype = text.get("dtype") or text.get("torch_dtype") or DType.BFLOAT16
+        where, config = ("config", source) if isinstance(source, Mapping) else read_config(Path(source))
         try:
-            return cls(
-                q_heads=q_heads,
-                kv_heads=whole("num_key_value_heads", q_heads),
-                head_dim=whole("head_dim") if head_dim is not None else whole("hidden_size") // q_heads,
-                layers=_attention_layers(whole("num_hidden_layers"), text.get("layer_types")),
-                dtype=_dtype(dtype),
-                name=str(text.get("_name_or_path") or text.get("model_type") or "")[:100],
-            )
+            return cls(**shape_fields(config))
         except ShapeError as error:
             raise ShapeError(f"{where}: {error}") from None
 
@@ -293,45 +256,6 @@ def _dtype(name: object) -> DType:
     except ValueError:
         known = ", ".join(DType)
         raise ShapeError(f"unknown dtype {plain[:40]!r}{nearest(plain, DType)}; known: {known}") from None
-
-
-def _attention_layers(layers: int, types: object) -> int:
-    """Count the layers that cache keys and values: all, unless ``layer_types`` tells them apart."""
-    if types is None:
-        return layers
-    # Some list the layers of multi-token prediction too, beyond num_hidden_layers.
-    if not isinstance(types, list) or len(types) < layers:
-        raise ShapeError(f"layer_types should be a list with a word for each of {layers} layers")
-    count = sum(kind in _CACHING_LAYERS for kind in types[:layers])
-    if not count:
-        raise ShapeError(f"layer_types has no attention that caches keys and values: {', '.join(_CACHING_LAYERS)}")
-    return count
-
-
-def _read_config(path: Path) -> tuple[str, Mapping[str, object]]:
-    file = path
-    try:
-        file = path / "config.json" if path.is_dir() else path
-        found = file.stat()
-        if not S_ISREG(found.st_mode):
-            raise ShapeError(f"{file}: no regular file; give a preset's name or a config.json")
-        if found.st_size > MAX_CONFIG_BYTES:
-            raise ShapeError(f"{file}: larger than {MAX_CONFIG_BYTES >> 20} MiB, so it is no model's config.json")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ShapeError(f"{file}: {error.strerror or error}; give a preset's name or a config.json") from None
-    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number too long, of a NUL in the path
-        raise ShapeError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise ShapeError(f"{file}: a model's config.json is an object, not {type(config).__name__}")
-    return str(file), config
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the known word closest to ``word``, or nothing if none is close."""
-    names = [str(name) for name in known]
-    close = [name for name in names if len(word) > 2 and name.startswith(word)] or get_close_matches(word, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _presets() -> dict[str, ModelShape]:

@@ -43,7 +43,7 @@ def plot(
     """
     from bench.errors import UsageError
     from bench.report.plot import FIGURES, NotDrawn, save_all
-    from dcp_core.shapes import nearest
+    from dcp_core.spelling import nearest
 
     names = [name for text in figure or [] for name in text.split(",")]
     for name in names:

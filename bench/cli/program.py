@@ -27,10 +27,10 @@ from bench.cli.verify import verify
 from bench.errors import UnfitError, UsageError
 from bench.files import FileError, StorageError
 from dcp_core.grammar import WorkloadError
+from dcp_core.hf_config import ShapeError
 from dcp_core.layout import IllegalLayout
 from dcp_core.memory import SizeError
 from dcp_core.settings import IllegalSettings
-from dcp_core.shapes import ShapeError
 
 PROGRAM = "dcpbench"
 MISTAKES = (UsageError, FileError, ShapeError, WorkloadError, IllegalLayout, IllegalSettings, SizeError)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcp_core.shapes import MAX_REQUESTS, PRESETS, DType, ModelShape, Request, ShapeError, Workload, WorkloadError
+from dcp_core.grammar import WorkloadError
+from dcp_core.hf_config import ShapeError
+from dcp_core.shapes import MAX_REQUESTS, PRESETS, DType, ModelShape, Request, Workload
 
 LENGTHS = st.one_of(st.integers(1, 300), st.integers(1, 300).map(lambda thousands: thousands * 1024))
 REQUESTS = st.builds(lambda new, context: Request(new, new + context), LENGTHS, st.one_of(st.just(0), LENGTHS))
