@@ -44,13 +44,17 @@ class Part:
     def changed(self, axes: Mapping[str, object], settings: Mapping[str, object], where: str) -> Part:
         """Return this part with some axes and settings replaced. Batches replace context, new and concurrency, and back.
 
+        Args:
+            where: they stand in a file; empty for options.
+
         Raises:
             UsageError: starting with ``where``, for an unknown axis or setting, or a value it cannot have.
         """
         values: dict[str, Any] = {axis: _read_axis(axis, given, where) for axis, given in axes.items()}
         if "batch" in values:
             if crossed := [axis for axis in CROSS if axis in values]:
-                raise UsageError(f"{where}: give batch, or {' and '.join(crossed)} to build batches from, not both")
+                others = " and ".join(crossed)
+                raise UsageError(f"{_place(where, 'batch')}: give batches, or {others} to build them from, not both")
             values |= dict.fromkeys(CROSS, ())
         elif any(axis in values for axis in CROSS):
             values["batch"] = ()
@@ -115,7 +119,7 @@ def _read_value(axis: str, text: str, where: str) -> Any:
                     text, least=0 if axis == "context" else 1, most=MAX_TOKENS if axis in CROSS else MAX_RANKS
                 )
     except ValueError as error:
-        raise UsageError(f"{where}: {axis}: {error}") from None
+        raise UsageError(f"{_place(where, axis)}: {str(error).removeprefix(f'{axis} ')}") from None
 
 
 def _read_setting(name: str, given: object, where: str) -> tuple[Any, ...]:
@@ -125,17 +129,23 @@ def _read_setting(name: str, given: object, where: str) -> tuple[Any, ...]:
             raise IllegalSettings(f"{name} is an axis of its own: write {name} = … there, or --{name}")
         return tuple(dict.fromkeys(coerce(name, text) for text in _texts(name, given, where)))
     except IllegalSettings as error:
-        raise UsageError(f"{where}: set: {error}") from None
+        raise UsageError(f"{_place(where, 'set')}: {error}") from None
+
+
+def _place(where: str, name: str) -> str:
+    """Return how to find a value: in a file, or behind an option."""
+    return f"{where}: {name}" if where else f"--{name}"
 
 
 def _texts(name: str, given: object, where: str) -> list[str]:
     """Return the values of an axis as texts; a single one may stand without brackets."""
     values: Sequence[object] = given if isinstance(given, (list, tuple)) else [given]
     if not 1 <= len(values) <= MAX_VALUES:
-        raise UsageError(f"{where}: {name} needs 1 to {MAX_VALUES} values, not {len(values)}")
+        raise UsageError(f"{_place(where, name)} needs 1 to {MAX_VALUES} values, not {len(values)}")
     for value in values:
         if not isinstance(value, (str, int)):
-            raise UsageError(f"{where}: {name} is a list of texts or whole numbers, and {str(value)[:40]!r} is neither")
+            wrong = f"{str(value)[:40]!r} is neither"
+            raise UsageError(f"{_place(where, name)} is a list of texts or whole numbers, and {wrong}")
     return [str(value) for value in values]
 
 

@@ -102,7 +102,7 @@ class Sweep:
         Raises:
             UsageError: for an unknown name, or a value it cannot have.
         """
-        return replace(self, parts=tuple(part.changed(axes, settings or {}, "options") for part in self.parts))
+        return replace(self, parts=tuple(part.changed(axes, settings or {}, "") for part in self.parts))
 
     def expand(self, ranks: int) -> Expansion:
         """Cross the axes into cases.
@@ -185,6 +185,11 @@ def _choices(part: Part, layout: DcpLayout, ranks: int) -> list[dict[str, Any]]:
 
 
 def _case(shape: ModelShape, layout: DcpLayout, workload: Workload, choice: dict[str, Any]) -> Case | Illegal:
+    if choice["path"] is PathName.TP:
+        choice = {
+            **choice,
+            "exchange": ExchangeName.ALONE,
+        }  # whatever the axis says, that path has nobody to exchange with
     try:
         settings = Settings(**choice)
     except IllegalSettings as error:

@@ -201,8 +201,14 @@ def test_progress_that_cannot_be_printed_ends_no_measurement(where: str, tmp_pat
         ("sweep quick --path fald", "did you mean 'fold'?"),
         ("sweep quick --kernel fa4", "unknown kernel 'fa4'"),
         ("sweep quick --exchange agrs", "did you mean 'ag_rs'?"),
-        ("sweep quick --batch 8q1x", "character 4"),
-        ("sweep quick --context 8z", "context"),
+        ("sweep quick --batch 8q1x", "dcpbench: --batch: '8q1x', character 4"),
+        ("sweep quick --context 8z", "dcpbench: --context: a whole number"),
+        ("sweep quick --batch q8 --new 1", "--batch: give batches, or new to build them from, not both"),
+        (
+            "sweep --model tiny --tp 4 --dcp 2 --path tp --batch q8",
+            "path tp is the dcp 1 baseline, asked for with dcp 2",
+        ),
+        ("sweep folder.toml", "folder.toml: a folder, where a sweep should be"),
         ("sweep quick --set pagesize=16", "unknown setting 'pagesize'; did you mean 'page_size'?"),
         ("sweep quick --set page_size", "has no value"),
         ("sweep quick --precision sloppy", "precision is quick, standard, strict"),
@@ -239,6 +245,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.toml").mkdir()
     assert run(*words.split()) == Exit.USAGE
     out, err = capsys.readouterr()
     assert out == ""
@@ -625,6 +632,13 @@ def test_a_run_may_be_given_as_a_file(scripted: Scripted, results: Path, capsys:
     (path,) = results.glob("*.jsonl")
     assert run("show", path) == Exit.DONE
     assert capsys.readouterr().out == swept
+
+
+def test_a_file_without_trials_is_named(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("{}\n", encoding="utf-8")
+    assert run("show", path, "--results", results) == Exit.USAGE
+    assert f"{path} holds no trials" in capsys.readouterr().err
 
 
 def test_a_damaged_line_is_named_and_the_rest_is_shown(

@@ -192,7 +192,7 @@ WRONG = [
     (BASE + 'batch = "8q1s1k"\n[[part]]\ndcpp = 8', FileError, "part 1: unknown key 'dcpp'; did you mean 'dcp'?"),
     (BASE + 'batch = "8q1s1k"\n[part]\ntp = 8', FileError, r"begins with \[\[part\]\]"),
     (BASE + 'batch = "8z1s1k"', UsageError, "batch: .*character 2"),
-    (BASE + 'batch = "8q1"\ncontext = 8', UsageError, "give batch, or context to build batches from, not both"),
+    (BASE + 'batch = "8q1"\ncontext = 8', UsageError, "give batches, or context to build them from, not both"),
     (BASE, UsageError, "give batch, or context, new and concurrency"),
     ('tp = 8\nbatch = "8q1"', UsageError, "give model"),
     ('model = "qwen3-235b-a22"\ntp = 8\nbatch = "8q1"', UsageError, "unknown model .*did you mean 'qwen3-235b-a22b'"),
