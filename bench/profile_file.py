@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +22,7 @@ SCHEMA = 1
 LINE_WIDTH = 220
 """Wide enough for a candidate on one line."""
 
+Name = TypeVar("Name", bound=StrEnum)
 Value = str | int | bool | None
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=4096)]
@@ -128,12 +130,16 @@ def parse(text: str, where: str) -> tuple[Geometry, Environment, tuple[Entry, ..
     try:
         if profile.schema_version < 1:
             raise ValueError(f"there is no version {profile.schema_version}")
-        form = profile.geometry
-        geometry = Geometry(form.q_heads, form.kv_heads, form.head_dim, DType(form.dtype), DType(form.kv_dtype))
-        entries = tuple(_read_entry(entry, geometry, profile.unless_given) for entry in profile.entries)
+        geometry = _read_geometry(profile.geometry)
     except ValueError as error:
         raise FileError(f"{where}: {error}") from None
-    return geometry, Environment(profile.environment.hard, profile.environment.soft), entries
+    entries = []
+    for number, form in enumerate(profile.entries, start=1):
+        try:
+            entries.append(_read_entry(form, geometry, profile.unless_given))
+        except ValueError as error:
+            raise FileError(f"{where}, entry {number}: {error}") from None
+    return geometry, Environment(profile.environment.hard, profile.environment.soft), tuple(entries)
 
 
 def _entry(entry: Entry, unless_given: Settings) -> dict[str, Any]:
@@ -171,6 +177,18 @@ def _entry(entry: Entry, unless_given: Settings) -> dict[str, Any]:
     }
 
 
+def _read_geometry(form: _Geometry) -> Geometry:
+    dtype, kv_dtype = (_member(DType, name, "dtype") for name in (form.dtype, form.kv_dtype))
+    return Geometry(form.q_heads, form.kv_heads, form.head_dim, dtype, kv_dtype)
+
+
+def _member(kind: type[Name], text: str, what: str) -> Name:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"unknown {what} {text[:40]!r}{nearest(text[:40], kind)}; known: {', '.join(kind)}") from None
+
+
 def _read_entry(form: _Entry, geometry: Geometry, unless_given: Mapping[str, Value]) -> Entry:
     layout = DcpLayout(form.layout.tp, form.layout.dcp, form.layout.interleave)
     workload = Workload.parse(form.workload)
@@ -185,7 +203,7 @@ def _read_entry(form: _Entry, geometry: Geometry, unless_given: Mapping[str, Val
     return Entry(
         layout,
         workload,
-        Label(form.label),
+        _member(Label, form.label, "label"),
         form.timer,
         form.cold,
         tuple(
@@ -200,12 +218,42 @@ def _read_entry(form: _Entry, geometry: Geometry, unless_given: Mapping[str, Val
 def _sentence(error: ValidationError) -> str:
     """Say the first of pydantic's complaints."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))[:200]
+    *outside, last = first["loc"] or ("the profile",)
     if first["type"] == "extra_forbidden":
         models = (_Profile, _Entry, _Candidate, _Layout, _Environment, _Geometry)
         known = ["schema", *(name for model in models for name in model.model_fields)]
-        return f"unknown key {place}{nearest(str(first['loc'][-1])[:40], known)}"
-    return f"{place}: {first['msg'].lower()}"
+        key = str(last)[:40]
+        return f"{_place(outside)}: unknown key {key!r}{nearest(key, known)}".removeprefix(": ")
+    if outside and last in _VALUE_KINDS:  # of a setting, which may be any of them
+        return f"{_place(outside)} should be a text, a whole number, true or false"
+    return f"{_place(first['loc'])} {_SAID.get(first['type']) or first['msg'].lower().removeprefix('input ')}"
+
+
+_VALUE_KINDS = ("str", "int", "bool")
+_SAID = {
+    "missing": "is missing",
+    "model_type": "should be an object",
+    "dict_type": "should be an object",
+    "list_type": "should be a list",
+    "too_short": "should not be empty",
+    "string_type": "should be a text",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "bool_type": "should be true or false",
+}
+"""What pydantic's complaints mean to somebody who writes JSON."""
+_ONE_OF = {"entries": "entry", "candidates": "candidate"}
+
+
+def _place(path: Sequence[str | int]) -> str:
+    """Return where in the file something stands: ``entry 2, candidate 1, median_us``."""
+    parts: list[str] = []
+    for step in path:
+        if isinstance(step, int) and parts:
+            parts[-1] = f"{_ONE_OF.get(parts[-1], parts[-1])} {step + 1}"
+        else:
+            parts.append(str(step)[:80])
+    return ", ".join(parts)
 
 
 def _pretty(value: object, indent: int = 0) -> str:
