@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dcp_core.shapes import ModelShape
@@ -59,12 +60,14 @@ class DcpLayout:
 
     def local_index(self, position: int) -> int:
         """Return where the owner of ``position`` keeps that token among its own."""
+        _check_count("a position", position)
         block, inside = divmod(position, self.dcp * self.interleave)
         return block * self.interleave + inside % self.interleave
 
     def position(self, local_index: int, rank: int) -> int:
         """Return the position in the sequence of a rank's local token: the inverse of ``local_index``."""
         self._check_rank(rank)
+        _check_count("a local index", local_index)
         block, inside = divmod(local_index, self.interleave)
         return block * self.dcp * self.interleave + rank * self.interleave + inside
 
@@ -82,14 +85,26 @@ class DcpLayout:
         Raises:
             IllegalLayout: if the heads do not divide.
         """
-        if shape.q_heads % self.tp:
-            raise IllegalLayout(f"tp {self.tp} does not divide {shape.q_heads} query heads; {_legal_tps(shape)}")
-        query, kv = shape.q_heads // self.tp, max(1, shape.kv_heads * self.dcp // self.tp)
-        if query % kv:
-            raise IllegalLayout(
-                f"{self}: {query} query heads per rank cannot share {kv} KV heads; {_smallest_tp(shape, self.dcp)}"
-            )
-        return RankHeads(query, kv, query * self.dcp)
+        if problem := self._indivisible(shape):
+            divided = [tp for tp in _divisors(shape.q_heads) if not DcpLayout(tp, self.dcp)._indivisible(shape)]
+            near = f"the nearest tp that does is {_nearest(self.tp, divided)}" if divided else "no tp would do"
+            raise IllegalLayout(f"{shape.name} with {self}: {problem}; for dcp {self.dcp} {near}")
+        query, groups = shape.q_heads // self.tp, self.tp // self.dcp
+        return RankHeads(query, max(1, shape.kv_heads // groups), query * self.dcp)
+
+    def _indivisible(self, shape: ModelShape) -> str | None:
+        """Say why the heads cannot be spread over the ranks, each holding whole heads and as many as any other."""
+        tp, dcp, kv_heads = self.tp, self.dcp, shape.kv_heads
+        if shape.q_heads % tp:
+            return f"tp must divide the {shape.q_heads} query heads"
+        if tp % dcp:
+            return "dcp must divide tp, so that ranks form whole groups"
+        groups, query = tp // dcp, shape.q_heads // tp
+        if groups % kv_heads and kv_heads % groups:
+            return f"tp / dcp = {groups} and the {kv_heads} KV heads must divide one another"
+        if groups < kv_heads and query % (kv_heads // groups):
+            return f"{query} query heads per rank cannot share {kv_heads // groups} KV heads"
+        return None
 
     def check(self, shape: ModelShape) -> None:
         """Refuse a layout with which no server would run this model.
@@ -121,13 +136,17 @@ class DcpLayout:
         return None
 
     def _advice(self, shape: ModelShape) -> str:
-        legal = legal_dcps(shape, self.tp)
-        if self.dcp > 1 and legal == [1]:
-            return f"at tp {self.tp} only dcp 1 is legal; {_smallest_tp(shape, self.dcp)}"
-        if legal:
-            best = min(legal, key=lambda dcp: (abs(dcp - self.dcp), -dcp))
-            return f"the nearest legal choice at tp {self.tp} is dcp {best}"
-        return _legal_tps(shape)
+        """Name the nearest legal dcp at this tp, or else the nearest legal tp for this dcp."""
+        dcps = legal_dcps(shape, self.tp)
+        if dcps and (self.dcp == 1 or dcps != [1]):
+            return f"the nearest legal choice at tp {self.tp} is dcp {_nearest(self.dcp, dcps[::-1])}"
+        only = f"at tp {self.tp} only dcp 1 is legal; " if dcps else ""
+        tps = [tp for tp in _divisors(shape.q_heads) if DcpLayout(tp, self.dcp)._problem(shape) is None]
+        if not tps:
+            best = _nearest(self.dcp, _divisors(shape.group))
+            return f"{only}no tp would do for dcp {self.dcp}, which must divide {shape.group}, as {best} does"
+        which = "smallest" if self.tp < tps[0] else "nearest legal"
+        return f"{only}the {which} tp for dcp {self.dcp} is {_nearest(self.tp, tps)}"
 
     def _check_rank(self, rank: int) -> None:
         if not isinstance(rank, int) or not 0 <= rank < self.dcp:
@@ -141,17 +160,13 @@ def _check_count(what: str, value: int) -> None:
 
 def legal_dcps(shape: ModelShape, tp: int) -> list[int]:
     """Return every dcp size with which a server would run this model at ``tp``, ascending; empty if tp itself is illegal."""
-    return [dcp for dcp in range(1, min(tp, shape.q_heads) + 1) if DcpLayout(tp, dcp)._problem(shape) is None]
+    return [dcp for dcp in _divisors(shape.group) if DcpLayout(tp, dcp)._problem(shape) is None]
 
 
-def _smallest_tp(shape: ModelShape, dcp: int) -> str:
-    legal = (tp for tp in range(1, shape.q_heads + 1) if DcpLayout(tp, dcp)._problem(shape) is None)
-    found = next(legal, None)
-    if found is None:
-        return f"no tp would do for dcp {dcp}: the model has {shape.group} query heads per KV head"
-    return f"the smallest tp for dcp {dcp} is {found}"
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def _legal_tps(shape: ModelShape) -> str:
-    legal = [str(tp) for tp in range(1, shape.q_heads + 1) if DcpLayout(tp)._problem(shape) is None]
-    return f"legal tp sizes are {', '.join(legal)}"
+def _nearest(wanted: int, choices: Sequence[int]) -> int:
+    """Return the choice nearest to what was wanted; of two as near, the one that stands first."""
+    return min(choices, key=lambda choice: abs(choice - wanted))

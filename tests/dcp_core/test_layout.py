@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dcp_core.hf_config import ShapeError
 from dcp_core.layout import DcpLayout, IllegalLayout, legal_dcps
-from dcp_core.shapes import ModelShape
+from dcp_core.shapes import MAX_SIZE, ModelShape
 
 LAYOUTS = st.builds(lambda dcp, interleave: DcpLayout(dcp, dcp, interleave), st.integers(1, 9), st.integers(1, 20))
 SHAPES = st.builds(lambda kv, group: ModelShape(kv * group, kv, 128), st.integers(1, 12), st.integers(1, 16))
@@ -129,7 +130,10 @@ def test_a_group_that_spans_two_kv_heads_is_refused() -> None:
 @pytest.mark.parametrize(
     ("tp", "dcp", "bound"),
     [
-        (7, 1, "tp must divide the 64 query heads; legal tp sizes are 1, 2, 4, 8, 16, 32, 64"),
+        (7, 1, "tp must divide the 64 query heads; the nearest legal tp for dcp 1 is 8"),
+        (3, 2, "tp must divide the 64 query heads; the smallest tp for dcp 2 is 8"),
+        (12, 2, "tp must divide the 64 query heads; the nearest legal tp for dcp 2 is 8"),
+        (7, 5, "tp must divide the 64 query heads; no tp would do for dcp 5, which must divide 16, as 4 does"),
         (4, 2, "needs tp above the 4 KV heads, .*; at tp 4 only dcp 1 is legal; the smallest tp for dcp 2 is 8"),
         (8, 4, "at most tp / kv_heads = 2, .*; the nearest legal choice at tp 8 is dcp 2"),
         (32, 6, "dcp must divide tp / kv_heads = 8, .*; the nearest legal choice at tp 32 is dcp 8"),
@@ -156,10 +160,13 @@ def test_whatever_is_advised_is_legal_and_nothing_legal_is_nearer(shape: ModelSh
     elif smallest := re.search(r"the smallest tp for dcp (\d+) is (\d+)$", advice):
         legal = [size for size in range(1, shape.q_heads + 1) if servable(shape, size, dcp)]
         assert (int(smallest[1]), int(smallest[2])) == (dcp, legal[0])
-    elif sizes := re.search(r"legal tp sizes are ([\d, ]+)$", advice):
-        assert [int(size) for size in sizes[1].split(",")] == [
-            size for size in range(1, shape.q_heads + 1) if servable(shape, size, 1)
-        ]
+    elif near := re.search(r"the nearest legal tp for dcp (\d+) is (\d+)$", advice):
+        chosen = int(near[2])
+        assert int(near[1]) == dcp
+        assert servable(shape, chosen, dcp)
+        assert not servable(shape, tp, 1)
+        legal = [size for size in range(1, shape.q_heads + 1) if servable(shape, size, dcp)]
+        assert abs(chosen - tp) == min(abs(size - tp) for size in legal)
     else:
         assert f"no tp would do for dcp {dcp}" in advice
         assert not any(servable(shape, size, dcp) for size in range(1, shape.q_heads + 1))
@@ -171,6 +178,54 @@ def test_a_synthetic_group_may_hold_several_kv_heads() -> None:
         assert (heads.query, heads.kv, heads.gathered) == (8 * kv_heads, kv_heads, 8 * kv_heads * dcp)
 
 
-def test_heads_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(IllegalLayout, match="tp 3 does not divide 8 query heads"):
-        DcpLayout(3).heads(ModelShape(8, 2, 64))
+@pytest.mark.parametrize(
+    ("layout", "heads", "complaint"),
+    [
+        (DcpLayout(3), (8, 2), "tp must divide the 8 query heads; for dcp 1 the nearest tp that does is 2"),
+        (
+            DcpLayout(2),
+            (6, 3),
+            "tp / dcp = 2 and the 3 KV heads must divide one another; for dcp 1 the nearest .* is 1",
+        ),
+        (
+            DcpLayout(4),
+            (12, 3),
+            "tp / dcp = 4 and the 3 KV heads must divide one another; for dcp 1 the nearest .* is 3",
+        ),
+        (DcpLayout(8, 4), (24, 3), "tp / dcp = 2 and the 3 KV heads must divide one another; .* is 4"),
+        (DcpLayout(4, 4), (8, 4), "2 query heads per rank cannot share 4 KV heads; for dcp 4 no tp would do"),
+        (DcpLayout(4, 3), (8, 2), "dcp must divide tp, .*; for dcp 3 no tp would do"),
+    ],
+)
+def test_heads_that_do_not_divide_are_refused(layout: DcpLayout, heads: tuple[int, int], complaint: str) -> None:
+    with pytest.raises(IllegalLayout, match=complaint):
+        layout.heads(ModelShape(*heads, 64))
+
+
+@given(SHAPES, st.integers(1, 40), st.integers(1, 12))
+def test_ranks_hold_every_head_and_copies_of_whole_ones(shape: ModelShape, tp: int, dcp: int) -> None:
+    try:
+        heads = DcpLayout(tp, dcp).heads(shape)
+    except IllegalLayout:
+        return
+    held = heads.kv * tp // dcp  # by all groups, copies counted
+    assert heads.query * tp == shape.q_heads
+    assert held % shape.kv_heads == 0
+    assert held == shape.kv_heads or heads.kv == 1
+
+
+def test_advice_is_quick_for_the_largest_model_there_can_be() -> None:
+    largest = ModelShape(MAX_SIZE, 1, 64)
+    with pytest.raises(IllegalLayout, match="the nearest legal tp for dcp 2 is 65536"):
+        DcpLayout(10**10, 2).check(largest)
+    with pytest.raises(
+        ShapeError, match="q_heads of a model should be a whole number from 1 to 65536, not 10000000000"
+    ):
+        ModelShape(10**10, 1, 64)
+
+
+def test_a_place_before_the_first_is_refused() -> None:
+    layout = DcpLayout(2, 2)
+    for question in (layout.local_index, layout.owner, lambda index: layout.position(index, 0)):
+        with pytest.raises(IllegalLayout, match="is a whole number from 0, not -1"):
+            question(-1)
