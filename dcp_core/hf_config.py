@@ -52,7 +52,8 @@ def shape_fields(config: Mapping[str, object]) -> dict[str, Any]:
         ShapeError: naming the field that is missing or wrong; for multi-head latent attention.
     """
     inner = config.get("text_config")
-    text = {**config, **inner} if isinstance(inner, Mapping) else dict(config)
+    inner = inner if isinstance(inner, Mapping) else {}
+    text = {**config, **inner}
 
     def whole(field: str, default: int | None = None) -> int:
         value = text.get(field)
@@ -78,8 +79,9 @@ def shape_fields(config: Mapping[str, object]) -> dict[str, Any]:
         "layers": _attention_layers(whole("num_hidden_layers"), text.get("layer_types")),
         "name": str(text.get("_name_or_path") or text.get("model_type") or "")[:100],
     }
-    if dtype := text.get("dtype") or text.get("torch_dtype"):
-        fields["dtype"] = dtype
+    # A null inside says nothing, and leaves it to the outer one.
+    if dtypes := [part[key] for part in (inner, config) for key in ("dtype", "torch_dtype") if part.get(key)]:
+        fields["dtype"] = dtypes[0]
     return fields
 
 

@@ -152,6 +152,8 @@ class Settings:
         Raises:
             IllegalSettings: for an unknown setting or value, naming the nearest known one.
         """
+        if not isinstance(data, Mapping):
+            raise IllegalSettings(f"settings are a mapping of names to values, not {data!r}")
         for name in data:
             check_name(name)
         return cls(**data)
@@ -168,7 +170,8 @@ def check_name(name: str) -> None:
     """Refuse a word that is no setting, naming the nearest that is."""
     known = [field.name for field in fields(Settings)]
     if name not in known:
-        raise IllegalSettings(f"unknown setting {name[:40]!r}{nearest(name, known)}; known: {', '.join(known)}")
+        word = str(name)[:40]
+        raise IllegalSettings(f"unknown setting {word!r}{nearest(word, known)}; known: {', '.join(known)}")
 
 
 def coerce(name: str, value: object) -> Any:

@@ -15,6 +15,8 @@ from dcp_core.spelling import nearest
 
 MAX_REQUESTS = 1 << 16
 """More requests than any engine puts into one batch: a larger count is a typing error, refused before it costs memory."""
+MAX_SIZE = 1 << 16
+"""More heads, layers or elements of a head than any model has: a typing error, refused before anything counts up to it."""
 MAX_TOKENS = (1 << 31) - 1
 """Lengths travel as int32 in every kernel."""
 
@@ -52,7 +54,7 @@ class ModelShape:
         name: for people; it plays no part in equality.
 
     Raises:
-        ShapeError: for sizes that are not positive, or query heads that KV heads do not divide.
+        ShapeError: for sizes outside 1 to MAX_SIZE, query heads that KV heads do not divide, or a name that is no text.
     """
 
     q_heads: int
@@ -65,12 +67,16 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         for size in ("q_heads", "kv_heads", "head_dim", "layers"):
-            _positive(f"{size} of a model", getattr(self, size))
+            value = getattr(self, size)
+            if not _is_whole(value) or not 1 <= value <= MAX_SIZE:
+                raise ShapeError(f"{size} of a model should be a whole number from 1 to {MAX_SIZE}, not {value!r}")
         if self.q_heads % self.kv_heads:
             raise ShapeError(
                 f"a model of {self.q_heads} query heads cannot share {self.kv_heads} KV heads: "
                 f"kv_heads must divide q_heads"
             )
+        if not isinstance(self.name, str):
+            raise ShapeError(f"name of a model should be a text, not {self.name!r}")
         object.__setattr__(self, "dtype", _dtype(self.dtype))
         object.__setattr__(self, "kv_dtype", _dtype(self.kv_dtype or self.dtype))
         object.__setattr__(self, "name", self.name or f"q{self.q_heads},kv{self.kv_heads},d{self.head_dim}")
@@ -92,10 +98,10 @@ class ModelShape:
         Raises:
             ShapeError: naming the nearest known model.
         """
-        found = PRESETS.get(name.strip().lower())
-        if found is None:
-            raise ShapeError(f"unknown model {name!r}{nearest(name.lower(), PRESETS)}; known: {', '.join(PRESETS)}")
-        return found
+        word = _text(name).strip().lower()
+        if word not in PRESETS:
+            raise ShapeError(f"unknown model {name!r}{nearest(word, PRESETS)}; known: {', '.join(PRESETS)}")
+        return PRESETS[word]
 
     @classmethod
     def parse(cls, text: str) -> ModelShape:
@@ -104,6 +110,7 @@ class ModelShape:
         Raises:
             ShapeError: saying which of the three it looked like and what is wrong with it.
         """
+        text = _text(text)
         if match := re.fullmatch(r"q(\d{1,6}),kv(\d{1,6}),d(\d{1,6})(?:,l(\d{1,6}))?", text.strip(), re.ASCII):
             q_heads, kv_heads, head_dim, layers = (int(number or 1) for number in match.groups())
             return cls(q_heads, kv_heads, head_dim, layers)
@@ -122,6 +129,8 @@ class ModelShape:
         Raises:
             ShapeError: naming the file and the field that is missing or wrong; for multi-head latent attention.
         """
+        if not isinstance(source, str | Path | Mapping):
+            raise ShapeError(f"a config is a path or a mapping, not {source!r}")
         where, config = ("config", source) if isinstance(source, Mapping) else read_config(Path(source))
         try:
             return cls(**shape_fields(config))
@@ -134,13 +143,17 @@ class Request:
     """One sequence of a batch: ``new`` tokens whose queries run now, ``total`` tokens including them.
 
     Raises:
-        WorkloadError: if new < 1 or total < new.
+        WorkloadError: if they are not whole numbers, new < 1 or total < new.
     """
 
     new: int
     total: int
 
     def __post_init__(self) -> None:
+        if not (_is_whole(self.new) and _is_whole(self.total)):
+            raise WorkloadError(
+                f"a request has whole numbers of tokens, not {self.new!r} new of {self.total!r} in total"
+            )
         if self.new < 1:
             raise WorkloadError(f"a request needs at least one new token, not {self.new}")
         if self.total < self.new:
@@ -159,12 +172,15 @@ class Workload:
     """A batch of requests, in the order in which an engine lays out their new tokens.
 
     Raises:
-        WorkloadError: for an empty batch, or one larger than any engine's.
+        WorkloadError: for an empty batch, one larger than any engine's, or what is no request.
     """
 
     requests: tuple[Request, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.requests, tuple | list) or not all(isinstance(one, Request) for one in self.requests):
+            raise WorkloadError(f"a batch is a tuple of Request(new, total), not {repr(self.requests)[:60]}")
+        object.__setattr__(self, "requests", tuple(self.requests))
         if not self.requests:
             raise WorkloadError("a batch needs at least one request")
         if len(self.requests) > MAX_REQUESTS:
@@ -189,6 +205,8 @@ class Workload:
         Raises:
             WorkloadError: pointing at the first character that does not fit.
         """
+        if not isinstance(text, str):
+            raise WorkloadError(f"a batch is a text, as '8q1s32k', not {text!r}")
         requests: list[Request] = []
         for segment in segments(text):
             room = MAX_REQUESTS - len(requests)
@@ -244,9 +262,14 @@ def _size(tokens: int) -> str:
     return f"{tokens // 1024}k" if tokens and tokens % 1024 == 0 else str(tokens)
 
 
-def _positive(what: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ShapeError(f"{what} should be a positive whole number, not {value!r}")
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _text(name: object) -> str:
+    if not isinstance(name, str):
+        raise ShapeError(f"a model's name is a text, as 'qwen3-32b', not {name!r}")
+    return name
 
 
 def _dtype(name: object) -> DType:

@@ -112,6 +112,12 @@ def test_settings_survive_json(settings: Settings) -> None:
     assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
+@pytest.mark.parametrize("wrong", [None, 3, "split", {1: 2}, {None: 2}])
+def test_what_is_no_mapping_of_settings_is_refused(wrong: Any) -> None:
+    with pytest.raises(IllegalSettings, match=r"settings are a mapping of names to values|unknown setting"):
+        Settings.from_json(wrong)
+
+
 @given(cases(), st.text(max_size=20))
 def test_a_models_name_plays_no_part_in_the_key(case: Case, name: str) -> None:
     assert replace(case, shape=replace(case.shape, name=name)).key == case.key
@@ -178,7 +184,9 @@ def test_a_key_is_the_same_on_every_machine_and_day() -> None:
 @pytest.mark.parametrize("value", [None, 7, [], {"nonsense": 1}, "?"], ids=repr)
 def test_a_file_that_holds_half_a_case_is_refused(part: str, value: object) -> None:
     data = case_of(DcpLayout(4, 2), "q4s9", path="split", exchange="ag_rs").to_json()
-    with pytest.raises(ValueError, match=r"a case needs|unknown setting|batch '\?', character 1"):
+    with pytest.raises(
+        ValueError, match=r"a case needs|unknown setting|are a mapping|is a text|batch '\?', character 1"
+    ):
         Case.from_json(data | {part: value})
     del data[part]
     with pytest.raises(IllegalSettings, match=rf"a case needs shape, layout, workload and settings.*{part}"):

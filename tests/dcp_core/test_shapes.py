@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -145,6 +146,23 @@ def test_an_empty_batch_is_refused() -> None:
         Workload(())
 
 
+@pytest.mark.parametrize("lens", [(1.5, 2.5), (float("nan"), float("nan")), (1, "2"), (True, True), (None, 1)])
+def test_a_request_of_broken_tokens_is_refused(lens: tuple[int, int]) -> None:
+    with pytest.raises(WorkloadError, match="a request has whole numbers of tokens"):
+        Request(*lens)
+
+
+def test_a_batch_holds_requests_and_nothing_else() -> None:
+    listed: Any = [Request(1, 5)]
+    assert hash(Workload(listed)) == hash(Workload((Request(1, 5),)))
+    for wrong in (("a",), None, 3, "q1", (1, 5)):
+        with pytest.raises(WorkloadError, match=r"a batch is a tuple of Request\(new, total\), not"):
+            Workload(wrong)  # type: ignore[arg-type]
+    for wrong in (None, 3, b"q1"):
+        with pytest.raises(WorkloadError, match="a batch is a text, as '8q1s32k', not"):
+            Workload.parse(wrong)  # type: ignore[arg-type]
+
+
 # --- Model shapes ---------------------------------------------------------------------------------------------------
 
 
@@ -179,11 +197,32 @@ def test_a_shape_can_be_typed(kv_heads: int, group: int, head_dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [(0, 1, 64), (8, -1, 64), (8, 3, 64), (8, 2, 0), (8, 2, 64, 0), (8.0, 2, 64), (True, 1, 64)]
+    "sizes",
+    [
+        (0, 1, 64),
+        (8, -1, 64),
+        (8, 3, 64),
+        (8, 2, 0),
+        (8, 2, 64, 0),
+        (8.0, 2, 64),
+        (True, 1, 64),
+        (10**10, 1, 64),
+        (8, 2, 1 << 17),
+        (8, 2, 64, 1 << 17),
+    ],
 )
 def test_a_shape_that_cannot_be_is_refused_at_birth(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError):
         ModelShape(*sizes)
+
+
+def test_what_is_no_name_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ShapeError, match="name of a model should be a text, not b'x'"):
+        ModelShape(8, 2, 64, name=b"x")  # type: ignore[arg-type]
+    for read in (ModelShape.preset, ModelShape.parse):
+        for wrong in (None, 3, b"qwen3-32b"):
+            with pytest.raises(ShapeError, match="a model's name is a text"):
+                read(wrong)  # type: ignore[arg-type]
 
 
 def test_a_name_plays_no_part_in_equality_and_a_cache_has_the_models_dtype_unless_told() -> None:
@@ -249,6 +288,10 @@ MULTI_HEAD = {
         (MULTIMODAL, ModelShape(32, 16, 128, 62)),
         (MULTI_HEAD, ModelShape(32, 32, 128, 32, DType.FLOAT16)),
         ({**QWEN3_235B, "head_dim": None, "torch_dtype": None}, ModelShape(64, 4, 64, 94)),
+        (
+            {**MULTI_HEAD, "text_config": {"num_attention_heads": 16, "torch_dtype": None}},
+            ModelShape(16, 16, 256, 32, DType.FLOAT16),
+        ),
         ({**MULTI_HEAD, "torch_dtype": None, "dtype": "float32"}, ModelShape(32, 32, 128, 32, DType.FLOAT32)),
         ({**QWEN3_235B, "text_config": None}, ModelShape(64, 4, 128, 94)),
     ],
@@ -258,6 +301,7 @@ MULTI_HEAD = {
         "text_config",
         "no num_key_value_heads",
         "null head_dim",
+        "null dtype inside",
         "dtype",
         "null text_config",
     ],
@@ -323,6 +367,12 @@ def test_of_a_hybrid_model_the_layers_that_cache_keys_and_values_count() -> None
     assert ModelShape.from_hf_config({**config, "layer_types": hybrid}) == replace(plain, layers=4)
     predicting = [*hybrid, "full_attention"]
     assert ModelShape.from_hf_config({**config, "layer_types": predicting}) == replace(plain, layers=4)
+
+
+def test_a_config_that_is_neither_a_path_nor_a_mapping_is_refused() -> None:
+    for wrong in (None, 3):
+        with pytest.raises(ShapeError, match="a config is a path or a mapping, not"):
+            ModelShape.from_hf_config(wrong)  # type: ignore[arg-type]
 
 
 def test_a_config_that_is_not_there_or_far_too_large_is_refused(tmp_path: Path) -> None:
