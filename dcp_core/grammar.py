@@ -30,9 +30,9 @@ def segments(text: str) -> Iterator[Segment]:
     Raises:
         WorkloadError: pointing at the first character that does not fit.
     """
-    label, equals, _ = text.rpartition("=")
-    start = len(label) + len(equals)
-    grammar = _BATCH if "q" in text[start:] else _FORWARD
+    named = _NAME.match(text)
+    start = named.end() if named else 0
+    grammar = _FORWARD if named or "q" not in text else _BATCH
     for part in text[start:].split(grammar.separator):
         yield grammar.read(text, part, start)
         start += len(part) + 1
@@ -100,6 +100,7 @@ def _grammar(separator: str, before_new: str, before_second: str, second_is_cont
     return _Grammar(separator, re.compile(pattern), compiled, second_is_context)
 
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]+=")
 _BATCH = _grammar("_", "q", "s", second_is_context=False)
 _FORWARD = _grammar(",", "*", "@", second_is_context=True)
 

@@ -199,7 +199,8 @@ class Workload:
 
         ``8q1s32k_q2k``, of vLLM's attention benchmark: segments joined by ``_``, each ``COUNT q NEW k s TOTAL k`` with
         COUNT 1 and TOTAL = NEW unless given. ``mix=8192,32*1@8192``, of ``vllm bench forward``: segments joined by
-        ``,``, each ``COUNT * NEW @ CONTEXT`` with COUNT 1 and CONTEXT 0 unless given, and an optional name before ``=``.
+        ``,``, each ``COUNT * NEW @ CONTEXT`` with COUNT 1 and CONTEXT 0 unless given, and before them an optional name (letters,
+        digits, ``_``, ``.``, ``-``) with an ``=``.
         A ``k`` behind a length multiplies it by 1024.
 
         Raises:

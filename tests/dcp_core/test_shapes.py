@@ -57,6 +57,7 @@ def test_both_grammars_say_the_same(workload: Workload, short: bool) -> None:
         ("8192", [(8192, 8192)]),
         ("4*2k", [(2048, 2048)] * 4),
         ("mix=8192,32*1@8192", [(8192, 8192)] + [(1, 8193)] * 32),
+        ("quick_1.5-mix=8192", [(8192, 8192)]),
     ],
 )
 def test_examples_of_the_tools_whose_grammars_these_are(text: str, requests: list[tuple[int, int]]) -> None:
@@ -86,6 +87,12 @@ def test_examples_of_the_tools_whose_grammars_these_are(text: str, requests: lis
         ("1,x", 3),
         ("4,,4", 3),
         ("mix=", 5),
+        ("8q1s32k=q4", 9),
+        ("mix=q4", 5),
+        ("=8192", 1),
+        ("a=b=8192", 3),
+        ("a b=8192", 1),
+        ("q4=8q1", 5),
         ("mix=4,5k@k", 10),
         ("٣q1", 1),
         ("q\uff11k", 2),
