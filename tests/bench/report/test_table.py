@@ -119,7 +119,7 @@ def test_times_have_three_figures_or_more(value: float, shown: str) -> None:
 
 def test_the_interval_is_shown_as_its_wider_half() -> None:
     assert spread(replace(summary(100.0), median=100.0, low=99.0, high=102.5)) == "±2.5%"
-    assert spread(replace(summary(100.0), median=100.0, low=20.0, high=102.5)) == "±80%"
+    assert spread(replace(summary(100.0), median=100.0, min=20.0, low=20.0, high=102.5)) == "±80%"
 
 
 def test_a_trial_fits_a_line_whatever_became_of_it() -> None:
