@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from bench.record import Label
 from dcp_core.layout import DcpLayout
-from dcp_core.settings import Case, ExchangeName, KernelName, PathName, Settings, canonical
+from dcp_core.settings import Case, ExchangeName, KernelName, PathName, Settings, canonical, is_legal
 from dcp_core.shapes import DType, Workload
+
+MAX_ENTRIES = 2048
+"""Of one profile. It is asked while an engine starts: a sweep that needs more batches than this needs another method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +140,28 @@ def default_settings(
     """Return what vLLM's FlashInfer backend runs: the settings that every choice has to beat.
 
     Prefill wrappers ``auto``, decode with tensor cores, decodes of a mixed batch apart, ``split`` for everything longer
-    than a token, gather and combine even without context, ``ag_rs``. As of vLLM 0.33.
+    than a token, gather and combine even without context, ``ag_rs``. As of vLLM 0.33. A page is as large as dcpbench's
+    default, or the least above that which the interleave divides.
 
     Args:
         kernel, decode_kernel: stand-ins for a machine where these do not run, or to spell out what ``auto`` means.
     """
+    interleave = layout.canonical.interleave
     path = PathName.TP if layout.dcp == 1 else PathName.DECODE if workload.is_decode else PathName.SPLIT
     settings = Settings(
         path=path,
         kernel=decode_kernel if workload.is_decode else kernel,
         decode_kernel=decode_kernel,
         exchange=ExchangeName.ALONE if layout.dcp == 1 else ExchangeName.AG_RS,
+        page_size=-(-Settings().page_size // interleave) * interleave,
         skip_empty_context=False,
     )
     return canonical(settings, layout, workload)
 
 
-def serves(settings: Settings, workload: Workload) -> bool:
-    """Tell whether settings chosen for another batch can run this one: what decodes takes one new token per request."""
-    one_token = settings.path is PathName.DECODE or settings.kernel is KernelName.CUDA_CORE
-    return workload.is_decode or not one_token
+def carried(entry: Entry, workload: Workload) -> Settings | None:
+    """Return an entry's settings as they run another batch; None if they cannot: what decodes takes one new token each."""
+    if entry.settings.kernel is KernelName.CUDA_CORE and not workload.is_decode:
+        return None
+    settings = canonical(entry.settings, entry.layout, workload)
+    return settings if is_legal(settings, entry.layout, workload) else None

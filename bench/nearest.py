@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from bench.entry import Entry, serves
-from dcp_core.settings import Settings, canonical
+from bench.entry import Entry, carried
+from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 
 CONTEXT_FLOOR = 128
@@ -21,6 +22,14 @@ def place(workload: Workload) -> Point:
     requests = len(workload)
     context = sum(workload.context_lens) / requests
     return math.log2(requests), math.log2(workload.new_tokens / requests), math.log2(context + CONTEXT_FLOOR)
+
+
+class Neighbour(NamedTuple):
+    """A measured batch that answers for another: how far away it is, and its settings as they run that other one."""
+
+    distance: float
+    entry: Entry
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +60,16 @@ class Region:
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
-    def nearest(self, workload: Workload, *, besides: Entry | None = None) -> tuple[float, Entry] | None:
-        """Return the nearest entry whose settings can run a batch, after its distance; None if there is none."""
+    def nearest(self, workload: Workload, *, besides: Entry | None = None) -> Neighbour | None:
+        """Return the nearest entry whose settings can run a batch; None if there is none."""
         here = place(workload)
-        near = [
-            (math.dist(here, point), index)
-            for index, (point, entry) in enumerate(zip(self.points, self.entries, strict=True))
-            if entry is not besides and serves(entry.settings, workload)
-        ]
-        if not near:
-            return None
-        distance, index = min(near)
-        return distance, self.entries[index]
+        distances = sorted((math.dist(here, point), index) for index, point in enumerate(self.points))
+        for distance, index in distances:
+            entry = self.entries[index]
+            settings = carried(entry, workload) if entry is not besides else None
+            if settings is not None:
+                return Neighbour(distance, entry, settings)
+        return None
 
     def covers(self, workload: Workload, distance: float) -> bool:
         """Tell whether a batch lies among the measured ones, ``distance`` from the nearest that can answer for it."""
@@ -76,14 +83,9 @@ def leave_each_out(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     return tuple(replace(entry, left_out_regret=_left_out(region, entry)) for entry in entries)
 
 
-def carried(entry: Entry, workload: Workload) -> Settings:
-    """Return an entry's settings as they run another batch."""
-    return canonical(entry.settings, entry.layout, workload)
-
-
 def _left_out(region: Region, entry: Entry) -> float | None:
     found = region.nearest(entry.workload, besides=entry)
-    regret = entry.regret(carried(found[1], entry.workload)) if found else None
+    regret = entry.regret(found.settings) if found else None
     return None if regret is None else round(regret, 6)
 
 

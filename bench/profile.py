@@ -9,17 +9,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from bench.entry import Entry, Geometry, default_settings
+from bench.entry import MAX_ENTRIES, Entry, Geometry, default_settings
+from bench.errors import UsageError
 from bench.files import read_capped, write_whole
-from bench.nearest import Region, carried
+from bench.nearest import Region
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, Settings
 from dcp_core.shapes import Workload
 
 MAX_PROFILE_BYTES = 32 << 20
-MAX_ENTRIES = 2048
-"""A profile is asked while an engine starts: a sweep that needs more batches than this needs another method."""
 
 
 class Source(StrEnum):
@@ -35,11 +34,12 @@ class Choice:
     """A profile's answer.
 
     Args:
-        settings: to run; legal for the batch that was asked.
+        settings: to run; legal for the batch and layout that were asked.
         source: where they come from.
         distance: from the batch to the entry that answers for it, 1 per doubling of requests, new tokens or context;
             infinite if nothing was measured.
-        expected_regret: relative to the best settings, as leaving out measured batches showed; None where unknown.
+        expected_regret: relative to the best settings: measured of this very batch, of a neighbour's as leaving out
+            measured batches showed; None where unknown.
         entry: the evidence; None for a default.
     """
 
@@ -55,7 +55,8 @@ class Profile:
     """The entries of one geometry, all from machines whose hard fields agree.
 
     Raises:
-        ValueError: for too many entries, or an entry of a layout that does not have this geometry.
+        UsageError: for too many entries.
+        ValueError: for an entry of a layout that does not have this geometry.
     """
 
     geometry: Geometry
@@ -66,7 +67,10 @@ class Profile:
 
     def __post_init__(self) -> None:
         if len(self.entries) > MAX_ENTRIES:
-            raise ValueError(f"a profile has at most {MAX_ENTRIES} entries, not {len(self.entries)}")
+            raise UsageError(
+                f"the profile of {self.geometry} would have {len(self.entries)} entries, and {MAX_ENTRIES} are the limit: "
+                f"tune fewer batches, or some of them into another folder (--results); what was measured is kept"
+            )
         for layout in {entry.layout for entry in self.entries}:
             self.geometry.check(layout)
         # Those measured on as many devices stand before simulated ones, and so answer first.
@@ -74,7 +78,7 @@ class Profile:
         exact: dict[tuple[int, int, Workload], Entry] = {}
         regions: dict[tuple[int, int, bool, Label], list[Entry]] = defaultdict(list)
         for entry in ordered:
-            exact.setdefault((entry.layout.dcp, entry.layout.interleave, entry.workload), entry)
+            exact.setdefault((*_shared_out(entry.layout), entry.workload), entry)
             regions[_region(entry)].append(entry)
         object.__setattr__(self, "_exact", exact)
         object.__setattr__(self, "_regions", {key: Region(tuple(inside)) for key, inside in regions.items()})
@@ -115,20 +119,22 @@ class Profile:
 
         The very batch if it was measured; else the nearest that was, if the batch lies among them; else what the engine
         does by default.
+
+        Raises:
+            IllegalSettings: for an interleave beyond any page size.
         """
-        found = self._exact.get((layout.dcp, layout.interleave, workload))
+        found = self._exact.get((*_shared_out(layout), workload))
         if found is not None:
-            return Choice(found.settings, Source.EXACT, 0.0, 0.0, found)
+            return Choice(found.settings, Source.EXACT, 0.0, found.regret(found.settings), found)
         shortest = math.inf
         for label in (Label.MEASURED, Label.SIMULATED):
-            region = self._regions.get((layout.dcp, layout.interleave, workload.is_mixed, label))
+            region = self._regions.get((*_shared_out(layout), workload.is_mixed, label))
             near = region.nearest(workload) if region else None
             if region is None or near is None:
                 continue
-            distance, entry = near
-            if region.covers(workload, distance):
-                return Choice(carried(entry, workload), Source.NEIGHBOUR, distance, region.regret, entry)
-            shortest = min(shortest, distance)
+            if region.covers(workload, near.distance):
+                return Choice(near.settings, Source.NEIGHBOUR, near.distance, region.regret, near.entry)
+            shortest = min(shortest, near.distance)
         return Choice(self._default(workload, layout), Source.DEFAULT, shortest, None)
 
     def _default(self, workload: Workload, layout: DcpLayout) -> Settings:
@@ -139,4 +145,9 @@ class Profile:
 
 
 def _region(entry: Entry) -> tuple[int, int, bool, Label]:
-    return entry.layout.dcp, entry.layout.interleave, entry.workload.is_mixed, entry.label
+    return *_shared_out(entry.layout), entry.workload.is_mixed, entry.label
+
+
+def _shared_out(layout: DcpLayout) -> tuple[int, int]:
+    """Return all that matters of a layout within a geometry: dcp and interleave."""
+    return layout.dcp, layout.canonical.interleave

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.entry import Candidate, Entry, Geometry
+from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry
 from bench.files import FileError
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
@@ -83,7 +83,7 @@ class _Profile(_Strict):
     geometry: _Geometry
     environment: _Environment
     unless_given: dict[str, Value]
-    entries: list[_Entry]
+    entries: Annotated[list[_Entry], Field(max_length=MAX_ENTRIES)]
 
 
 def render(geometry: Geometry, environment: Environment, entries: Iterable[Entry]) -> str:
@@ -194,7 +194,7 @@ def _read_entry(form: _Entry, geometry: Geometry, unless_given: Mapping[str, Val
     workload = Workload.parse(form.workload)
     geometry.check(layout)
     # The legality of settings does not depend on the model: any shape that the layout can split will do.
-    shape = ModelShape(layout.tp * max(1, layout.dcp // layout.tp), 1, geometry.head_dim)
+    shape = ModelShape(layout.tp, 1, geometry.head_dim)
 
     def read(given: Mapping[str, Value]) -> Settings:
         settings = Settings.from_json({**unless_given, **given})

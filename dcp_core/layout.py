@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dcp_core.shapes import ModelShape
 
@@ -45,6 +45,11 @@ class DcpLayout:
     def __str__(self) -> str:
         spread = f", interleave {self.interleave}" if self.interleave > 1 else ""
         return f"tp {self.tp}, dcp {self.dcp}{spread}"
+
+    @property
+    def canonical(self) -> DcpLayout:
+        """This layout with interleave 1 where it means nothing, at dcp 1: equal for layouts that hold everything alike."""
+        return replace(self, interleave=1) if self.dcp == 1 else self
 
     def owner(self, position: int) -> int:
         """Return the rank that holds the token at ``position``."""

@@ -326,8 +326,13 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     )
 
 
+def is_legal(settings: Settings, layout: DcpLayout, workload: Workload) -> bool:
+    """Tell whether settings can serve a layout and workload: whether there is a case of them."""
+    return next(_problems(layout, workload, settings), None) is None
+
+
 def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iterator[str]:
-    path, interleave, page = settings.path, layout.interleave, settings.page_size
+    path, interleave, page = settings.path, layout.canonical.interleave, settings.page_size
     if path is PathName.TP and layout.dcp > 1:
         yield f"path tp is the dcp 1 baseline, asked for with dcp {layout.dcp}; choose decode, split, mask or fold"
     if path is PathName.DECODE and not workload.is_decode:

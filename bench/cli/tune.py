@@ -20,9 +20,11 @@ def tune(invocation: typer.Context, asked: Asked, running: Running) -> int:
     from bench.cli.campaign import campaign, measure
     from bench.cli.dry_run import show_plan
     from bench.cli.outcome import finish, publish
+    from bench.tune.pick import check_size
 
     session = session_of(invocation)
     wanted = campaign(asked, running, session.ranks)
+    check_size(wanted.cases)
     if running.dry_run:
         return show_plan(wanted, as_json=running.json)
     trials, interrupted = measure(wanted, session.command)

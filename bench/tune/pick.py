@@ -7,12 +7,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bench.entry import Candidate, Entry, Geometry, default_settings
+from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry, default_settings
+from bench.errors import UsageError
 from bench.nearest import leave_each_out
 from bench.profile import Profile
 from bench.record import Environment, Label, Measured, Trial
 from dcp_core.settings import Case, ExchangeName, KernelName, Settings, canonical
 from dcp_core.shapes import Workload
+
+
+def check_size(cases: Iterable[Case]) -> None:
+    """Refuse cases of more batches than a profile holds, before any is measured.
+
+    Raises:
+        UsageError: saying how many batches of which geometry there are.
+    """
+    places: dict[Geometry, set[_Place]] = defaultdict(set)
+    for case in cases:
+        label = Label.SIMULATED if case.settings.exchange is ExchangeName.LOOPBACK else Label.MEASURED
+        place = _Place(case.layout.dcp, case.layout.interleave, case.workload, label)
+        places[Geometry.of(case)].add(place)
+    for geometry, found in places.items():
+        if len(found) > MAX_ENTRIES:
+            raise UsageError(
+                f"{len(found)} batches of {geometry} are more than the {MAX_ENTRIES} that a profile holds: "
+                f"tune fewer, or run 'dcpbench sweep', which makes no profile"
+            )
 
 
 class _Timing(NamedTuple):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
 from bench.entry import default_settings
+from bench.errors import UsageError
 from bench.profile import Profile
 from bench.record import (
     Environment,
@@ -19,7 +22,7 @@ from bench.record import (
     Summary,
     Trial,
 )
-from bench.tune.pick import pick
+from bench.tune.pick import check_size, pick
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
 from dcp_core.settings import canonical
@@ -29,6 +32,7 @@ MODEL = ModelShape.preset("qwen3-235b-a22b")
 DCP2 = DcpLayout(8, 2)
 SPLIT_FA2 = Settings(path="split", kernel="fa2")
 SPLIT_FA3 = Settings(path="split", kernel="fa3")
+DECODE = Settings(path="decode", kernel="fa2")
 FOLD_FA2 = Settings(path="fold", kernel="fa2")
 
 
@@ -211,3 +215,13 @@ def test_defaults_are_those_of_the_engine() -> None:
     )
     assert default_settings(DCP2, Workload.parse("8q4s32k")).path == "split", "speculative decode too"
     assert default_settings(DcpLayout(8), decode) == Settings(path="tp", kernel="fa2", exchange="alone")
+
+
+def test_more_batches_than_a_profile_holds_are_refused_before_they_are_measured() -> None:
+    def cases(count: int) -> Iterator[Case]:
+        batches = (f"{requests}q1s{context}" for requests in range(1, 100) for context in range(1, 100))
+        return (Case(MODEL, DCP2, Workload.parse(batch), DECODE) for batch in islice(batches, count))
+
+    check_size(cases(2048))
+    with pytest.raises(UsageError, match=r"2049 batches of q16,kv1,d128,.* are more than the 2048 .* 'dcpbench sweep'"):
+        check_size(cases(2049))

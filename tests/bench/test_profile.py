@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.entry import Candidate, Entry, Geometry, default_settings
+from bench.errors import UsageError
 from bench.files import FileError
 from bench.nearest import leave_each_out
 from bench.profile import MAX_PROFILE_BYTES, Profile, Source
@@ -160,10 +162,54 @@ def test_an_empty_profile_answers_with_the_default() -> None:
     assert ask(profile(), "8q1s32k") == ("default", DECODE)
 
 
+@pytest.mark.parametrize(("interleave", "page_size"), [(1, 16), (3, 18), (16, 16), (32, 32), (48, 48)])
+def test_the_default_has_pages_that_the_interleave_divides(interleave: int, page_size: int) -> None:
+    layout, workload = DcpLayout(8, 2, interleave), Workload.parse("4q1s32k")
+    settled = GRID.lookup(workload, layout).settings
+    assert (settled.page_size, Case(MODEL, layout, workload, settled).settings) == (page_size, settled)
+
+
+def test_at_dcp_1_an_interleave_means_nothing() -> None:
+    one = profile(entry("4q1s32k", Settings(path="tp", kernel="fa2", exchange="alone"), layout=DcpLayout(8)))
+    for interleave in (1, 2, 32):
+        assert ask(one, "4q1s32k", DcpLayout(8, 1, interleave))[0] == "exact"
+
+
+def test_a_kept_default_has_the_regret_that_was_measured() -> None:
+    kept = replace(entry("4q1s32k", DECODE, FOLD), settings=FOLD)
+    assert profile(kept).lookup(kept.workload, DCP2).expected_regret == pytest.approx(0.1)
+
+
+def test_settings_that_cannot_run_a_batch_are_not_carried_to_it() -> None:
+    shared = Settings(path="split", kernel="fa2", batching="shared")
+    one = profile(entry("2q1s8k_2q64s8k", shared), entry("2q1s32k_2q64s32k", shared), entry("q1s9k_q64s9k", shared))
+    assert ask(one, "2q1s16k_2q64s16k") == ("neighbour", shared)
+    torn = Workload.parse("q1s16k_q64s16k_q1s16k_q64s16k")
+    choice = one.lookup(torn, DCP2)
+    assert (choice.source, choice.distance) == (Source.DEFAULT, math.inf)
+    assert Case(MODEL, DCP2, torn, choice.settings).settings == choice.settings
+
+
+def test_more_entries_than_a_profile_holds_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    batches = [entry(f"{requests}q1s{context}k", DECODE) for requests in range(1, 65) for context in range(1, 34)]
+    with pytest.raises(
+        UsageError, match=r"would have 2112 entries, and 2048 are the limit: .* what was measured is kept"
+    ):
+        Profile(GEOMETRY, H200, tuple(batches))
+    from bench.profile_file import render
+
+    path = tmp_path / "large.json"
+    path.write_text(render(GEOMETRY, H200, batches))
+    with pytest.raises(FileError, match=r"large\.json: entries.* 2048"):
+        Profile.load(path)
+
+
 @settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(0, 200_000)), min_size=1, max_size=4),
-    st.sampled_from([DcpLayout(8, 1), DCP2, DcpLayout(16, 4), DcpLayout(8, 2, 16)]),
+    st.sampled_from(
+        [DcpLayout(8, 1), DCP2, DcpLayout(16, 4), DcpLayout(8, 2, 16), DcpLayout(8, 2, 32), DcpLayout(8, 1, 3)]
+    ),
 )
 def test_whatever_is_asked_the_settings_are_legal(runs: list[tuple[int, int, int]], layout: DcpLayout) -> None:
     workload = Workload.of(
