@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,8 +78,8 @@ def check_regular(path: Path, kind: str) -> None:
         raise FileError(f"{path}: a pipe or a device; {kind} is a regular file")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file by ``text``, so that a crash leaves the old one or the new one; make its folder if need be.
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by ``content``, so that a crash leaves the old one or the new one; make its folder if need be.
 
     Raises:
         StorageError: if the disk does not take it; then nothing has changed.
@@ -87,8 +88,8 @@ def write_whole(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with draft.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
@@ -97,6 +98,11 @@ def write_whole(path: Path, text: str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise storage_error("write", path, error) from None
+
+
+def folder_name(text: str) -> str:
+    """Return a name for a folder that no text can lead out of its parent, or past what a disk takes."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("._")[:80] or "unnamed"
 
 
 def sync_folder(folder: Path) -> None:

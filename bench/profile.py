@@ -111,7 +111,7 @@ class Profile:
         from bench.profile_file import render
 
         path = Path(folder) / self.file_name
-        write_whole(path, render(self.geometry, self.environment, self.entries))
+        write_whole(path, render(self.geometry, self.environment, self.entries).encode())
         return path
 
     def lookup(self, workload: Workload, layout: DcpLayout) -> Choice:

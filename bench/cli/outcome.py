@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.exits import Exit
 from bench.cli.screen import draw, emit, say, warn
+from bench.files import folder_name
 from bench.record import Failed, Measured, Trial
 from bench.report.table import counted, notes_of, trials_grids
 
 if TYPE_CHECKING:
     from bench.cli.campaign import Campaign
+    from bench.report.plot import NotDrawn, Saved
 
 
 def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
@@ -28,7 +31,7 @@ def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
 
 
 def publish(trials: Sequence[Trial], wanted: Campaign, *, command: str, as_json: bool) -> None:
-    """Pick settings, save profiles and pictures under the results folder, and say where.
+    """Pick settings and show them, then save profiles and pictures under the results folder, and say where.
 
     A profile is made from all that the store holds of its geometry, so that tuning decodes does not forget prefills;
     tables and pictures show what was asked for.
@@ -38,35 +41,53 @@ def publish(trials: Sequence[Trial], wanted: Campaign, *, command: str, as_json:
     """
     from bench.entry import Geometry
     from bench.report.choices import entries_grid, entries_json
-    from bench.report.plot import NotDrawn, Saved, save_all
+    from bench.report.plot import save_all
     from bench.tune.pick import pick
 
     geometries = {Geometry.of(trial.case) for trial in trials}
     batches = {(trial.case.layout.dcp, trial.case.layout.interleave, trial.case.workload) for trial in trials}
     profiles = [profile for profile in pick(wanted.everything_here()) if profile.geometry in geometries]
-    files = [profile.save(wanted.results / "profiles") for profile in profiles]
-    pictures = list(save_all(trials, wanted.results / "plots" / wanted.name, command=command))
-    saved = [picture for picture in pictures if isinstance(picture, Saved)]
-    missing = [picture for picture in pictures if isinstance(picture, NotDrawn)]
-    if as_json:
-        chosen = [
-            {"file": str(file), "entries": entries_json(profile, batches)}
-            for file, profile in zip(files, profiles, strict=True)
-        ]
-        plots = {picture.name: [str(file) for file in picture.files] for picture in saved}
-        emit({"profiles": chosen, "plots": plots, "not_drawn": {one.name: one.reason for one in missing}})
-        return
+    if not as_json:
+        for profile in profiles:
+            draw(entries_grid(profile, batches))
+            say()
+        for note in notes_of(trials):
+            say(note)
+    saved: list[dict[str, Any]] = []
     for profile in profiles:
-        draw(entries_grid(profile, batches))
-        say()
-    for note in notes_of(trials):
-        say(note)
-    for file in files:
-        say(f"profile  {file}")
-    for picture in saved:
-        say(f"plot     {'  '.join(str(file) for file in picture.files)}")
-    for undrawn in missing:
-        say(f"no plot  {undrawn.name}: {undrawn.reason}")
+        file = profile.save(wanted.results / "profiles")
+        saved.append({"file": str(file), "entries": entries_json(profile, batches)})
+        if not as_json:
+            say(f"profile  {file}")
+    pictures = save_all(trials, wanted.results / "plots" / folder_name(wanted.name), command=command)
+    plots = show_pictures(pictures, quiet=as_json)
+    if as_json:
+        emit({"cases": _counts(trials), "profiles": saved, **plots})
+
+
+def show_pictures(pictures: Iterable[Saved | NotDrawn], *, quiet: bool) -> dict[str, dict[str, Any]]:
+    """Say where each picture is as it is saved, unless ``quiet``; return the files of each, and why others have none."""
+    from bench.report.plot import Saved
+
+    plots: dict[str, list[str]] = {}
+    not_drawn: dict[str, str] = {}
+    for picture in pictures:
+        if isinstance(picture, Saved):
+            plots[picture.name] = [str(file) for file in picture.files]
+            line = f"plot     {'  '.join(plots[picture.name])}"
+        else:
+            not_drawn[picture.name] = picture.reason
+            line = f"no plot  {picture.name}: {picture.reason}"
+        if not quiet:
+            say(line)
+    return {"plots": plots, "not_drawn": not_drawn}
+
+
+def _counts(trials: Sequence[Trial]) -> dict[str, int]:
+    """Return how many cases were measured, skipped and failed, the last trial of each counting."""
+    latest = {trial.key: trial for trial in trials}.values()
+    counts = Counter(trial.outcome.kind for trial in latest)
+    return {kind: counts[kind] for kind in ("measured", "skipped", "failed")}
 
 
 def finish(trials: Sequence[Trial], *, interrupted: bool) -> Exit:

@@ -10,7 +10,7 @@ import typer
 from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Json, Results, session_of
-from bench.cli.screen import emit, say
+from bench.cli.screen import emit
 from bench.cli.show import Runs, trials_of
 
 
@@ -41,8 +41,9 @@ def plot(
       dcpbench plot
       dcpbench plot last --figure latency,mask-cost --to report/
     """
+    from bench.cli.outcome import show_pictures
     from bench.errors import UsageError
-    from bench.report.plot import FIGURES, NotDrawn, save_all
+    from bench.report.plot import FIGURES, save_all
     from dcp_core.spelling import nearest
 
     names = [name for text in figure or [] for name in text.split(",")]
@@ -52,20 +53,7 @@ def plot(
                 f"unknown figure {name[:40]!r}{nearest(name, FIGURES)}; known: {', '.join(FIGURES)} (--figure)"
             )
     trials, folder = trials_of(run or [], results), to or results / "plots"
-    pictures = []
-    for picture in save_all(trials, folder, command=session_of(invocation).command, names=names):
-        pictures.append(picture)
-        if json:
-            continue
-        if isinstance(picture, NotDrawn):
-            say(f"no plot  {picture.name}: {picture.reason}")
-        else:
-            say(f"plot     {'  '.join(str(file) for file in picture.files)}")
+    plots = show_pictures(save_all(trials, folder, command=session_of(invocation).command, names=names), quiet=json)
     if json:
-        emit(
-            {
-                one.name: one.reason if isinstance(one, NotDrawn) else [str(file) for file in one.files]
-                for one in pictures
-            }
-        )
+        emit(plots["plots"] | plots["not_drawn"])
     return Exit.DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.record import Label, Measured, Trial
 from bench.report import style
@@ -137,8 +137,10 @@ def _figure(panels: Mapping[str, list[Point]], axis: Axis) -> Figure:
         for place in axes[:: style.PANELS_PER_ROW]:
             place.set_ylabel("one layer's step (median)")
         style.title(figure, "Attention step of one rank, fastest setting of each path")
-        notes = _notes(points, hidden=len(panels) - len(shown))
-        style.finish(figure, style.keys(*_in_use(points)), [point.trial for point in points], *notes)
+        notes = _notes(points, hidden=len(panels) - len(shown), joined=axis.joined)
+        paths, dcps, kernels, labels = _in_use(points)
+        keys = style.keys(paths, dcps if axis.joined else [], kernels, labels)
+        style.finish(figure, keys, [point.trial for point in points], *notes)
     return figure
 
 
@@ -188,11 +190,18 @@ def _draw_line(axes: Axes, line: Line, points: Sequence[Point], *, axis: Axis, a
         face = colour if style.LABEL_FILL[line.label] else "white"
         errors = [[step.median - step.low], [step.high - step.median]]
         marker = style.KERNEL_MARKERS[point.trial.case.settings.kernel]
-        # The line style of the interval tells the dcp size where no line does.
-        _, _, (bar,) = axes.errorbar(
-            x, step.median, yerr=errors, color=colour, marker=marker, mfc=face, capsize=2, elinewidth=0.9
-        )
-        bar.set_linestyle("-" if axis.joined else style.line_of(line.dcp))
+        axes.errorbar(x, step.median, yerr=errors, color=colour, marker=marker, mfc=face, capsize=2, elinewidth=0.9)
+        if not axis.joined:
+            axes.annotate(str(line.dcp), (x, step.high), color=style.ink(colour), **_ABOVE)
+
+
+_ABOVE: dict[str, Any] = {
+    "xytext": (0, 3),
+    "textcoords": "offset points",
+    "ha": "center",
+    "va": "bottom",
+    "fontsize": 6.5,
+}
 
 
 def _in_use(points: Sequence[Point]) -> tuple[list[PathName], list[int], list[KernelName], list[Label]]:
@@ -208,8 +217,10 @@ def _in_use(points: Sequence[Point]) -> tuple[list[PathName], list[int], list[Ke
     )
 
 
-def _notes(points: Sequence[Point], *, hidden: int) -> list[str]:
+def _notes(points: Sequence[Point], *, hidden: int, joined: bool) -> list[str]:
     notes = ["Bands and bars: 95 % interval of the median."]
+    if not joined:
+        notes[0] = "Figures above markers: dcp. Bars: 95 % interval of the median."
     if any(not point.outcome.exchange_timed for point in points if point.trial.case.layout.dcp > 1):
         notes[0] += " Hollow markers: ranks run one after another on one device, without the time of the exchange."
     if hidden:

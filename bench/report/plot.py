@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.files import storage_error
-from bench.record import Trial
+from bench.files import write_whole
+from bench.record import Measured, Trial
 from bench.report import breakdown, exchange_cost, kv_memory, latency, mask_cost, style
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def save_all(
     Raises:
         StorageError: if the folder does not take them.
     """
-    latest = list({trial.key: trial for trial in trials}.values())
+    latest = [_presentable(trial) for trial in {trial.key: trial for trial in trials}.values()]
     for name in names or FIGURES:
         figure = FIGURES[name](latest)
         yield NotDrawn(name, figure) if isinstance(figure, str) else Saved(name, save(figure, folder, name, command))
@@ -65,12 +66,27 @@ def save(figure: Figure, folder: Path, name: str, command: str) -> tuple[Path, .
         StorageError: if the folder does not take them.
     """
     files = (folder / f"{name}.png", folder / f"{name}.svg")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with style.styled():
-            style.sign(figure, command)
-            for file, metadata in zip(files, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
-                figure.savefig(file, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
-    except OSError as error:
-        raise storage_error("write pictures to", folder, error) from None
+    with style.styled():
+        style.sign(figure, command)
+        for file, metadata in zip(files, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
+            picture = BytesIO()
+            figure.savefig(picture, format=file.suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.08)
+            write_whole(file, picture.getvalue())
     return files
+
+
+def _presentable(trial: Trial) -> Trial:
+    """Make every name of a trial fit for a picture: those of models, stages and machines come out of files."""
+    shape = replace(trial.case.shape, name=style.name(trial.case.shape.name, style.LONGEST_TITLE))
+    places = {style.name(name): style.name(value) for name, value in trial.environment.hard.items()}
+    outcome = trial.outcome
+    if isinstance(outcome, Measured):
+        stages = tuple(replace(stage, name=style.name(stage.name)) for stage in outcome.stages)
+        outcome = replace(outcome, stages=stages)
+    return replace(
+        trial,
+        case=replace(trial.case, shape=shape),
+        outcome=outcome,
+        environment=replace(trial.environment, hard=places),
+        time=style.name(trial.time),
+    )

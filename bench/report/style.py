@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bench.record import Label, Trial
 from dcp_core.settings import KernelName, PathName
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 PATH_COLOURS: Mapping[PathName, str] = {
     PathName.TP: "#000000",
@@ -35,6 +36,8 @@ KERNEL_MARKERS: Mapping[KernelName, str] = {
 _DCP_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LABEL_FILL: Mapping[Label, bool] = {Label.MEASURED: True, Label.SIMULATED: False, Label.MODELLED: False}
 PANELS_PER_ROW = 3
+LONGEST_NAME, LONGEST_TITLE = 60, 36
+"""Characters of a name that a picture shows in its caption, and above a panel."""
 _LEFT = 0.012
 _SMALL: dict[str, Any] = {"fontsize": 7, "color": "#555555", "ha": "left"}
 _CHARACTERS_PER_INCH = 19
@@ -118,12 +121,31 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
         engine.set(rect=(0, bottom, 1, 1 - bottom), w_pad=0.12, h_pad=0.08)
 
 
+def name(text: str, longest: int = LONGEST_NAME) -> str:
+    """Return a name as a picture can hold it: drawable, and short enough."""
+    shown = drawable(text)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def drawable(text: str) -> str:
+    """Return a text with each character that the font lacks, or that is no character to be seen, written as its code."""
+    return "".join(char if ord(char) in _glyphs() else char.encode("unicode_escape").decode() for char in text)
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    found = get_font(findfont(_RC["font.family"])).get_charmap()
+    return frozenset(code for code in found if chr(code).isprintable())
+
+
 def sign(figure: Figure, command: str) -> None:
     """Write the command that makes the figure again below its caption, all of it: the page grows downwards as it is saved."""
     from textwrap import wrap
 
     width, height = figure.get_size_inches()
-    lines = wrap(f"Made by: {command}", int(width * _CHARACTERS_PER_INCH), break_on_hyphens=False)
+    lines = wrap(f"Made by: {drawable(command)}", int(width * _CHARACTERS_PER_INCH), break_on_hyphens=False)
     figure.text(_LEFT, (_LINE_INCHES + 0.03) / height, "\n".join(lines), va="top", **_SMALL)
 
 
@@ -188,17 +210,17 @@ def tokens(value: float) -> str:
 
 def keys(
     paths: Sequence[PathName], dcps: Sequence[int], kernels: Sequence[KernelName], labels: Sequence[Label]
-) -> list[Line2D]:
+) -> list[Artist]:
     """Return legend entries that explain colours, lines, markers and fills, one of each in use."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     grey = "#555555"
-    entries = [Line2D([], [], color=PATH_COLOURS[path], lw=4, label=str(path)) for path in paths]
+    entries: list[Artist] = [Line2D([], [], color=PATH_COLOURS[path], lw=4, label=str(path)) for path in paths]
     entries += [Line2D([], [], color=grey, ls=line_of(dcp), label=f"dcp {dcp}") for dcp in dcps]
     entries += [
         Line2D([], [], color=grey, ls="", marker=KERNEL_MARKERS[kernel], label=str(kernel)) for kernel in kernels
     ]
-    for label in labels:
-        face = grey if LABEL_FILL[label] else "white"
-        entries.append(Line2D([], [], color=grey, ls="", marker="o", mfc=face, label=str(label)))
-    return entries
+    # Patches, since a dot would look like the marker of a kernel.
+    fills = [(label, grey if LABEL_FILL[label] else "white") for label in labels]
+    return [*entries, *(Patch(facecolor=face, edgecolor=grey, label=str(label)) for label, face in fills)]

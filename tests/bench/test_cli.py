@@ -270,17 +270,6 @@ def test_sentences_do_not_run_into_each_other(capsys: pytest.CaptureFixture[str]
     assert re.search(r"\? See 'dcpbench --help'\.$", capsys.readouterr().err.strip())
 
 
-@pytest.mark.parametrize("words", [("doctor",), ("verify",), ("sweep", *TYPED), ("tune", *TYPED)])
-def test_under_another_launcher_the_machine_is_unfit(
-    words: tuple[str, ...], scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run(*words) == Exit.UNFIT
-    assert "RANK and WORLD_SIZE are set, as by torchrun" in capsys.readouterr().err
-    assert scripted.ranks == []
-
-
 def test_a_kernel_that_this_machine_lacks_is_refused_by_verify(
     scripted: Scripted, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +360,22 @@ def test_tune_ends_with_a_table_a_profile_and_pictures(
     assert "\x1b" not in out + err
 
 
+def test_tune_prints_what_it_chose_before_it_saves_anything(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.mkdir()
+    (results / "profiles").write_text("in the way", encoding="utf-8")
+    assert run("tune", *TYPED, "--results", results) == Exit.STORAGE
+    assert "Chosen for q4,kv1,d64,dtype=float32 on A CPU" in capsys.readouterr().out
+
+
+def test_the_pictures_of_a_sweep_stay_below_its_folder(scripted: Scripted, results: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "...toml"
+    sweep.write_text('model = "tiny"\ntp = 4\nbatch = "q8"\n', encoding="utf-8")
+    assert run("tune", sweep, "--results", results) == Exit.DONE
+    assert [path.name for path in (results / "plots").iterdir()] == ["unnamed"]
+
+
 def test_tuning_one_thing_does_not_forget_another(
     scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +397,7 @@ def test_tune_for_machines_prints_json_and_nothing_else(
     found = json.loads(capsys.readouterr().out)
     assert {entry["dcp"] for profile in found["profiles"] for entry in profile["entries"]} == {1, 2}
     assert Path(found["plots"]["latency"][0]).is_file()
+    assert found["cases"] == {"measured": len(scripted.measured), "skipped": 0, "failed": 0}
 
 
 def test_what_is_in_the_store_is_not_measured_again(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bench.files import StorageError
-from bench.record import Failed, Measured, Trial
+from bench.record import Environment, Failed, Label, Measured, Trial
 from bench.report import breakdown, kv_memory, latency, mask_cost, style
 from bench.report.plot import FIGURES, NotDrawn, Saved, save_all
 from dcp_core import DcpLayout, ModelShape
@@ -59,6 +59,53 @@ def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
     assert all(isinstance(picture, Saved) for picture in found)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", ["bell\x07\x1b[2J\n\x00", "x" * 5000, "模型", "a\ud800b"], ids=ascii)
+def test_whatever_a_file_calls_things_the_pictures_are_whole(bad: str, tmp_path: Path) -> None:
+    from xml.etree import ElementTree
+
+    found = []
+    for one in trials(*CONTEXTS, shape=replace(ModelShape.preset("qwen3-235b-a22b"), name=bad), kernels=("fa2",)):
+        outcome, environment = one.outcome, Environment({"device_name": bad, bad: bad})
+        assert isinstance(outcome, Measured)
+        stages = tuple(replace(stage, name=f"{bad}: {stage.name}") for stage in outcome.stages)
+        found.append(replace(one, outcome=replace(outcome, stages=stages), environment=environment, time=bad))
+    names = [name for name in FIGURES if name != "exchange-cost"]  # which looks for stages by their whole names
+    for picture in save_all(found, tmp_path, command=f"dcpbench plot {bad[:9]}", names=names):
+        assert isinstance(picture, Saved)
+        root = ElementTree.parse(picture.files[1]).getroot()  # ours
+        width, height = (float(root.get(side, "").removesuffix("pt")) for side in ("width", "height"))
+        assert 300 < width < 1300
+        assert 150 < height < 1300
+    assert style.name("x" * 5000) == "x" * 59 + "…"
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(figure: Figure, file: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    found = trials("16q1s8k", "16q1s32k", kernels=("fa2",))
+    list(save_all(found, tmp_path, command="x", names=["latency"]))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("bench.files.os.fsync", lambda descriptor: full(Figure(), descriptor))
+    with pytest.raises(StorageError, match="no space left"):
+        list(save_all(found[:-1], tmp_path, command="y", names=["latency"]))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_where_lines_are_not_joined_dcp_is_written_at_every_marker() -> None:
+    figure = drawn(latency.draw, trials("q512", "8q1s1k", "4q1s1k_q128s640", kernels=("fa2",)))
+    figures = [text.get_text() for text in figure.axes[0].texts]
+    assert set(figures) == {"1", "2"}
+    assert "Figures above markers: dcp." in words(figure)
+    assert not any(text.get_text().startswith("dcp ") for text in figure.legends[0].get_texts())
+
+
+def test_a_label_s_key_is_not_a_kernel_s() -> None:
+    keys = style.keys([], [], [KernelName.REFERENCE], [Label.MEASURED])
+    assert [type(key).__name__ for key in keys] == ["Line2D", "Patch"]
+
+
 def test_nothing_measured_is_a_reason_and_no_file(tmp_path: Path) -> None:
     failed = [replace(one, outcome=Failed("error", "boom")) for one in trials("q8s1k", kernels=("fa2",))]
     found = list(save_all(failed, tmp_path, command="x", names=["latency", "mask-cost", "breakdown"]))
@@ -69,7 +116,7 @@ def test_nothing_measured_is_a_reason_and_no_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way", encoding="utf-8")
-    with pytest.raises(StorageError, match="pictures"):
+    with pytest.raises(StorageError, match="cannot write"):
         list(save_all(trials("q8s1k", "q8s2k", kernels=("fa2",)), blocked / "plots", command="x"))
 
 
@@ -114,8 +161,8 @@ def test_a_path_has_its_colour_and_a_simulation_hollow_markers() -> None:
         for text, handle in zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)
     }
     assert to_hex(entries["split"].get_color()) == style.PATH_COLOURS[PathName.SPLIT].lower()
-    assert to_hex(entries["simulated"].get_markerfacecolor()) == "#ffffff"
-    assert to_hex(entries["measured"].get_markerfacecolor()) != "#ffffff"
+    assert to_hex(entries["simulated"].get_facecolor()) == "#ffffff"
+    assert to_hex(entries["measured"].get_facecolor()) != "#ffffff"
     assert {"dcp 1", "dcp 2", "fa2"} <= entries.keys()
 
 
