@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from bench.cli import completion, main
 from bench.cli.exits import Exit
 from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
-from bench.cli.screen import Bar, Lines, clock
+from bench.cli.screen import Bar, Lines, clock, screen
 from bench.errors import UnfitError
 from bench.record import Environment, Failed, Outcome, Policy, Skipped, Trial
 from bench.shipped import reference_folder
@@ -182,6 +183,43 @@ def test_progress_that_cannot_be_printed_ends_no_measurement(where: str, tmp_pat
     done = shell(f"dcpbench --ranks 2 sweep {words} --precision 0.9 {where}", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == Exit.DONE
     assert [trial.outcome.kind for trial in Store.read(tmp_path)[0]] == ["measured", "measured"]
+
+
+class Terminal(io.StringIO):
+    """A terminal as far as the program can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, term: str = "xterm", columns: int = 80) -> str:
+    """Return what ``show`` prints on a terminal of some kind and width."""
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run("show", *REFERENCE.split()) == Exit.DONE
+    return out.getvalue()
+
+
+def test_a_terminal_too_narrow_for_a_table_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (on_a_terminal(monkeypatch, columns=columns) for columns in (120, 40))
+    assert "\x1b[" in wide
+    assert "\x1b[" not in narrow
+    cells = re.compile(r"±\d+(?:\.\d)?%")
+    assert len(cells.findall(narrow)) == len(cells.findall(re.sub(r"\x1b\[[\d;]*m", "", wide))) > 100
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in on_a_terminal(monkeypatch, term="dumb", columns=120)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with screen(1, 1.0) as view:
+        assert isinstance(view, Lines)
+
+
+def test_every_exit_code_is_told_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == set(Exit)
 
 
 # --- Mistakes -----------------------------------------------------------------------------------------------------------
