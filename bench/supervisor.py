@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from bench.environment import POWER_CAP, clocks, fingerprint
 from bench.errors import UnfitError
-from bench.group import WORKER, GroupLost, WorkerGroup
+from bench.group import WORKER, GroupLost
+from bench.launched import Group, open_group
 from bench.line import read_outcome
 from bench.orders import Order
 from bench.record import Failed, Measured, Outcome, Policy, Skipped, Trial
@@ -24,7 +25,7 @@ ESTIMATES = 4
 
 
 class Supervisor:
-    """Runs cases on ``ranks`` workers of this machine, started at the first order and again after each fault."""
+    """Runs cases on ``ranks`` workers, started at the first order and again after each fault, or on a launched job."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Supervisor:
     ) -> None:
         self.ranks, self.policy = ranks, policy
         self._case_seconds, self._command = case_seconds, command
-        self._group: WorkerGroup | None = None
+        self._group: Group | None = None
         self._environment = fingerprint()
 
     def __enter__(self) -> Self:
@@ -118,7 +119,7 @@ class Supervisor:
 
     def _answers(self, order: dict[str, Any], deadline_s: float) -> list[dict[str, Any]]:
         try:
-            self._group = self._group or WorkerGroup(self.ranks, self._command)
+            self._group = self._group or open_group(self.ranks, self._command)
             return self._group.ask(order, deadline_s)
         except GroupLost:
             self._group = None

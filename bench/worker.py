@@ -46,9 +46,9 @@ def main() -> None:
         companion = Companion()
         gc.freeze()  # so that collecting after each case looks at that case's objects, not at every library's
         for order in _orders(sys.stdin):
-            answer = _answer(order, mesh, companion)
-            _reply(replies, answer)
-            if answer.get("poisoned"):
+            found = answer(order, mesh, companion)
+            _reply(replies, found)
+            if found.get("poisoned"):
                 # Leaving the group would wait for a device that answers no more.
                 os._exit(1)
     mesh.close()
@@ -76,7 +76,8 @@ def _reply(replies: TextIO, answer: dict[str, Any]) -> None:
     replies.flush()
 
 
-def _answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str, Any]:
+def answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str, Any]:
+    """Do what an order says on this rank; every rank of the mesh must. See ``bench.orders`` for what is returned."""
     what = Order(order["do"])
     if what is Order.PROBE:
         return {"probe": probe(mesh)}

@@ -44,7 +44,7 @@ FLOORS = {
             "profile_file",
         ),
         ("clock", "stand", "measure", "worker"),
-        ("group", "supervisor"),
+        ("group", "launched", "supervisor"),
         ("tune", "report"),
         ("cli", "__main__"),
     ),

@@ -13,7 +13,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from bench.cli import completion
-from bench.errors import UnfitError, UsageError
+from bench.errors import UsageError
+from bench.launched import launched_ranks
 
 _AXES = "Axes: each overrides the sweep's, in comma-separated lists"
 _RUN = "How to measure"
@@ -139,13 +140,11 @@ def ranks_here(asked: int | None, gpus: int) -> int:
 
     Raises:
         UsageError: for more than there are GPUs, each process needing one of its own, or than cores can bear.
-        UnfitError: under torchrun, whose processes would each start as many.
     """
-    if launcher := [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]:
-        raise UnfitError(
-            f"{' and '.join(launcher)} are set, as by torchrun, under which dcpbench does not run yet: "
-            f"start it by itself, as dcpbench --ranks 2 tune, or unset them"
-        )
+    if launched := launched_ranks():
+        if asked not in (None, launched):
+            raise UsageError(f"--ranks {asked}, but the launcher started {launched}: leave --ranks to it")
+        return launched
     if asked and 0 < gpus < asked:
         shown = f"{gpus} GPU" if gpus == 1 else f"{gpus} GPUs"
         raise UsageError(

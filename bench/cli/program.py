@@ -26,6 +26,7 @@ from bench.cli.tune import tune
 from bench.cli.verify import verify
 from bench.errors import UnfitError, UsageError
 from bench.files import FileError, StorageError
+from bench.launched import run
 from dcp_core.grammar import WorkloadError
 from dcp_core.hf_config import ShapeError
 from dcp_core.layout import IllegalLayout
@@ -114,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     try:
         with _signals_stop():
-            return int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
+            return run(
+                lambda: int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
+            )
     except _TyperMistake as mistake:
         return _complain(_described(mistake), Exit.USAGE)
     except MISTAKES as mistake:

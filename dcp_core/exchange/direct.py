@@ -137,10 +137,10 @@ class Direct:
 def refusal(mesh: Mesh, head_dim: int) -> str:
     """Say in a sentence why this rank cannot take part, or nothing; the same work on every rank, which must all ask."""
     nodes, devices = mesh.nodes(), mesh.share(mesh.device.index)
-    if mesh.device.type != "cuda":
-        return f"exchange direct writes into the memory of peers' GPUs, and this group runs on {mesh.device.type}"
     if len(nodes) > 1:
         return f"exchange direct writes into peers' memory over NVLink, and this group spans {len(nodes)} nodes"
+    if mesh.device.type != "cuda":
+        return f"exchange direct writes into the memory of peers' GPUs, and this group runs on {mesh.device.type}"
     if not 2 <= mesh.size <= MOST_RANKS:
         return f"exchange direct is built for groups of 2 to {MOST_RANKS}, not {mesh.size}"
     if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1]:

@@ -1,0 +1,114 @@
+"""Under a launcher: rank 0 leads, the others follow, and a rank that is lost ends the job with a sentence and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.launched import launched_ranks, run
+from bench.record import Label, Measured
+from bench.store import Store
+from dcp_core.settings import ExchangeName
+
+SWEEP = [
+    "sweep",
+    *("--model", "tiny", "--tp", "4", "--dcp", "1,2,4", "--synthetic", "--batch", "2q1s40,q8s40"),
+    *("--path", "decode,split", "--exchange", "a2a", "--precision", "quick"),
+]
+SECONDS = 90.0
+
+
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def job(words: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start the same command on two ranks, as torchrun, srun or mpirun do; every process is ended on the way out."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
+    processes = [start(words, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def start(words: list[str], variables: dict[str, str], *, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Start one rank; ``before``: what to start it through."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", "bench", *words],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_launched_job_measures_what_one_command_does(tmp_path: Path) -> None:
+    with job([*SWEEP, "--results", str(tmp_path)]) as (leader, follower):
+        said, _ = leader.communicate(timeout=SECONDS)
+        heard, _ = follower.communicate(timeout=SECONDS)
+    assert (leader.returncode, follower.returncode) == (0, 0), said
+    assert heard == ""
+    trials, notices = Store.read(tmp_path)
+    assert notices == []
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    real = [trial for trial in trials if trial.case.settings.exchange is ExchangeName.A2A]
+    assert {trial.ranks for trial in real} == {2}
+    for trial in trials:
+        assert isinstance(trial.outcome, Measured)
+        simulated = trial.case.settings.exchange is ExchangeName.LOOPBACK
+        assert trial.outcome.label is (Label.SIMULATED if simulated else Label.MEASURED)
+    assert {trial.case.layout.dcp for trial in trials} == {1, 2, 4}
+
+
+def test_a_rank_that_is_lost_ends_the_job_and_what_was_measured_is_kept(tmp_path: Path) -> None:
+    slow = [word.replace("quick", "strict") for word in SWEEP]
+    with job([*slow, "--results", str(tmp_path)]) as (leader, follower):
+        deadline = time.monotonic() + SECONDS
+        while not any(trial.ranks == 2 for trial in Store.read(tmp_path)[0]):
+            assert time.monotonic() < deadline
+            assert leader.poll() is None
+        follower.send_signal(signal.SIGKILL)
+        said, _ = leader.communicate(timeout=SECONDS)
+    assert leader.returncode == 4, said
+    assert "a rank of this job is lost" in said
+    assert "start the job again: it goes on with what is missing" in said
+    assert "Traceback" not in said
+    kept, notices = Store.read(tmp_path)
+    assert kept
+    assert notices == []
+
+
+def test_a_command_that_needs_no_other_rank_lets_the_others_end() -> None:
+    with job(["memory", "--model", "tiny", "--tp", "4", "--dcp", "1,2"]) as (leader, follower):
+        said, _ = leader.communicate(timeout=SECONDS)
+        follower.communicate(timeout=SECONDS)
+    assert (leader.returncode, follower.returncode) == (0, 0), said
+
+
+def test_ranks_are_the_launchers_to_choose(tmp_path: Path) -> None:
+    with job(["--ranks", "3", *SWEEP, "--results", str(tmp_path)]) as (leader, follower):
+        said, _ = leader.communicate(timeout=SECONDS)
+        follower.communicate(timeout=SECONDS)
+    assert leader.returncode == 2
+    assert "--ranks 3, but the launcher started 2: leave --ranks to it" in said
+
+
+def test_without_a_launcher_the_program_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert launched_ranks() is None
+    assert run(lambda: 3) == 3
