@@ -12,7 +12,8 @@ from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
-from dcp_core.triton_ops.direct import STATE_WORDS, Group, Laid, Mailbox, combine, gather_heads, lost_rank
+from dcp_core.triton_ops.direct import combine, gather_heads
+from dcp_core.triton_ops.mailbox import STATE_WORDS, Group, Laid, Mailbox, lost_rank
 
 HEAD_DIMS = (64, 256)
 MOST_RANKS = 8

@@ -13,27 +13,20 @@ The number of the turn lives on the device, so that a captured graph may be repl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntFlag
-from math import prod
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dcp_core.lse import LseBase, Partial
 from dcp_core.triton_ops.combine import check_lses, check_rows, natural_lse, total_lse, weighed, weight
+from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, Group, Laid, Mailbox
+from dcp_core.triton_ops.turns import at_rows, await_peers, finish, gathered_row, place_of, room_in, row_of, signal
 
 ROWS = 16
 """Rows of a tile, a row being one head of one token: 4 KiB of head_dim 128 in bfloat16."""
 WARPS = 4
-MOST_PROGRAMS = 512
-"""Flags that a rank keeps for each of its peers."""
-ALIGNMENT = 256
-"""Of rooms within a mailbox, in bytes."""
-STATE_WORDS = 4
-"""int32 words that a rank keeps for itself: the last turn finished, programs done with this one, who is lost, when."""
 
 
 class Phase(IntFlag):
@@ -42,88 +35,6 @@ class Phase(IntFlag):
     PUSH = 1
     WAIT = 2
     BOTH = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Who exchanges what: ``ranks`` ranks of ``kv_heads`` KV heads, each with ``group`` query heads to a KV head."""
-
-    ranks: int
-    kv_heads: int
-    group: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def heads(self) -> int:
-        """Query heads of one rank."""
-        return self.kv_heads * self.group
-
-    @property
-    def flag_bytes(self) -> int:
-        """Bytes at the beginning of a mailbox: int32 flags ``[ranks, MOST_PROGRAMS]``."""
-        return _aligned(4 * self.ranks * MOST_PROGRAMS)
-
-    def gather_bytes(self, places: int) -> int:
-        """Bytes of a gather room of ``places`` tokens: queries ``[places, heads * ranks, head_dim]``."""
-        return _aligned(places * self.ranks * self.heads * self.head_dim * self.dtype.itemsize)
-
-    def combine_bytes(self, tokens: int) -> int:
-        """Bytes of a combine room: outputs ``[ranks, tokens, heads, head_dim]``, then float32 LSEs ``[ranks, tokens, heads]``."""
-        return self.lse_offset(tokens) + _aligned(4 * self.ranks * tokens * self.heads)
-
-    def lse_offset(self, tokens: int) -> int:
-        """Where LSEs begin in a combine room."""
-        return _aligned(self.ranks * tokens * self.heads * self.head_dim * self.dtype.itemsize)
-
-    def mailbox_bytes(self, tokens: int, places: int) -> int:
-        """Bytes of a whole mailbox, the same on every rank."""
-        return self.flag_bytes + self.gather_bytes(places) + self.combine_bytes(tokens)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mailbox:
-    """One rank's mailbox, and what it needs to reach those of its peers.
-
-    Args:
-        memory: uint8, this rank's own; zero before the first turn of any rank.
-        addresses: int64 ``[ranks]`` on the device, where each rank's mailbox begins for this one.
-        state: int32 ``[STATE_WORDS]`` on the device, zero before the first turn.
-        tokens, places: rows that the rooms hold.
-        programs: of a launch, at most: as many as surely run at once, the same on every rank.
-        polls: of a flag, at most, before its rank is given up for lost; about a microsecond each.
-    """
-
-    group: Group
-    rank: int
-    memory: Tensor
-    addresses: Tensor
-    state: Tensor
-    tokens: int
-    places: int
-    programs: int
-    polls: int
-
-    def gathered(self, rows: int, fold: int) -> Tensor:
-        """Return the first rows of the gather room: ``[rows, fold * ranks * heads, head_dim]``, a view."""
-        group, start = self.group, self.group.flag_bytes
-        shape = (rows, fold * group.ranks * group.heads, group.head_dim)
-        return self.memory[start : start + prod(shape) * group.dtype.itemsize].view(group.dtype).view(shape)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Laid:
-    """How gathered tokens are laid out: token by token, or where ``places`` says.
-
-    Args:
-        places: int32 ``[ranks, T]``, where each token stands in each rank's gather room; -1: nowhere, since it sees no key.
-        fold: places that make up one row, whose heads stand side by side; see ``dcp_core.fold``.
-        rows: of this rank's room.
-    """
-
-    places: Tensor | None = None
-    fold: int = 1
-    rows: int = 0
 
 
 def gather_heads(q: Tensor, mailbox: Mailbox, laid: Laid, *, phase: Phase = Phase.BOTH) -> Tensor:
@@ -238,19 +149,9 @@ def combine(
     return into
 
 
-def lost_rank(state: Tensor) -> tuple[int, int] | None:
-    """Return the rank that did not come and the turn in which it was waited for; None if all came so far.
-
-    Args:
-        state: of a mailbox, or a copy of it; on a device it is waited for.
-    """
-    _, _, rank, turn = state.tolist()
-    return (rank - 1, turn) if rank else None
-
-
 def _grid(rows: int, mailbox: Mailbox) -> tuple[int]:
     """Return the programs of a launch: one even for no row, since a turn is taken by every rank whatever it holds."""
-    return (max(1, min(triton.cdiv(rows, ROWS), mailbox.programs)),)
+    return (max(1, min(triton.cdiv(rows, ROWS), mailbox.programs, MOST_PROGRAMS)),)
 
 
 def _constants(group: Group, phase: Phase) -> dict[str, int]:
@@ -268,10 +169,6 @@ def _constants(group: Group, phase: Phase) -> dict[str, int]:
 def _check_room(tokens: int, mailbox: Mailbox) -> None:
     if tokens > mailbox.tokens:
         raise ValueError(f"a mailbox with room for {mailbox.tokens} tokens cannot take {tokens}; reserve more first")
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _named(tensor: Tensor) -> str:
@@ -312,20 +209,20 @@ def _gather(
     column = tl.arange(0, COLUMNS)[None, :]
     if PUSH:
         for tile in range(tl.program_id(0), tl.cdiv(tokens * kv_heads * group, HEIGHT), tl.num_programs(0)):
-            _, token, kv_head, head, live = _row_of(tile, tokens, kv_heads, group, HEIGHT)
+            _, token, kv_head, head, live = row_of(tile, tokens, kv_heads, group, HEIGHT)
             inside = live[:, None] & (column < HEAD_DIM)
-            queries = tl.load(_at(q, token * q_t + (kv_head * group + head) * q_h, column), inside)
+            queries = tl.load(at_rows(q, token * q_t + (kv_head * group + head) * q_h, column), inside)
             # Peers first, and not all the same one: the link is the slowest part of the way.
             for step in tl.static_range(1, RANKS + 1):
                 peer = (rank + step) % RANKS
-                place = _place(places, peer, token, tokens, live, PLACED)
-                target = _room(addresses, peer, room).to(tl.pointer_type(q.dtype.element_ty), bitcast=True)
-                row_there = _gathered_row(place, kv_head, rank, head, kv_heads, group, fold, RANKS)
-                tl.store(_at(target, row_there * HEAD_DIM, column), queries, inside & (place >= 0)[:, None])
-        _signal(addresses, rank, turn, PEERS, RANKS, FLAGS)
+                place = place_of(places, peer, token, tokens, live, PLACED)
+                target = room_in(addresses, peer, room).to(tl.pointer_type(q.dtype.element_ty), bitcast=True)
+                row_there = gathered_row(place, kv_head, rank, head, kv_heads, group, fold, RANKS)
+                tl.store(at_rows(target, row_there * HEAD_DIM, column), queries, inside & (place >= 0)[:, None])
+        signal(addresses, rank, turn, PEERS, RANKS, FLAGS)
     if WAIT:
-        _await(addresses, state, rank, turn, polls, PEERS, RANKS, FLAGS)
-        _finish(state, turn)
+        await_peers(addresses, state, rank, turn, polls, PEERS, RANKS, FLAGS)
+        finish(state, turn)
 
 
 @triton.jit(
@@ -404,17 +301,17 @@ def _combine(
             COLUMNS,
             HEIGHT,
         )
-        _signal(addresses, rank, turn, PEERS, RANKS, FLAGS)
+        signal(addresses, rank, turn, PEERS, RANKS, FLAGS)
     if WAIT:
-        everybody = _await(addresses, state, rank, turn, polls, PEERS, RANKS, FLAGS)
-        base = _room(addresses, rank, room)
+        everybody = await_peers(addresses, state, rank, turn, polls, PEERS, RANKS, FLAGS)
+        base = room_in(addresses, rank, room)
         outs = base.to(tl.pointer_type(out.dtype.element_ty), bitcast=True)
         there_lses = (base + lse_offset).to(tl.pointer_type(tl.float32), bitcast=True)
         for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):
-            row, token, kv_head, head, live = _row_of(tile, tokens, kv_heads, group, HEIGHT)
+            row, token, kv_head, head, live = row_of(tile, tokens, kv_heads, group, HEIGHT)
             inside = live[:, None] & (column < HEAD_DIM)
-            place = _place(places, rank, token, tokens, live, PLACED)
-            here = _gathered_row(place, kv_head, rank, head, kv_heads, group, fold, RANKS)
+            place = place_of(places, rank, token, tokens, live, PLACED)
+            here = gathered_row(place, kv_head, rank, head, kv_heads, group, fold, RANKS)
             seeing = live & (place >= 0)
             mine = natural_lse(lses + here, seeing, base_to_natural)
             top = mine
@@ -427,29 +324,29 @@ def _combine(
                 top = tl.maximum(top, other)
 
             total = weight(mine, top)
-            added = weighed(_at(out, here * HEAD_DIM, column), seeing[:, None] & (column < HEAD_DIM), mine, total)
+            added = weighed(at_rows(out, here * HEAD_DIM, column), seeing[:, None] & (column < HEAD_DIM), mine, total)
             for step in tl.static_range(1, RANKS):
                 there = ((rank + step) % RANKS).to(tl.int64) * rows + row
                 lse = natural_lse(there_lses + there, live, base_to_natural)
                 total += weight(lse, top)
-                added += weighed(_at(outs, there * HEAD_DIM, column), inside, lse, weight(lse, top))
+                added += weighed(at_rows(outs, there * HEAD_DIM, column), inside, lse, weight(lse, top))
             if BESIDE:
                 other_head = kv_head * group + head
                 other = natural_lse(own_lses + token * own_lse_t + other_head * own_lse_h, live, own_to_natural)
                 total += weight(other, top)
                 added += weighed(
-                    _at(own, token * own_t + other_head * own_h, column), inside, other, weight(other, top)
+                    at_rows(own, token * own_t + other_head * own_h, column), inside, other, weight(other, top)
                 )
             added /= tl.where(total == 0.0, 1.0, total)[:, None]
 
             own_head = kv_head * group + head
             nothing = float("nan")
             added = tl.where(everybody, added, nothing)
-            target = _at(result, token * result_t + own_head * result_h, column)
+            target = at_rows(result, token * result_t + own_head * result_h, column)
             tl.store(target, added.to(result.dtype.element_ty), inside)
             lse = tl.where(everybody, total_lse(top, total), nothing)
             tl.store(total_lses + token * total_t + own_head * total_h, lse, live)
-        _finish(state, turn)
+        finish(state, turn)
 
 
 @triton.jit
@@ -475,97 +372,20 @@ def _push_partial(
     column = tl.arange(0, COLUMNS)[None, :]
     rows = tokens * kv_heads * group
     for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):
-        row, token, kv_head, head, live = _row_of(tile, tokens, kv_heads, group, HEIGHT)
-        place = _place(places, rank, token, tokens, live, PLACED)
+        row, token, kv_head, head, live = row_of(tile, tokens, kv_heads, group, HEIGHT)
+        place = place_of(places, rank, token, tokens, live, PLACED)
         seeing = live & (place >= 0)
         for step in tl.static_range(1, RANKS):
             peer = (rank + step) % RANKS
-            here = _gathered_row(place, kv_head, peer, head, kv_heads, group, fold, RANKS)
+            here = gathered_row(place, kv_head, peer, head, kv_heads, group, fold, RANKS)
             there = rank.to(tl.int64) * rows + row
-            base = _room(addresses, peer, room)
+            base = room_in(addresses, peer, room)
             inside = seeing[:, None] & (column < HEAD_DIM)
             target = base.to(tl.pointer_type(out.dtype.element_ty), bitcast=True)
-            tl.store(_at(target, there * HEAD_DIM, column), tl.load(_at(out, here * HEAD_DIM, column), inside), inside)
+            tl.store(
+                at_rows(target, there * HEAD_DIM, column),
+                tl.load(at_rows(out, here * HEAD_DIM, column), inside),
+                inside,
+            )
             lse = tl.load(lses + here, seeing, float("-inf"))
             tl.store((base + lse_offset).to(tl.pointer_type(tl.float32), bitcast=True) + there, lse, live)
-
-
-@triton.jit
-def _row_of(tile, tokens, kv_heads, group, HEIGHT: tl.constexpr):
-    """Return a tile's rows and their tokens, both int64, their KV heads and heads within the group, and which exist."""
-    row = tile * HEIGHT + tl.arange(0, HEIGHT)
-    heads = kv_heads * group
-    return row.to(tl.int64), (row // heads).to(tl.int64), row % heads // group, row % group, row < tokens * heads
-
-
-@triton.jit
-def _place(places, rank, token, tokens, live, PLACED: tl.constexpr):
-    """Return where tokens stand in a rank's room: in their own order unless they are placed."""
-    if PLACED:
-        return tl.load(places + rank.to(tl.int64) * tokens + token, live, -1).to(tl.int64)
-    return token
-
-
-@triton.jit
-def _gathered_row(place, kv_head, rank, head, kv_heads, group, fold, RANKS: tl.constexpr):
-    """Return the row of a head in a gathered tensor: order (row of places, KV head, place in the row, rank, head)."""
-    by_place = (place // fold * kv_heads + kv_head) * fold + place % fold
-    return (by_place * RANKS + rank) * group + head
-
-
-@triton.jit
-def _room(addresses, rank, offset):
-    """Return the address of a room in a rank's mailbox. Rooms are aligned, so that 16 bytes can be stored at once."""
-    return tl.multiple_of((tl.load(addresses + rank) + offset).to(tl.pointer_type(tl.int8)), 16)
-
-
-@triton.jit
-def _at(pointer, offset, column):
-    """Return pointers to the elements of rows."""
-    return pointer + offset[:, None] + column
-
-
-@triton.jit
-def _flags(addresses, of_rank, by_rank, FLAGS: tl.constexpr):
-    """Return where, in one rank's mailbox, others set this program's flag."""
-    base = tl.load(addresses + of_rank).to(tl.pointer_type(tl.int32))
-    return base + by_rank * FLAGS + tl.program_id(0)
-
-
-@triton.jit
-def _signal(addresses, rank, turn, PEERS: tl.constexpr, RANKS: tl.constexpr, FLAGS: tl.constexpr):
-    """Set this program's flag on every peer, after all that its threads have stored."""
-    peer = tl.arange(0, PEERS)
-    others = (peer < RANKS) & (peer != rank)
-    tl.debug_barrier()
-    there = _flags(addresses, tl.where(peer < RANKS, peer, 0), rank, FLAGS)
-    tl.atomic_xchg(there, turn, others, sem="release", scope="sys")
-
-
-@triton.jit
-def _await(addresses, state, rank, turn, polls, PEERS: tl.constexpr, RANKS: tl.constexpr, FLAGS: tl.constexpr):
-    """Wait for this program's flag of every peer, and return whether all came; the first that did not is written down."""
-    peer = tl.arange(0, PEERS)
-    others = (peer < RANKS) & (peer != rank)
-    here = _flags(addresses, rank, tl.where(peer < RANKS, peer, rank), FLAGS)
-    # A difference, since numbers may wrap.
-    late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
-    left = tl.where(tl.load(state + 2) == 0, polls, 0)  # once a rank is lost, none is waited for
-    while (tl.max(late.to(tl.int32)) > 0) & (left > 0):
-        late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
-        left -= 1
-    tl.debug_barrier()
-    lost = tl.max(tl.where(late, peer + 1, 0))
-    if lost > 0:
-        tl.atomic_cas(state + 2, 0, lost)
-        tl.atomic_cas(state + 3, 0, turn)
-    return lost == 0
-
-
-@triton.jit
-def _finish(state, turn):
-    """Let the last program to get here close the turn: what the next launch reads."""
-    tl.debug_barrier()
-    if tl.atomic_add(state + 1, 1) == tl.num_programs(0) - 1:
-        tl.store(state + 1, 0)
-        tl.store(state, turn)

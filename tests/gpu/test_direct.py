@@ -15,7 +15,8 @@ from dcp_core.exchange.base import interleave_ranks
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
-from dcp_core.triton_ops.direct import Group, Laid, Mailbox, combine, gather_heads, lost_rank
+from dcp_core.triton_ops.direct import combine, gather_heads
+from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox, lost_rank
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
 from tests.dcp_core.triton_ops.mailboxes import mailboxes
 from tests.dcp_core.triton_ops.test_direct import assert_same, expected_of, partials, queries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dcp_core.triton_ops.direct import STATE_WORDS, Group, Mailbox
+from dcp_core.triton_ops.mailbox import STATE_WORDS, Group, Mailbox
 
 
 def mailboxes(

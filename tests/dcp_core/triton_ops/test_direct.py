@@ -15,7 +15,8 @@ from dcp_core.exchange.base import interleave_ranks, split_ranks
 from dcp_core.fold import Fold, Folder
 from dcp_core.lse import LseBase, Partial, combine
 from dcp_core.triton_ops import direct
-from dcp_core.triton_ops.direct import Group, Laid, Mailbox, Phase, lost_rank
+from dcp_core.triton_ops.direct import Phase
+from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox, lost_rank
 from tests.dcp_core.triton_ops.mailboxes import mailboxes
 
 # The interpreter computes exp and log of -inf and NaN with numpy, which says so.
