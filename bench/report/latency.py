@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANELS = 9
+ROOM_OF_A_TICK = 0.1
+"""Share of the x axis that the name of a number of tokens takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +175,20 @@ def _quantity(axes: Axes, xs: Sequence[int]) -> None:
         axes.set_xscale("log", base=2)
     else:
         axes.set_xscale("symlog", base=2, linthresh=min(x for x in xs if x))
-    axes.xaxis.set_major_locator(FixedLocator(xs))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(xs)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: style.tokens(x)))
+
+
+def _apart(xs: Sequence[int]) -> list[int]:
+    """Return those of ascending places on a logarithmic axis that have room for their names, the last one first."""
+    smallest = min(x for x in xs if x)
+    places = {x: math.log2(x or smallest / 2) for x in xs}
+    kept = [xs[-1]]
+    for x in reversed(xs[:-1]):
+        if places[kept[-1]] - places[x] >= ROOM_OF_A_TICK * (places[xs[-1]] - places[xs[0]]):
+            kept.append(x)
+    return kept[::-1]
 
 
 def _draw_line(axes: Axes, line: Line, points: Sequence[Point], *, axis: Axis, aside: float) -> None:

@@ -147,6 +147,11 @@ def test_latency_has_a_panel_per_batch_shape_and_context_along_x() -> None:
     assert "8k" in [tick.get_text() for tick in figure.axes[1].get_xticklabels()]
 
 
+def test_numbers_of_tokens_are_not_written_over_each_other() -> None:
+    figure = drawn(latency.draw, trials("q2k", "q2ks10k", "q2ks32k", "q2ks34k", "q2ks130k", kernels=("fa2",)))
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "8k", "32k", "128k"]
+
+
 def test_latency_falls_back_to_new_tokens_and_then_to_batches() -> None:
     by_new = drawn(latency.draw, trials("q512", "q2k", "q8k", kernels=("fa2",)))
     assert by_new.axes[0].get_xlabel().startswith("new tokens")
