@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import (
@@ -11,12 +13,14 @@ from dcp_core.settings import (
     Case,
     ExchangeName,
     IllegalSettings,
+    IndexDevice,
     KernelName,
     KvLayout,
     MaskForm,
     PathName,
     Settings,
     canonical,
+    is_legal,
 )
 from dcp_core.shapes import DType, ModelShape, Workload
 
@@ -31,13 +35,19 @@ BATCHES = {
     "speculative": "4q4s133",
 }
 """Batches by what they try: each is a fault that a DCP implementation's tracker records."""
-REAL_BATCHES = (BATCHES["fewer tokens than ranks"], BATCHES["decodes, extends and prefills"])
+REAL_BATCHES = tuple(
+    BATCHES[name]
+    for name in ("fewer tokens than ranks", "no multiple of dcp", "no context", "decodes, extends and prefills")
+)
 """Of these, what the exchanges between real ranks are tried with."""
 DCPS = (1, 2, 3, 4, 8)
 INTERLEAVES = (1, 2, 16)
-RANK_HEADS = ((4, 1), (4, 2))
-"""(query heads, KV heads) of one rank: what a server holds, and a synthetic group with several KV heads."""
+RANK_HEADS = ((4, 1), (1, 1), (4, 2))
+"""(query heads, KV heads) of one rank: what a server holds, the least there can be, and a synthetic group with several KV
+heads."""
 HEAD_DIMS = (64, 128, 256)
+PAGE_SIZES = (1, 16, 64)
+"""Tokens per page, where the interleave divides them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +55,21 @@ class Selection:
     """What to verify.
 
     Every path and kernel meets every batch, dcp and interleave with the ranks simulated in one process; the exchanges
-    between real ranks, which know nothing of batches or interleaves, meet every path.
+    between real ranks, which know nothing of batches or interleaves, meet every path. Settings that are not crossed
+    (another kernel for new tokens, page sizes and layouts, index tensors, plans for CUDA graphs, fold's limit) are drawn for
+    each case, always the same for the same selection.
 
     Args:
         kernels: those that run on this machine.
         ranks: real ranks; larger groups are simulated.
+        exchanges: between real ranks, those that run on this machine.
         thorough: cross the exchanges between real ranks with everything too, not with REAL_BATCHES at interleave 1 alone.
         dtypes: of queries and cache.
     """
 
     kernels: tuple[KernelName, ...]
     ranks: int
+    exchanges: tuple[ExchangeName, ...]
     thorough: bool = False
     dtypes: tuple[DType, ...] = (DType.FLOAT32,)
     dcps: tuple[int, ...] = DCPS
@@ -78,7 +92,8 @@ def verify_cases(selection: Selection) -> list[Case]:
     cases = [*_cross(simulated, smallest), *_cross(real, smallest)]
     for head_dim in others:
         cases += _cross(few, head_dim)
-    return list({case.key: case for case in cases}.values())
+    draw = random.Random(0)
+    return [_varied(case, selection, draw) for case in {case.key: case for case in cases}.values()]
 
 
 def _real_dcps(selection: Selection) -> tuple[int, ...]:
@@ -105,9 +120,35 @@ def _cross(selection: Selection, head_dim: int) -> list[Case]:
 def _one_batch(shape: ModelShape, layout: DcpLayout, workload: Workload, selection: Selection) -> Iterator[Case]:
     for settings in _settings(layout, selection):
         try:
-            yield Case(shape, layout, workload, canonical(settings, layout, workload))
+            yield Case(shape, layout, workload, _settled(settings, layout, workload))
         except IllegalSettings:
             continue
+
+
+def _settled(settings: Settings, layout: DcpLayout, workload: Workload) -> Settings:
+    """Return canonical settings; in a simulation too with all that it runs and does not time."""
+    simulated = settings.exchange is ExchangeName.LOOPBACK
+    wired = replace(settings, exchange=ExchangeName.AG_RS) if simulated else settings
+    settled = canonical(wired, layout, workload)
+    return replace(settled, exchange=ExchangeName.LOOPBACK) if simulated else settled
+
+
+def _varied(case: Case, selection: Selection, draw: random.Random) -> Case:
+    """Return a case with values drawn for the settings that are not crossed; those that its path cannot take stay."""
+    settings, interleave = case.settings, case.layout.interleave
+    drawn: dict[str, Any] = {
+        "page_size": draw.choice([size for size in PAGE_SIZES if size % interleave == 0]),
+        "kv_layout": draw.choice(list(KvLayout)),
+        "index_device": draw.choice(list(IndexDevice)),
+    }
+    if settings.path is PathName.SPLIT:
+        drawn["new_kernel"] = draw.choice([name for name in selection.kernels if name is not KernelName.CUDA_CORE])
+    if settings.path is PathName.FOLD and settings.batching is not Batching.JOINED:
+        drawn["fold_limit"] = draw.choice([3, settings.fold_limit])
+    if settings.path is not PathName.FOLD and KernelName.REFERENCE not in (settings.kernel, drawn.get("new_kernel")):
+        drawn["replayable"] = draw.choice([False, True])
+    varied = replace(settings, **drawn)
+    return replace(case, settings=varied) if is_legal(varied, case.layout, case.workload) else case
 
 
 def _settings(layout: DcpLayout, selection: Selection) -> Iterator[Settings]:
@@ -116,32 +157,33 @@ def _settings(layout: DcpLayout, selection: Selection) -> Iterator[Settings]:
         if (path is PathName.TP) != (layout.dcp == 1):
             continue
         for kernel in selection.kernels:
-            for exchange in _exchanges(layout, selection.ranks):
-                for form in MaskForm if path is PathName.MASK else (MaskForm.PACKED,):
-                    for batching in Batching:
-                        yield from _legal(
-                            path=path, kernel=kernel, exchange=exchange, mask_form=form, batching=batching
-                        )
+            for exchange in _exchanges(layout, selection):
+                for batching in Batching:
+                    # In one pass for all, a mask holds every request of the batch: enough to try each of its forms with.
+                    every_form = path is PathName.MASK and batching is Batching.JOINED
+                    for form in MaskForm if every_form else (MaskForm.PACKED,):
+                        for skip in (True, False) if path is PathName.SPLIT else (True,):
+                            yield from _legal(
+                                path=path,
+                                kernel=kernel,
+                                exchange=exchange,
+                                mask_form=form,
+                                batching=batching,
+                                skip_empty_context=skip,
+                            )
 
 
 def _legal(*, path: PathName, kernel: KernelName, **others: object) -> Iterator[Settings]:
     decode_only = kernel is KernelName.CUDA_CORE
     main = KernelName.FA2 if decode_only else kernel
-    kv_layout = KvLayout.HND if path is PathName.SPLIT else KvLayout.NHD
-    data = {
-        "path": path,
-        "kernel": main,
-        "decode_kernel": kernel if decode_only else None,
-        "kv_layout": kv_layout,
-        **others,
-    }
+    data = {"path": path, "kernel": main, "decode_kernel": kernel if decode_only else None, **others}
     try:
         yield Settings.from_json(data)
     except IllegalSettings:
         return
 
 
-def _exchanges(layout: DcpLayout, ranks: int) -> Iterable[ExchangeName]:
+def _exchanges(layout: DcpLayout, selection: Selection) -> Iterable[ExchangeName]:
     if layout.dcp == 1:
         return (ExchangeName.ALONE,)
-    return (ExchangeName.AG_RS, ExchangeName.A2A) if layout.dcp <= ranks else (ExchangeName.LOOPBACK,)
+    return selection.exchanges if layout.dcp <= selection.ranks else (ExchangeName.LOOPBACK,)

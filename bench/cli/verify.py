@@ -87,7 +87,7 @@ def verify(
     chosen = {"path": path, "kernel": kernel, "exchange": exchange, "dcp": dcp, "head-dim": head_dim}
     wanted = {name: values_of(name, [text]) for name, text in chosen.items() if text is not None}
     with Supervisor(ranks, Policy()) as supervisor:
-        cases = _cases(wanted, supervisor.probe()["kernels"], ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
+        cases = _cases(wanted, supervisor.probe(), ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
         warn(f"{counted(len(cases), 'case')} to check.")
         verdicts = []
         with screen(len(cases), float(len(cases))) as view:
@@ -99,16 +99,21 @@ def verify(
 
 
 def _cases(
-    wanted: Mapping[str, Sequence[str]], kernels: Mapping[str, str], *, ranks: int, on_gpu: bool, thorough: bool = False
+    wanted: Mapping[str, Sequence[str]],
+    probe: Mapping[str, Mapping[str, str]],
+    *,
+    ranks: int,
+    on_gpu: bool,
+    thorough: bool = False,
 ) -> list[Case]:
     """Return what to check: everything that runs here, narrowed to what was asked for.
 
     Args:
-        kernels: by name, why each does not run here, or an empty sentence.
+        probe: of ``kernels`` and ``exchanges`` by name, why each does not run here, or an empty sentence.
 
     Raises:
         UsageError: for a name or number that is none, or if nothing is left.
-        UnfitError: for a kernel that was asked for and does not run here.
+        UnfitError: for a kernel or exchange that was asked for and does not run here.
     """
     from bench.errors import UnfitError, UsageError
     from bench.verify import Selection, verify_cases
@@ -116,15 +121,20 @@ def _cases(
     from dcp_core.shapes import DType
 
     names = {axis: [coerce(axis, text) for text in wanted.get(axis, ())] for axis in ("path", "kernel", "exchange")}
-    for name in names["kernel"]:
-        if kernels.get(name):
-            raise UnfitError(f"kernel {name} does not run here: {kernels[name]}")
+    kernels, exchanges = probe["kernels"], probe["exchanges"]
+    for axis, refusals in (("kernel", kernels), ("exchange", exchanges)):
+        for name in names[axis]:
+            if refusals.get(name):
+                raise UnfitError(f"{axis} {name} does not run here: {refusals[name]}")
     paths: list[PathName] = names["path"] or list(PathName)
     usable: list[KernelName] = names["kernel"] or [name for name in KernelName if not kernels.get(name, "unknown")]
-    exchanges: list[ExchangeName] = names["exchange"] or list(ExchangeName)
+    silent = (ExchangeName.ALONE, ExchangeName.LOOPBACK)
+    wired = [name for name in ExchangeName if name not in silent and not exchanges.get(name, "unknown")]
+    asked: list[ExchangeName] = names["exchange"] or list(ExchangeName)
     selection = Selection(
         kernels=tuple(usable),
         ranks=ranks,
+        exchanges=tuple(wired),
         dtypes=(DType.BFLOAT16,) if on_gpu else (DType.FLOAT32,),
         paths=tuple(paths),
         thorough=thorough,
@@ -133,7 +143,7 @@ def _cases(
         selection = replace(selection, dcps=tuple(whole_number("--dcp", text) for text in sizes))
     if head_dims := wanted.get("head-dim"):
         selection = replace(selection, head_dims=tuple(whole_number("--head-dim", text) for text in head_dims))
-    cases = [case for case in verify_cases(selection) if case.settings.exchange in exchanges]
+    cases = [case for case in verify_cases(selection) if case.settings.exchange in asked]
     if not cases:
         raise UsageError("nothing to check: no case has all of these at once (--path, --kernel, --exchange, --dcp)")
     return cases

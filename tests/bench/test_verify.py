@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bench import measure
-from bench.verify import BATCHES, DCPS, HEAD_DIMS, INTERLEAVES, REAL_BATCHES, Selection, verify_cases
+from bench.errors import UnfitError
+from bench.verify import BATCHES, DCPS, HEAD_DIMS, INTERLEAVES, PAGE_SIZES, REAL_BATCHES, Selection, verify_cases
 from dcp_core.arithmetic import TORCH
 from dcp_core.cache import PageTable
 from dcp_core.check import Check
@@ -21,10 +22,10 @@ from dcp_core.kernels import reference
 from dcp_core.lse import LseBase, Partial, combine
 from dcp_core.mask import Lengths, MaskRows
 from dcp_core.mesh import Mesh
-from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName
+from dcp_core.settings import Batching, Case, ExchangeName, IndexDevice, KernelName, KvLayout, MaskForm, PathName
 from dcp_core.shapes import Workload
 
-SELECTION = Selection(kernels=(KernelName.REFERENCE,), ranks=2)
+SELECTION = Selection((KernelName.REFERENCE,), ranks=2, exchanges=(ExchangeName.AG_RS, ExchangeName.A2A))
 CASES = verify_cases(SELECTION)
 
 
@@ -50,7 +51,8 @@ def test_every_path_meets_every_batch_dcp_and_interleave() -> None:
 def test_every_mask_form_head_count_and_head_dim_is_met() -> None:
     masks = [case for case in CASES if case.settings.path is PathName.MASK]
     assert {case.settings.mask_form for case in masks} == set(MaskForm)
-    assert {case.layout.heads(case.shape).kv for case in CASES} == {1, 2}
+    heads = {case.layout.heads(case.shape) for case in CASES if case.layout.dcp == 8}
+    assert {(each.query, each.kv) for each in heads} == {(4, 1), (1, 1), (4, 2)}
     assert {case.shape.head_dim for case in CASES} == set(HEAD_DIMS)
 
 
@@ -59,6 +61,49 @@ def test_groups_within_reach_are_real_too_and_larger_ones_simulated_only() -> No
     assert {(2, ExchangeName.AG_RS), (2, ExchangeName.A2A), (2, ExchangeName.LOOPBACK)} <= exchanges
     assert (3, ExchangeName.AG_RS) not in exchanges
     assert {dcp for dcp, exchange in exchanges if exchange is ExchangeName.LOOPBACK} == set(DCPS[1:])
+
+
+def test_every_path_meets_every_exchange_between_real_ranks() -> None:
+    met = {(case.settings.path, case.settings.exchange) for case in CASES if case.layout.dcp == 2}
+    for exchange in (ExchangeName.AG_RS, ExchangeName.A2A, ExchangeName.LOOPBACK):
+        assert {path for path, via in met if via is exchange} == set(PathName) - {PathName.TP}
+
+
+def test_the_exchanges_between_real_ranks_are_those_that_run_here() -> None:
+    from bench.cli.verify import _cases
+
+    kernels = dict.fromkeys(KernelName, "needs a GPU") | {KernelName.REFERENCE: ""}
+    exchanges = dict.fromkeys(ExchangeName, "") | {ExchangeName.A2A: "lacks a wire"}
+    probe = {"kernels": kernels, "exchanges": exchanges}
+    cases = _cases({"path": ["decode"]}, probe, ranks=2, on_gpu=False)
+    assert {case.settings.exchange for case in cases if case.layout.dcp == 2} == {
+        ExchangeName.LOOPBACK,
+        ExchangeName.AG_RS,
+        ExchangeName.DIRECT,
+    }
+    with pytest.raises(UnfitError, match="exchange a2a does not run here: lacks a wire"):
+        _cases({"exchange": ["a2a"]}, probe, ranks=2, on_gpu=False)
+
+
+def test_what_is_not_crossed_varies_all_the_same() -> None:
+    on_gpu = replace(SELECTION, kernels=(KernelName.REFERENCE, KernelName.FA2, KernelName.FA3, KernelName.CUDA_CORE))
+    for via in (ExchangeName.LOOPBACK, ExchangeName.AG_RS):
+        cases = [case for case in verify_cases(on_gpu) if case.settings.exchange is via]
+        for path in set(PathName) - {PathName.TP}:
+            settings = [case.settings for case in cases if case.settings.path is path]
+            assert {one.page_size for one in settings} == set(PAGE_SIZES)
+            assert {one.kv_layout for one in settings} == set(KvLayout)
+            assert {one.index_device for one in settings} == set(IndexDevice)
+            assert {one.replayable for one in settings} == ({False} if path is PathName.FOLD else {False, True})
+        split = [case.settings for case in cases if case.settings.path is PathName.SPLIT]
+        assert {one.skip_empty_context for one in split} == {False, True}
+        assert {(KernelName.FA2, KernelName.FA3), (KernelName.FA3, KernelName.FA2)} <= {
+            (one.kernel, one.kernel_for_new) for one in split
+        }
+        mixed = [case.settings.batching for case in cases if case.workload.is_mixed]
+        assert set(mixed) == set(Batching)
+        assert len({case.settings.fold_limit for case in cases if case.settings.path is PathName.FOLD}) == 2
+    assert verify_cases(on_gpu) == verify_cases(on_gpu)
 
 
 def test_a_thorough_selection_crosses_real_exchanges_with_every_batch() -> None:
