@@ -168,10 +168,9 @@ class Settings:
 
 def check_name(name: str) -> None:
     """Refuse a word that is no setting, naming the nearest that is."""
-    known = [field.name for field in fields(Settings)]
-    if name not in known:
+    if name not in _DEFAULTS:
         word = str(name)[:40]
-        raise IllegalSettings(f"unknown setting {word!r}{nearest(word, known)}; known: {', '.join(known)}")
+        raise IllegalSettings(f"unknown setting {word!r}{nearest(word, _DEFAULTS)}; known: {', '.join(_DEFAULTS)}")
 
 
 def coerce(name: str, value: object) -> Any:
