@@ -831,10 +831,10 @@ def test_ranks_are_those_asked_for_or_one_per_gpu_or_two(asked: int | None, gpus
 
 
 def test_verify_tells_right_from_wrong(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("verify", "--path", "fold", "--dcp", "2", "--exchange", "a2a")
+    words = ("verify", "--path", "fold", "--dcp", "2", "--exchange", "ag_rs")
     assert run(*words) == Exit.DONE
     out = capsys.readouterr().out
-    assert re.search(r"^fold +reference +a2a +\d+ +0 +0 +10%$", out, re.MULTILINE)
+    assert re.search(r"^fold +reference +ag_rs +\d+ +0 +0 +10%$", out, re.MULTILINE)
     assert "0 wrong" in out
     scripted.verdict = lambda number: replace(
         RIGHT, out_error=0.5 if number == 1 else float("nan") if number == 2 else 0.0

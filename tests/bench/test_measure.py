@@ -265,7 +265,7 @@ def test_a_wild_device_is_given_up_at_the_cap_and_says_so(monkeypatch: pytest.Mo
 
 
 def test_the_cap_of_time_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = on_script(monkeypatch, wild, replace(CAREFUL, max_seconds=0.0))
+    found = on_script(monkeypatch, wild, replace(CAREFUL, max_seconds=1e-9))
     assert found.stop is StopReason.CAP
     assert found.step_us.count == 30
 
