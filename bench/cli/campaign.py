@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 GIVE_UP_AFTER = 2
 """Failures of a case in the store after which it is left alone."""
+MOST_REASONS = 5
+"""Said where nothing can be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,7 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
         policy = replace(policy, precision=parse_precision(running.precision))
     expansion = sweep.expand(ranks)
     if not expansion.cases:
-        why = f": {expansion.illegal[0].reason}" if expansion.illegal else ""
-        raise UsageError(f"nothing that was asked for can be measured{why}")
+        raise UsageError(f"nothing that was asked for can be measured: {_every_reason(expansion.illegal)}")
     return Campaign(
         name=sweep.name,
         cases=expansion.cases,
@@ -263,6 +264,16 @@ def _sweep(asked: Asked, *, on_gpu: bool) -> Sweep:
     if asked.synthetic:
         sweep = replace(sweep, parts=tuple(replace(part, synthetic=True) for part in sweep.parts))
     return sweep
+
+
+def _every_reason(illegal: Sequence[Illegal]) -> str:
+    """Say why combinations are illegal: each reason once, the most frequent first, which stands in the way of most."""
+    counts = Counter(one.reason for one in illegal).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    shown = [f"{count}× {reason}" for reason, count in counts[:MOST_REASONS]]
+    more = [f"and {counted(len(counts) - MOST_REASONS, 'more reason')}"] if len(counts) > MOST_REASONS else []
+    return "; ".join([*shown, *more])
 
 
 def _key(case: Case) -> tuple[str, int, int]:

@@ -339,6 +339,20 @@ def test_a_bug_keeps_its_traceback(scripted: Scripted, results: Path) -> None:
         run("sweep", *TYPED, "--results", results)
 
 
+def test_where_nothing_can_be_measured_the_reason_for_most_of_it_comes_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("sweep", "--model", "tiny", "--tp", "4", "--dcp", "2", "--batch", "q4")
+    assert run(*words, "--interleave", "3") == Exit.USAGE
+    complaint = capsys.readouterr().err
+    assert "can be measured: 2× interleave 3 must divide the page size 16" in complaint
+    assert "; 1× path decode takes one new token" in complaint
+    assert run(*words, "--interleave", "3,5,6,7,9") == Exit.USAGE
+    assert "more reasons" in capsys.readouterr().err
+    assert run(*words, "--path", "decode") == Exit.USAGE
+    assert "can be measured: path decode takes one new token" in capsys.readouterr().err
+
+
 # --- Measuring ----------------------------------------------------------------------------------------------------------
 
 
