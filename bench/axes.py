@@ -62,8 +62,9 @@ class Part:
         return replace(self, **values, set=tuple(varied.items()))
 
     def layouts(self) -> Iterator[DcpLayout]:
-        """Yield every layout."""
-        return (DcpLayout(*sizes) for sizes in product(self.tp, self.dcp, self.interleave))
+        """Yield every layout once; at dcp 1, where an interleave means nothing, all interleaves are one."""
+        crossed = (DcpLayout(*sizes).canonical for sizes in product(self.tp, self.dcp, self.interleave))
+        yield from dict.fromkeys(crossed)
 
     def workloads(self) -> Iterator[Workload]:
         """Yield every batch: those given, or concurrency × (new over context)."""

@@ -32,6 +32,8 @@ from dcp_core.settings import (
 from dcp_core.shapes import ModelShape, Workload
 from dcp_core.spelling import nearest
 
+SCHEMA = 1
+"""Version of a sweep file, its ``schema`` where it gives one. History: 1, the first."""
 MAX_SWEEP_BYTES = 1 << 20
 MAX_CROSSED = 200_000
 """Combinations of a sweep before those that mean the same collapse; more is a typing error."""
@@ -107,9 +109,9 @@ class Sweep:
     def expand(self, ranks: int) -> Expansion:
         """Cross the axes into cases.
 
-        At dcp 1 there is one path, ``tp``, and nobody to exchange with, whatever the axes say. A group of more than
-        ``ranks`` is simulated in one process, its exchange ``loopback``. Combinations that run the same step are one
-        case.
+        At dcp 1 there is one path, ``tp``, one interleave, and nobody to exchange with, whatever the axes say. A group
+        of more than ``ranks`` is simulated in one process, its exchange ``loopback``. Combinations that run the same
+        step are one case.
 
         Args:
             ranks: processes there are to form groups of.
@@ -212,7 +214,8 @@ def _find(name: str) -> Path:
 
 
 def _read_sweep(data: dict[str, Any], path: Path, *, on_gpu: bool) -> Sweep:
-    check_keys(data, ("description", "policy", "part", *_PART_KEYS), str(path))
+    _check_schema(data.get("schema", SCHEMA), path)
+    check_keys(data, ("schema", "description", "policy", "part", *_PART_KEYS), str(path))
     common = _read_part(data, _default_part(on_gpu), str(path), on_gpu=on_gpu)
     tables = data.get("part", [])
     if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
@@ -227,6 +230,15 @@ def _read_sweep(data: dict[str, Any], path: Path, *, on_gpu: bool) -> Sweep:
         common.check(str(path))
     policy = _read_policy(_table(data, "policy", str(path)), f"{path}, policy")
     return Sweep(path.stem, tuple(parts) or (common,), str(data.get("description", "")).strip(), policy)
+
+
+def _check_schema(schema: object, path: Path) -> None:
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise FileError(f"{path}: schema is a whole number, {SCHEMA} or none, not {str(schema)[:40]!r}")
+    if schema > SCHEMA:
+        raise FileError(
+            f"{path}: a sweep of version {schema}, this dcpbench reads up to {SCHEMA}; use a newer dcpbench"
+        )
 
 
 _PART_KEYS = ("synthetic", *AXES, "set", "gpu")

@@ -45,6 +45,14 @@ def test_dcp_1_is_the_tp_baseline_once_whatever_the_paths(tmp_path: Path) -> Non
     assert expansion.illegal == ()
 
 
+def test_at_dcp_1_every_interleave_is_the_same_case() -> None:
+    expansion = typed(dcp=["1", "2"], interleave=["1", "2", "32"], path=["decode"]).expand(ranks=2)
+    assert [(case.layout.dcp, case.layout.interleave) for case in expansion.cases] == [(1, 1), (2, 1), (2, 2)]
+    assert [one.reason for one in expansion.illegal] == [
+        "interleave 32 must divide the page size 16; the nearest that does is 16"
+    ]
+
+
 def test_a_group_beyond_the_ranks_is_simulated_once(tmp_path: Path) -> None:
     sweep = typed(dcp=["1", "2"], exchange=["ag_rs", "a2a"], path=["decode"])
     assert [case.settings.exchange for case in sweep.expand(ranks=1).cases] == ["alone", "loopback"]
@@ -221,6 +229,13 @@ WRONG = [
     (BASE + f'batch = "8q1"\n[policy]\nseed = {1 << 70}', FileError, "policy: seed is a whole number from 0 to"),
     (BASE + 'batch = "8q1"\n[policy]\nseconds = 3', FileError, "did you mean 'max_seconds'"),
     (BASE + 'batch = "8q1"\n[gpu]\npart = 1', FileError, "gpu: unknown key 'part'"),
+    (
+        'schema = 2\nof_that_version = "8q1"',
+        FileError,
+        "a sweep of version 2, this dcpbench reads up to 1; use a newer dcpbench",
+    ),
+    ('schema = "1"\n' + BASE, FileError, "schema is a whole number, 1 or none, not '1'"),
+    ("schema = 0\n" + BASE, FileError, "schema is a whole number"),
 ]
 
 
@@ -230,6 +245,11 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, error: type[Exc
         load(tmp_path, text)
     assert "one.toml" in str(caught.value) or "precision" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_may_say_its_version(tmp_path: Path) -> None:
+    text = BASE + 'batch = "8q1"'
+    assert load(tmp_path, "schema = 1\n" + text) == load(tmp_path, text)
 
 
 def test_wrong_names_and_options_name_the_nearest() -> None:

@@ -224,6 +224,14 @@ def test_advice_is_quick_for_the_largest_model_there_can_be() -> None:
         ModelShape(10**10, 1, 64)
 
 
+@given(LAYOUTS, st.integers(0, 400))
+def test_layouts_that_hold_everything_alike_have_one_canonical_form(layout: DcpLayout, total: int) -> None:
+    settled = layout.canonical
+    assert settled.canonical == settled
+    assert all(settled.positions(total, rank) == layout.positions(total, rank) for rank in range(layout.dcp))
+    assert settled == (DcpLayout(1) if layout.dcp == 1 else layout)
+
+
 def test_a_place_before_the_first_is_refused() -> None:
     layout = DcpLayout(2, 2)
     for question in (layout.local_index, layout.owner, lambda index: layout.position(index, 0)):

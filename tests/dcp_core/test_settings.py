@@ -304,6 +304,11 @@ def test_settings_that_cannot_serve_a_layout_or_batch_say_why(
         case_of(layout, workload, **settings)
 
 
+def test_at_dcp_1_an_interleave_stands_in_nobodys_way() -> None:
+    for path in ("tp", "split", "mask", "fold"):
+        assert case_of(DcpLayout(4, 1, 48), "q4", path=path, exchange="alone").layout.interleave == 48
+
+
 def test_settings_that_cannot_go_together_say_why() -> None:
     with pytest.raises(IllegalSettings, match="fa3 takes no custom mask; run path mask with kernel fa2"):
         Settings(path=PathName.MASK, kernel=KernelName.FA3, exchange=ExchangeName.A2A)
