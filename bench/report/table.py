@@ -72,7 +72,8 @@ def notes_of(trials: Iterable[Trial]) -> list[str]:
     lines += [f"{counted(count, 'case')} flagged: {_sentence(why)}" for why, count in flags]
     if untimed:
         lines.append(
-            f"{counted(untimed, 'case')} simulated: ranks ran one after another, the exchange's time is not in the step."
+            f"{counted(untimed, 'case')} simulated on one device: every rank was checked, the one with most keys was timed "
+            f"by itself, and the exchange's time is not in the step."
         )
     return lines
 
@@ -117,10 +118,14 @@ def spread(summary: Summary) -> str:
 
 
 def case_name(case: Case) -> str:
-    """Return what a case is, in a line: ``qwen3-32b tp 16 dcp 2 8q1s32k decode fa2 ag_rs``."""
+    """Return what a case is, in a line, with every setting that is not at its default.
+
+    For example ``qwen3-32b tp 16 dcp 2 8q1s32k decode fa2 ag_rs page_size=64``.
+    """
     how = [kernels_of(case.settings), exchange_of(case.settings)]
     what = f"{case.shape.name} tp {case.layout.tp} dcp {dcp_of(case)} {_clipped(str(case.workload))}"
-    return " ".join([what, path_of(case.settings), *(part for part in how if part != NOT_MEASURED)])
+    others = _others(case.settings)
+    return " ".join([what, path_of(case.settings), *(part for part in how if part != NOT_MEASURED), *others])
 
 
 def case_line(trial: Trial) -> str:
@@ -147,7 +152,7 @@ class Footnotes:
 
     def path(self, settings: Settings) -> str:
         """Return the path, with the letter of what else is not at its default: ``split(a)``."""
-        more = ", ".join(f"{name}={mine}" for name, mine, _ in settings.differences(Settings()) if name not in _SHOWN)
+        more = ", ".join(_others(settings))
         if not more:
             return path_of(settings)
         letter = self._letters.setdefault(more, _letter(len(self._letters)))
@@ -156,6 +161,11 @@ class Footnotes:
     def lines(self) -> tuple[str, ...]:
         """Return what each letter means."""
         return tuple(f"({letter}) {more}" for more, letter in self._letters.items())
+
+
+def _others(settings: Settings) -> list[str]:
+    """Return the settings that have no column of their own and are not at their default: ``page_size=64``."""
+    return [f"{name}={mine}" for name, mine, _ in settings.differences(Settings()) if name not in _SHOWN]
 
 
 def _letter(number: int) -> str:

@@ -81,7 +81,7 @@ def test_reasons_are_counted_and_said_once() -> None:
     notes = notes_of(found)
     assert notes[0] == "1 case failed: timeout: no answer within 300 s."
     assert notes[1] == "2 cases skipped: fa3 needs a Hopper GPU."
-    assert notes[-1].startswith(f"{len(found) - 3} cases simulated")
+    assert notes[-1].startswith(f"{len(found) - 3} cases simulated on one device: every rank was checked")
 
 
 def test_flags_that_differ_in_numbers_alone_are_one_note() -> None:
@@ -125,6 +125,9 @@ def test_the_interval_is_shown_as_its_wider_half() -> None:
 def test_a_trial_fits_a_line_whatever_became_of_it() -> None:
     case = next(case for case in cases(["2q8s1k"], dcps=(2,)) if case.settings.exchange == "ag_rs")
     assert case_name(case) == "qwen3-235b-a22b tp 8 dcp 2 2q8s1k split fa2 ag_rs"
+    assert case_name(replace(case, settings=replace(case.settings, skip_empty_context=False, page_size=64))) == (
+        "qwen3-235b-a22b tp 8 dcp 2 2q8s1k split fa2 ag_rs page_size=64 skip_empty_context=False"
+    )
     assert case_line(trial(case)).endswith("% measured")
     assert case_line(trial(case, Skipped("no room"))).endswith("skipped, no room.")
     assert case_line(trial(case, Failed("error", "boom\nline two"))).endswith("FAILED, error: boom.")
