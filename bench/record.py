@@ -23,7 +23,7 @@ MAX_SAMPLES = 64
 
 
 class Label(StrEnum):
-    """Where a number comes from: ``dcp`` real devices, ranks run one after another on one, or a fitted model."""
+    """Where a number comes from: ``dcp`` real devices, the rank with most keys by itself on one, or a fitted model."""
 
     MEASURED = "measured"
     SIMULATED = "simulated"

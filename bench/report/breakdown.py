@@ -52,7 +52,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         if any(stage.communicates for stage in timed):
             notes[0] += " Hatched: every rank of the group takes part."
         if any(not outcome.exchange_timed for _, outcome in measured):
-            notes.append("Simulated: ranks run one after another, the exchange's time is not measured.")
+            notes.append("Simulated: the rank with most keys by itself, the exchange's time is not measured.")
         if len(panels) > len(shown):
             notes.append(f"{len(panels) - len(shown)} more batches were measured and are not shown.")
         style.finish(figure, _key(timed), [trial for trial, _ in measured], *notes)

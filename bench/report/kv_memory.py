@@ -27,7 +27,7 @@ _ALLOCATED = "#CC79A7"
 def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES, length: int = LENGTH) -> Figure | str:
     """Draw KV bytes per token and rank, and the requests that fit, per legal dcp of each model and tp in the trials.
 
-    Bars are computed from the model's shape; crosses are what trials allocated.
+    Bars are computed from the model's shape; crosses are what trials allocated for one layer, times the layers.
 
     Returns:
         The figure, or why there is none.
@@ -49,7 +49,7 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES, length: int = L
             f"Requests: of {style.tokens(length)} tokens, in {format_size(budget)} of KV cache on each rank.",
         ]
         if any(_allocated(trials, shape, tp) for shape, tp in shown):
-            notes[0] += " Crosses: allocated in trials, whole pages, all layers."
+            notes[0] += " Crosses: one layer's pages as trials allocated them, times the layers."
         if len(models) > len(shown):
             notes.append(f"{len(models) - len(shown)} more models are not shown.")
         style.finish(figure, [], trials, *notes)
