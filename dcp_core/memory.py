@@ -12,6 +12,8 @@ from dcp_core.shapes import MAX_TOKENS, ModelShape
 
 PAGED_WORKSPACE_BYTES, RAGGED_WORKSPACE_BYTES = 394 << 20, 64 << 20
 """FlashInfer's float workspaces, shared by the passes of a device: of paged passes (vLLM's default), and of ragged ones."""
+WORKSPACE_BYTES = PAGED_WORKSPACE_BYTES + RAGGED_WORKSPACE_BYTES
+"""Both, whatever the layout."""
 INT_WORKSPACE_BYTES = 16 << 20
 """FlashInfer's int workspace of one pass: 8 MiB on the device, and room for its index tensors."""
 QUERY_TILE = 128

@@ -35,7 +35,7 @@ def memory(
     page_size: Annotated[int, typer.Option("--page-size", min=1, max=65536, help="Tokens per page.")] = 16,
     json: Json = False,
 ) -> int:
-    """Compute KV bytes per token and rank, and the tokens and requests that fit, per dcp size.
+    """Compute KV bytes per token and rank, the tokens and requests that fit, and workspace bytes, per dcp size.
 
     Tensor parallelism beyond the KV heads copies them to several ranks; dcp shares out what was copied. Nothing is
     measured, and no GPU is needed.
@@ -45,7 +45,14 @@ def memory(
       dcpbench memory --model llama-3.1-70b --tp 16 --dcp 1,2 --budget 60GiB --length 128k
     """
     from dcp_core.layout import DcpLayout, legal_dcps
-    from dcp_core.memory import KvMemory, format_size, parse_size, parse_tokens
+    from dcp_core.memory import (
+        PAGED_WORKSPACE_BYTES,
+        RAGGED_WORKSPACE_BYTES,
+        KvMemory,
+        format_size,
+        parse_size,
+        parse_tokens,
+    )
     from dcp_core.shapes import ModelShape
 
     shape, room, tokens = ModelShape.parse(model), parse_size(budget), parse_tokens(length)
@@ -65,12 +72,17 @@ def memory(
     draw(_grid(rows, base, room, tokens))
     say()
     say(f"In {format_size(room)} of KV cache on each of {tp} ranks; pages of {page_size} tokens; {shape.cache_dtype}.")
+    paged, ragged = format_size(PAGED_WORKSPACE_BYTES), format_size(RAGGED_WORKSPACE_BYTES)
+    say(
+        f"Workspace: what dcpbench gives FlashInfer beside the cache, {paged} for paged passes (vLLM's default), {ragged} for ragged."
+    )
     return Exit.DONE
 
 
 def _grid(rows: Sequence[KvMemory], base: KvMemory, room: int, tokens: int) -> Grid:
     from bench.report.grid import Column, Grid
     from bench.report.style import tokens as short
+    from dcp_core.memory import WORKSPACE_BYTES, format_size
 
     columns = (
         Column("dcp", right=True),
@@ -79,6 +91,7 @@ def _grid(rows: Sequence[KvMemory], base: KvMemory, room: int, tokens: int) -> G
         Column("tokens that fit", right=True),
         Column(f"requests of {short(tokens)}", right=True),
         Column("saved", right=True),
+        Column("workspace", right=True),
     )
     cells = tuple(
         (
@@ -88,6 +101,7 @@ def _grid(rows: Sequence[KvMemory], base: KvMemory, room: int, tokens: int) -> G
             f"{row.tokens_in(room):,}",
             f"{row.requests_in(room, tokens):,}",
             f"{row.saved_against(base):.0%}",
+            format_size(WORKSPACE_BYTES),
         )
         for row in rows
     )
@@ -96,6 +110,8 @@ def _grid(rows: Sequence[KvMemory], base: KvMemory, room: int, tokens: int) -> G
 
 
 def _json(row: KvMemory, base: KvMemory, room: int, tokens: int) -> dict[str, object]:
+    from dcp_core.memory import WORKSPACE_BYTES
+
     return {
         "model": row.shape.name,
         "tp": row.layout.tp,
@@ -107,4 +123,5 @@ def _json(row: KvMemory, base: KvMemory, room: int, tokens: int) -> dict[str, ob
         "request_tokens": tokens,
         "requests": row.requests_in(room, tokens),
         "saved": row.saved_against(base),
+        "workspace_bytes": WORKSPACE_BYTES,
     }
