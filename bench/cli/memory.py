@@ -74,7 +74,8 @@ def memory(
     say(f"In {format_size(room)} of KV cache on each of {tp} ranks; pages of {page_size} tokens; {shape.cache_dtype}.")
     paged, ragged = format_size(PAGED_WORKSPACE_BYTES), format_size(RAGGED_WORKSPACE_BYTES)
     say(
-        f"Workspace: what dcpbench gives FlashInfer beside the cache, {paged} for paged passes (vLLM's default), {ragged} for ragged."
+        f"Workspace: what dcpbench gives FlashInfer beside the cache, {paged} for paged passes (vLLM's default), "
+        f"{ragged} for ragged."
     )
     return Exit.DONE
 
