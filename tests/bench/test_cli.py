@@ -788,7 +788,9 @@ def test_memory_is_computed_per_legal_dcp(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert re.search(r"^ +1 +48,128 +4 +892,400 +27 +0% +458.0 MiB$", out, re.MULTILINE)
     assert re.search(r"^ +4 +12,032 +1 +3,569,600 +108 +75% +458.0 MiB$", out, re.MULTILINE)
-    assert "Workspace: what dcpbench gives FlashInfer beside the cache, 394.0 MiB for paged passes (vLLM's default)" in out
+    assert (
+        "Workspace: what dcpbench gives FlashInfer beside the cache, 394.0 MiB for paged passes (vLLM's default)" in out
+    )
     assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "16", "--dcp", "2", "--json") == Exit.DONE
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["dcp"], row["bytes_per_token"], row["saved"]) == (2, 24064, 0.5)
