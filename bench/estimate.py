@@ -2,7 +2,7 @@
 
 Assumptions, for want of anything measured: on a GPU sampling ends after one or two blocks of the fewest samples, on a CPU,
 whose times scatter, at the cap; the step as a whole and each of its stages are sampled alike; a warm-up is three blocks;
-planning is repeated for half a second at most; every rank of a simulated group runs the checked step in turn; opening and
+planning is repeated for half a second at most; the ranks of a simulated group share the device in the checked step; opening and
 checking a case takes a fixed time, and as long as its memory takes to write. Compiling kernels on first use, and starting
 workers, are not included.
 """
