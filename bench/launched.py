@@ -116,11 +116,14 @@ def run(lead: Callable[[], int]) -> int:
         return follow()
     try:
         code = lead()
+        _job().dismiss()
     except Exception:
         _job().dismiss()
         raise
-    # On a signal the others got it too: nobody may be there to be dismissed.
-    _job().dismiss()
+    finally:
+        # On a signal the others got it too, and nobody may be there to be dismissed. A process group that is still referred
+        # to when the interpreter ends takes its threads down with an abort.
+        _JOBS.clear()
     return code
 
 
