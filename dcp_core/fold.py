@@ -72,11 +72,27 @@ class Fold:
         return self.dcp * sum(self.rows)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Indices:
+    """Where the queries of a batch stand that are not one run of places: int64 on the device."""
+
+    source: Tensor
+    target: Tensor
+    unseeing: Tensor
+
+    @classmethod
+    def of(cls, fold: Fold, device: torch.device) -> _Indices:
+        place = fold.place
+        unseeing = (place < 0).nonzero().squeeze(1)
+        target = torch.where(place < 0, fold.places, place)
+        return cls(place.clamp(min=0).to(device), target.to(device), unseeing.to(device))
+
+
 class Folder:
     """Folds and unfolds one batch's tensors on a device, in buffers of its own.
 
     A single request whose queries all see a key is one run of places: its unfolded result is a view, and so is its folded
-    query where no place is padding and the rank holds one KV head.
+    query where no place is padding and the rank holds one KV head. Only what a batch needs is allocated.
 
     Args:
         heads, kv_heads: of the unfolded tensors, after the gather.
@@ -86,19 +102,21 @@ class Folder:
         self, fold: Fold, *, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ):
         self.fold = fold
-        self._kv_heads = kv_heads
+        self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
         self._offset = fold.offset
         self._whole = self._offset == 0 and fold.places == fold.place.numel()
-        place = fold.place.to(device)
-        self._unseeing = (place < 0).nonzero().squeeze(1)
-        self._source = place.clamp(min=0)
-        # One place more than there are: queries that see no key are put there, so that folding is one copy.
-        self._target = torch.where(place < 0, fold.places, place)
-        # Zeros, so that padding is a finite query whose result nobody reads.
-        self._padded = torch.zeros(fold.places + 1, heads, head_dim, dtype=dtype, device=device)
-        self._rowed = torch.empty(self.row_shape(heads, head_dim), dtype=dtype, device=device) if kv_heads > 1 else None
-        self._flat = Partial.empty(fold.places, heads, head_dim, dtype=dtype, device=device)
-        self._unfolded = Partial.empty(place.numel(), heads, head_dim, dtype=dtype, device=device)
+        scattered = self._offset is None
+        self._indices = _Indices.of(fold, device) if scattered else None
+        # Zeros, so that padding is a finite query whose result nobody reads. One place more than there are, for queries that
+        # see no key: they are put there, so that folding is one copy.
+        padded = 0 if self._whole else fold.places + 1
+        self._padded = torch.zeros(padded, heads, head_dim, dtype=dtype, device=device)
+        several = kv_heads > 1
+        self._rowed = torch.empty(self.row_shape(heads, head_dim), dtype=dtype, device=device) if several else None
+        self._flat = Partial.empty(fold.places if several else 0, heads, head_dim, dtype=dtype, device=device)
+        self._unfolded = Partial.empty(
+            fold.place.numel() if scattered else 0, heads, head_dim, dtype=dtype, device=device
+        )
 
     def row_shape(self, heads: int, head_dim: int) -> tuple[int, int, int]:
         """Return the shape of a folded tensor: rows, heads × dcp in the order (KV head, query, rank, head), elements."""
@@ -107,14 +125,7 @@ class Folder:
     def fold_queries(self, q: Tensor) -> Tensor:
         """Fold: ``[T, H, D] -> [rows, H * dcp, D]``; a view of ``q`` where it can be, else of the folder's buffer."""
         heads, head_dim = q.shape[1:]
-        if self._whole and q.is_contiguous():
-            padded = q
-        else:
-            if self._offset is not None:
-                self._padded[self._offset : self._offset + q.shape[0]].copy_(q)
-            else:
-                self._padded.index_copy_(0, self._target, q)
-            padded = self._padded[: self.fold.places]
+        padded = self._pad(q)
         if self._rowed is None:
             return padded.view(self.row_shape(heads, head_dim))
         by_query = padded.view(-1, self.fold.dcp, self._kv_heads, heads // self._kv_heads, head_dim)
@@ -126,21 +137,33 @@ class Folder:
     def unfold(self, folded: Partial) -> Partial:
         """Unfold a result: ``[rows, H * dcp, D] -> [T, H, D]``, (0, -inf) for queries that see no key; a view if it can be."""
         flat = self._by_query(folded)
-        if self._offset is not None:
-            end = self._offset + self.fold.place.numel()
-            return Partial(flat.out[self._offset : end], flat.lse[self._offset : end], folded.base)
-        into = self._unfolded
+        if self._indices is None:
+            start = self._offset or 0
+            end = start + self.fold.place.numel()
+            return Partial(flat.out[start:end], flat.lse[start:end], folded.base)
+        into, unseeing = self._unfolded, self._indices.unseeing
         if self.fold.places:
-            torch.index_select(flat.out, 0, self._source, out=into.out)
-            torch.index_select(flat.lse, 0, self._source, out=into.lse)
-        if self._unseeing.numel():
-            into.out.index_fill_(0, self._unseeing, 0.0)
-            into.lse.index_fill_(0, self._unseeing, -math.inf)
+            torch.index_select(flat.out, 0, self._indices.source, out=into.out)
+            torch.index_select(flat.lse, 0, self._indices.source, out=into.lse)
+        if unseeing.numel():
+            into.out.index_fill_(0, unseeing, 0.0)
+            into.lse.index_fill_(0, unseeing, -math.inf)
         return into.relabelled(folded.base)
+
+    def _pad(self, q: Tensor) -> Tensor:
+        """Bring queries to their places: themselves where they are one run without padding."""
+        if self._whole:
+            return q.contiguous()
+        if self._indices is None:
+            start = self._offset or 0
+            self._padded[start : start + q.shape[0]].copy_(q)
+        else:
+            self._padded.index_copy_(0, self._indices.target, q)
+        return self._padded[: self.fold.places]
 
     def _by_query(self, folded: Partial) -> Partial:
         """Bring a folded result back to one entry per place: a view with one KV head, a copy otherwise."""
-        places, heads, head_dim = self._flat.out.shape
+        places, heads, head_dim = self.fold.places, self._heads, self._head_dim
         if self._rowed is None:
             return Partial(folded.out.view(places, heads, head_dim), folded.lse.view(places, heads), folded.base)
         group, dcp = heads // self._kv_heads, self.fold.dcp
