@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from bench.need import case_bytes
 from bench.record import Measured, Policy, Trial
 from dcp_core.cost import CPU, Ceiling, ceiling_of, plan_bytes, step_work
-from dcp_core.memory import case_bytes
 from dcp_core.settings import Case, ExchangeName
 
 BLOCKS = 1.5

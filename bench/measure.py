@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from bench.clock import Clock, CudaClock, HostClock, floor_us
+from bench.need import case_bytes
 from bench.record import (
     Failed,
     Label,
@@ -24,7 +25,7 @@ from bench.record import (
 from bench.stand import Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from dcp_core.check import Check
-from dcp_core.memory import case_bytes, format_size
+from dcp_core.memory import format_size
 from dcp_core.mesh import Mesh
 from dcp_core.paths.base import Stage
 from dcp_core.settings import Case, KernelName, Unsupported

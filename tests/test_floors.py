@@ -38,6 +38,7 @@ FLOORS = {
             "nearest",
             "profile",
             "environment",
+            "need",
             "estimate",
             "collective",
             "verify",

@@ -10,9 +10,10 @@ from bench.cli.campaign import left_alone, reasons
 from bench.cli.exits import Exit
 from bench.cli.screen import clock, draw, emit, say
 from bench.estimate import local_ranks
+from bench.need import case_bytes
 from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, Footnotes, counted, dcp_of, exchange_of, kernels_of
-from dcp_core.memory import case_bytes, format_size
+from dcp_core.memory import format_size
 
 if TYPE_CHECKING:
     from bench.cli.campaign import Campaign

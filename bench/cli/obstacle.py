@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.estimate import local_ranks
-from dcp_core.memory import case_bytes, format_size
+from bench.need import case_bytes
+from dcp_core.memory import format_size
 from dcp_core.settings import KernelName
 
 if TYPE_CHECKING:
