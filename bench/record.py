@@ -218,6 +218,25 @@ Outcome = Measured | Skipped | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """A case that was only checked.
+
+    Args:
+        check: against the oracle.
+        apart: how far it is from the result of another path on the same batch, on the worst of all rows, over what two
+            right results may be apart; None where there was none to compare with.
+    """
+
+    check: Check
+    apart: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """True if the oracle and the other path agree with it; NaN never does."""
+        return self.check.passed and (self.apart is None or self.apart <= 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """The fingerprint of where a run was made. ``hard`` fields must agree for trials to be compared or share a profile."""
 

@@ -191,6 +191,16 @@ def _given_out(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
+def apart(first: Partial, second: Partial, check: Check) -> float:
+    """Return how far two results are from one another on the worst row, over twice the budget of a check; NaN counts as infinite.
+
+    Each may be off by its budget, in ``out`` relative to the row's norm, in the LSE absolutely.
+    """
+    lse = torch.where(first.lse == second.lse, 0.0, (first.lse - second.lse).abs())
+    shares = row_difference(first, second) / check.out_budget, float(lse.max()) / check.lse_budget
+    return max(math.inf if math.isnan(share) else share / 2 for share in shares)
+
+
 def row_difference(first: Partial, second: Partial) -> float:
     """Return the largest distance between two results' rows, relative to the row's norm; NaN if any is."""
     one, other = first.out.float(), second.out.float()

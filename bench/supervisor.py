@@ -14,7 +14,7 @@ from bench.group import WORKER, GroupLost
 from bench.launched import Group, open_group
 from bench.line import read_outcome
 from bench.orders import Order
-from bench.record import Failed, Measured, Outcome, Policy, Skipped, Trial
+from bench.record import Failed, Measured, Outcome, Policy, Skipped, Trial, Verified
 from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 
@@ -71,7 +71,7 @@ class Supervisor:
                 clocks=(before, after),
             )
 
-    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Check | Skipped | Failed]]:
+    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
         """Compare cases with the oracle one after another, and yield each verdict as it comes."""
         for case in cases:
             try:
@@ -80,8 +80,8 @@ class Supervisor:
                 yield case, Failed(lost.fault, str(lost), lost.log)
                 continue
             found = answer["outcome"]
-            if "kind" not in found:
-                yield case, Check(**found)
+            if "check" in found and "kind" not in found:
+                yield case, Verified(Check(**found["check"]), found["apart"])
                 continue
             outcome = read_outcome(found)
             if isinstance(outcome, Skipped | Failed):

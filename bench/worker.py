@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import math
 import os
 import signal
 import sys
@@ -23,10 +22,9 @@ import torch
 
 from bench.measure import measure, synchronize, verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
-from bench.record import Failed, Outcome, Policy, Skipped
-from bench.stand import row_difference
+from bench.record import Failed, Outcome, Policy, Skipped, Verified
+from bench.stand import apart
 from dcp_core.build import open_kernel
-from dcp_core.check import Check
 from dcp_core.exchange import direct
 from dcp_core.kernels.base import Masking, PassKind, PassSpec
 from dcp_core.lse import Partial
@@ -113,7 +111,7 @@ class Companion:
         self._path = ""
         self._results: list[Partial] = []
 
-    def verify(self, case: Case, mesh: Mesh, policy: Policy) -> Check | Outcome:
+    def verify(self, case: Case, mesh: Mesh, policy: Policy) -> Verified | Outcome:
         """Compare a case with the oracle, and then with the path verified before it if that ran the same batch."""
         verified = verify(case, mesh, seed=policy.seed)
         if isinstance(verified, Skipped):
@@ -125,15 +123,14 @@ class Companion:
         if not self._results:
             # Only what the oracle found right is worth comparing with; all ranks see the same check.
             self._path, self._results = str(case.settings.path), stand.results() if check.passed else []
-            return check
-        differences = [row_difference(mine, other) for mine, other in zip(stand.results(), self._results, strict=True)]
-        # A NaN is the worst difference there is, wherever it stands; max alone overlooks it behind a number.
-        worst = max(chain(*mesh.share(differences)), key=lambda found: math.inf if math.isnan(found) else found)
-        if check.passed and not worst <= 2 * check.out_budget:
+            return Verified(check)
+        found = [apart(mine, other, check) for mine, other in zip(stand.results(), self._results, strict=True)]
+        worst = max(chain(*mesh.share(found)))
+        if check.passed and worst > 1:
             return Failed(
-                "differs", f"a row is {worst:.2e} away from path {self._path}, budget {2 * check.out_budget:.2e}"
+                "differs", f"a row is {worst:.3g} times as far from path {self._path} as two right ones may be"
             )
-        return check
+        return Verified(check, worst)
 
 
 def _poisoned(device: torch.device) -> bool:

@@ -28,6 +28,11 @@ class Check:
         """True if both errors are within budget; NaN never is."""
         return self.out_error <= self.out_budget and self.lse_error <= self.lse_budget
 
+    @property
+    def share(self) -> float:
+        """The larger of the two errors over its budget; infinite for NaN."""
+        return max(_use(self.out_error, self.out_budget), _use(self.lse_error, self.lse_budget))
+
     @classmethod
     def worst(cls, checks: Iterable[Check]) -> Check:
         """Return one check for several: their rows together, and of each error the one that exhausts its budget most."""

@@ -13,10 +13,9 @@ from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Json, ranks_here, session_of, values_of, whole_number
 from bench.cli.screen import draw, emit, say, screen, warn
-from bench.record import Failed, Skipped
+from bench.record import Failed, Skipped, Verified
 from bench.report.grid import Column, Grid
 from bench.report.table import case_name, counted, exchange_of, kernels_of, path_of
-from dcp_core.check import Check
 
 if TYPE_CHECKING:
     from dcp_core.settings import Case
@@ -30,14 +29,15 @@ class Tally:
     skipped: int = 0
     failed: int = 0
     worst_share: float = 0.0
+    worst_apart: float = 0.0
     reasons: set[str] = field(default_factory=set)
 
-    def add(self, verdict: Check | Skipped | Failed) -> None:
-        """Count a verdict; of a check, keep the share of the error budget that it used."""
+    def add(self, verdict: Verified | Skipped | Failed) -> None:
+        """Count a verdict; of a check, keep the share of the error budget that it used, and of what paths may be apart."""
         match verdict:
-            case Check():
-                share = max(verdict.out_error / verdict.out_budget, verdict.lse_error / verdict.lse_budget)
-                self.worst_share = max(self.worst_share, share) if share == share else float("nan")  # noqa: PLR0124
+            case Verified(check=check, apart=apart):
+                self.worst_share = max(self.worst_share, check.share)
+                self.worst_apart = max(self.worst_apart, apart or 0.0)
                 self.passed += verdict.passed
                 self.failed += not verdict.passed
             case Skipped(reason=reason):
@@ -149,7 +149,7 @@ def _cases(
     return cases
 
 
-def _report(verdicts: Sequence[tuple[Case, Check | Skipped | Failed]], *, as_json: bool) -> Exit:
+def _report(verdicts: Sequence[tuple[Case, Verified | Skipped | Failed]], *, as_json: bool) -> Exit:
     tallies: dict[tuple[str, str, str], Tally] = defaultdict(Tally)
     for case, verdict in verdicts:
         settings = case.settings
@@ -177,27 +177,39 @@ def _grid(tallies: dict[tuple[str, str, str], Tally]) -> Grid:
         Column("right", right=True),
         Column("wrong", right=True),
         Column("skipped", right=True),
-        Column("worst error, of budget", right=True),
+        Column("error", right=True),
+        Column("apart", right=True),
     )
     rows = tuple(
-        (*names, str(tally.passed), str(tally.failed), str(tally.skipped), f"{tally.worst_share:.0%}")
+        (
+            *names,
+            str(tally.passed),
+            str(tally.failed),
+            str(tally.skipped),
+            f"{tally.worst_share:.0%}",
+            f"{tally.worst_apart:.0%}",
+        )
         for names, tally in sorted(tallies.items())
     )
-    return Grid("Against the float64 oracle", columns, rows)
+    footnotes = (
+        "error: against the float64 oracle, worst case, of its budget.",
+        "apart: from another path on the same batch, worst of all rows, of what two right results may be apart.",
+    )
+    return Grid("Against the float64 oracle, and path against path", columns, rows, footnotes=footnotes)
 
 
-def _is_wrong(verdict: Check | Skipped | Failed) -> bool:
-    return isinstance(verdict, Failed) or (isinstance(verdict, Check) and not verdict.passed)
+def _is_wrong(verdict: Verified | Skipped | Failed) -> bool:
+    return isinstance(verdict, Failed) or (isinstance(verdict, Verified) and not verdict.passed)
 
 
-def _word(verdict: Check | Skipped | Failed) -> str:
+def _word(verdict: Verified | Skipped | Failed) -> str:
     match verdict:
-        case Check(passed=True):
+        case Verified(passed=True):
             return "right"
-        case Check():
+        case Verified(check=check):
             return (
-                f"WRONG, out errs by {verdict.out_error:.2e} (budget {verdict.out_budget:.2e}), "
-                f"lse by {verdict.lse_error:.2e} (budget {verdict.lse_budget:.2e})"
+                f"WRONG, out errs by {check.out_error:.2e} (budget {check.out_budget:.2e}), "
+                f"lse by {check.lse_error:.2e} (budget {check.lse_budget:.2e})"
             )
         case Skipped(reason=reason):
             return f"skipped, {reason}"
@@ -205,5 +217,9 @@ def _word(verdict: Check | Skipped | Failed) -> str:
             return f"FAILED, {fault}: {message}"
 
 
-def _details(verdict: Check | Skipped | Failed) -> dict[str, Any]:
-    return asdict(verdict)
+def _details(verdict: Verified | Skipped | Failed) -> dict[str, Any]:
+    match verdict:
+        case Verified(check=check, apart=apart):
+            return asdict(check) | {"apart": apart}
+        case _:
+            return asdict(verdict)

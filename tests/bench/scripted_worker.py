@@ -42,8 +42,8 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     if not which or int(which) == rank:
         misbehave(word)
     if order["do"] == "verify" and word == "right":
-        found = {"rows": 1, "out_error": 0.0, "out_budget": 1.0, "lse_error": 0.0, "lse_budget": 1.0}
-        return {"outcome": found, "ranks": 1, "poisoned": False}
+        check = {"rows": 1, "out_error": 0.0, "out_budget": 1.0, "lse_error": 0.0, "lse_budget": 1.0}
+        return {"outcome": {"check": check, "apart": None}, "ranks": 1, "poisoned": False}
     outcome = {"kind": "skipped", "reason": name}
     if word in ("poisoned", "breaks"):
         outcome = {"kind": "failed", "fault": "error", "message": name, "traceback": "where it happened"}

@@ -26,7 +26,7 @@ from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock, screen
 from bench.errors import UnfitError
-from bench.record import Environment, Failed, Outcome, Policy, Skipped, Trial
+from bench.record import Environment, Failed, Outcome, Policy, Skipped, Trial, Verified
 from bench.shipped import reference_folder
 from bench.store import Store
 from bench.tune.pick import pick
@@ -44,7 +44,7 @@ class Scripted:
     """Stands in for the supervisor: every case ends as the script says, or is measured."""
 
     script: Callable[[int, Case], Outcome | None] = lambda number, case: None
-    verdict: Callable[[int], Check | Skipped | Failed] = lambda number: RIGHT
+    verdict: Callable[[int], Verified | Skipped | Failed] = lambda number: Verified(RIGHT, apart=0.5)
     kernels: dict[str, str] = field(default_factory=lambda: {"reference": "", "fa2": "fa2 needs a CUDA device"})
     ranks: list[int] = field(default_factory=list)
     measured: list[Case] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Scripted:
             self.measured.append(case)
             yield replace(made, policy=self.policies[-1])
 
-    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Check | Skipped | Failed]]:
+    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
         for number, case in enumerate(cases):
             yield case, self.verdict(number)
 
@@ -852,10 +852,10 @@ def test_verify_tells_right_from_wrong(scripted: Scripted, capsys: pytest.Captur
     words = ("verify", "--path", "fold", "--dcp", "2", "--exchange", "ag_rs")
     assert run(*words) == Exit.DONE
     out = capsys.readouterr().out
-    assert re.search(r"^fold +reference +ag_rs +\d+ +0 +0 +10%$", out, re.MULTILINE)
+    assert re.search(r"^fold +reference +ag_rs +\d+ +0 +0 +10% +50%$", out, re.MULTILINE)
     assert "0 wrong" in out
-    scripted.verdict = lambda number: replace(
-        RIGHT, out_error=0.5 if number == 1 else float("nan") if number == 2 else 0.0
+    scripted.verdict = lambda number: Verified(
+        replace(RIGHT, out_error=0.5 if number == 1 else float("nan") if number == 2 else 0.0)
     )
     assert run(*words) == Exit.FAILED_CASES
     out, err = capsys.readouterr()

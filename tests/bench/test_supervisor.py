@@ -13,7 +13,7 @@ import pytest
 
 from bench.errors import UnfitError
 from bench.group import GroupLost, WorkerGroup
-from bench.record import PROTOCOL, Failed, Label, Measured, Skipped, Trial
+from bench.record import PROTOCOL, Failed, Label, Measured, Skipped, Trial, Verified
 from bench.stats import summarize
 from bench.supervisor import Supervisor, ranks_for
 from dcp_core.check import Check
@@ -240,7 +240,7 @@ def test_verdicts_come_one_by_one(tmp_path: Path) -> None:
     names = ["right", "skipped", "dies1", "poisoned", "right"]
     with Supervisor(2, QUICK, command=scripted(tmp_path)) as supervisor:
         verdicts = [verdict for _, verdict in supervisor.verify([tiny(name=name) for name in names])]
-    right = Check(1, 0.0, 1.0, 0.0, 1.0)
+    right = Verified(Check(1, 0.0, 1.0, 0.0, 1.0))
     assert verdicts[0] == verdicts[-1] == right
     assert verdicts[1] == Skipped("skipped")
     assert [verdict.fault for verdict in verdicts if isinstance(verdict, Failed)] == ["crashed", "error"]

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ import torch
 from bench import worker
 from bench.measure import verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
-from bench.record import Failed, Outcome, Policy, Skipped
+from bench.record import Failed, Outcome, Policy, Skipped, Verified
 from bench.worker import Companion, group_for
 from dcp_core.check import Check
 from dcp_core.lse import Partial
@@ -62,7 +62,7 @@ def test_a_worker_says_that_it_is_ready_and_answers_every_order_with_one_line(mo
     ready, probed, verified, measured, skipped = found
     assert ready == {"ready": 0}
     assert probed["probe"]["kernels"]["reference"] == ""
-    assert Check(**verified["outcome"]).passed
+    assert Check(**verified["outcome"]["check"]).passed
     assert measured["outcome"]["kind"] == "measured"
     assert measured["outcome"]["label"] == "simulated"
     assert measured["ranks"] == 1
@@ -143,7 +143,7 @@ def told(*scales: float) -> Told:
 PASSED = Check(rows=6, out_error=1e-4, out_budget=1e-3, lse_error=0.0, lse_budget=1.0)
 
 
-def compare(monkeypatch: pytest.MonkeyPatch, *verified: tuple[Case, Told, Check]) -> list[Check | Outcome]:
+def compare(monkeypatch: pytest.MonkeyPatch, *verified: tuple[Case, Told, Check]) -> list[Verified | Outcome]:
     companion, mesh, found = Companion(), Mesh.alone(), []
     for case, stand, check in verified:
         monkeypatch.setattr(worker, "verify", lambda *_, it=(stand, check), **__: it)
@@ -156,7 +156,7 @@ def test_a_path_that_differs_from_the_one_before_fails_though_both_are_within_bu
 ) -> None:
     one, other = tiny(dcp=2, path="split"), tiny(dcp=2, path="fold")
     found = compare(monkeypatch, (one, told(1.0, 1.0), PASSED), (other, told(1.0, 1.01), PASSED))
-    assert found[0] == PASSED
+    assert found[0] == Verified(PASSED)
     assert isinstance(found[1], Failed)
     assert found[1].fault == "differs"
     assert "path split" in found[1].message
@@ -168,7 +168,11 @@ def test_paths_of_other_batches_or_within_twice_the_budget_are_not_held_against_
     near, far = told(1.0, 1.001), told(2.0, 2.0)
     split, fold, other = tiny(dcp=2, path="split"), tiny(dcp=2, path="fold"), tiny("q9s32", dcp=2, path="fold")
     found = compare(monkeypatch, (split, told(1.0, 1.0), PASSED), (fold, near, PASSED), (other, far, PASSED))
-    assert found == [PASSED] * 3
+    assert [verified.check for verified in found if isinstance(verified, Verified)] == [PASSED] * 3
+    first, second, third = (verified.apart for verified in found if isinstance(verified, Verified))
+    assert (first, third) == (None, None)
+    assert second is not None
+    assert 0.4 < second < 0.6  # a thousandth away, where each may err by as much
 
 
 def test_a_path_with_nan_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,15 +183,25 @@ def test_a_path_with_nan_differs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_path_over_budget_is_reported_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
     case, failed = tiny(dcp=2), Check(6, 1.0, 1e-3, 0.0, 1.0)
-    assert compare(monkeypatch, (case, told(1.0, 1.0), PASSED), (case, told(2.0, 1.0), failed))[1] == failed
+    assert compare(monkeypatch, (case, told(1.0, 1.0), PASSED), (case, told(2.0, 1.0), failed))[1].check == failed
 
 
 def test_real_paths_of_one_batch_agree() -> None:
     companion = Companion()
     for path in ("split", "mask", "fold"):
         verdict = companion.verify(tiny("q8s25_q3s3", dcp=4, path=path), Mesh.simulated(4), QUICK)
-        assert isinstance(verdict, Check), verdict
+        assert isinstance(verdict, Verified), verdict
         assert verdict.passed
+        assert (verdict.apart is None) == (path == "split")
+
+
+def test_an_lse_that_differs_is_seen_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, exact = tiny(dcp=2), replace(PASSED, lse_budget=1e-4)
+    other = told(1.0, 1.0)
+    other.results()[1].lse.add_(1e-3)
+    found = compare(monkeypatch, (case, told(1.0, 1.0), exact), (case, other, exact))
+    assert isinstance(found[1], Failed)
+    assert "5 times as far from path" in found[1].message
 
 
 def test_what_cannot_run_is_skipped() -> None:
