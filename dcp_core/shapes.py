@@ -114,6 +114,10 @@ class ModelShape:
         if match := re.fullmatch(r"q(\d{1,6}),kv(\d{1,6}),d(\d{1,6})(?:,l(\d{1,6}))?", text.strip(), re.ASCII):
             q_heads, kv_heads, head_dim, layers = (int(number or 1) for number in match.groups())
             return cls(q_heads, kv_heads, head_dim, layers)
+        if re.match(r"q\d+,", text.strip(), re.ASCII):
+            raise ShapeError(
+                f"a model by its heads is written as q64,kv4,d128 (or q64,kv4,d128,l94), not {text[:40]!r}"
+            )
         if text.endswith(".json") or "/" in text:
             return cls.from_hf_config(text)
         return cls.preset(text)

@@ -23,7 +23,10 @@ class Reference:
     name = KernelName.REFERENCE
 
     def refusal(self, spec: PassSpec, device: torch.device) -> str | None:
-        """Refuse only what is to be replayed: this kernel allocates while it runs."""
+        """Refuse what is to be replayed, since this kernel allocates while it runs, and queries that torch cannot multiply."""
+        if spec.dtype.itemsize < 2:
+            dtype = str(spec.dtype).removeprefix("torch.")
+            return f"the reference kernel takes queries of bfloat16, float16 or float32, not {dtype}"
         return "the reference kernel allocates while it runs, so it cannot be replayed" if spec.replayable else None
 
     def open(self, spec: PassSpec, device: torch.device) -> ReferencePass:

@@ -397,3 +397,9 @@ def test_every_preset_can_be_typed_and_names_itself() -> None:
     for name, shape in PRESETS.items():
         assert ModelShape.parse(name) is shape
         assert shape.name == name
+
+
+@pytest.mark.parametrize("text", ["q64,kv4", "q64,kv4,d", "q64,d128", "q64,kv4,d128,x"])
+def test_heads_that_are_not_all_given_are_told_how_to_be_written(text: str) -> None:
+    with pytest.raises(ShapeError, match="is written as q64,kv4,d128"):
+        ModelShape.parse(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.reference import Reference, attend
 from dcp_core.lse import LseBase, Partial
 from dcp_core.mask import InterleavedMask
-from dcp_core.settings import KernelName, KvLayout
+from dcp_core.settings import KernelName, KvLayout, Unsupported
 
 KV_HEADS, GROUP, HEAD_DIM, PAGE = 2, 3, 8, 4
 HEADS = KV_HEADS * GROUP
@@ -198,3 +199,15 @@ def test_it_runs_everything_and_refuses_nothing() -> None:
     for kind in PassKind:
         for masking in Masking:
             assert kernel.refusal(spec(kind, masking), CPU) is None
+
+
+def test_what_it_cannot_run_it_refuses_in_a_sentence() -> None:
+    plain = spec(PassKind.PAGED, Masking.NONE)
+    refused = {
+        "takes queries of bfloat16, float16 or float32, not float8_e4m3fn": replace(plain, dtype=torch.float8_e4m3fn),
+        "allocates while it runs, so it cannot be replayed": replace(plain, replayable=True),
+    }
+    for reason, asked in refused.items():
+        assert reason in (Reference().refusal(asked, CPU) or "")
+        with pytest.raises(Unsupported, match=reason):
+            Reference().open(asked, CPU)
