@@ -24,7 +24,7 @@ def local_seq_lens(seq_lens: Tensor | Sequence[int], dcp: int, rank: int | None 
     Raises:
         ValueError: for lengths, a dcp, interleave or rank that cannot be.
     """
-    layout = DcpLayout(dcp, dcp, interleave)
+    layout = DcpLayout(1, dcp, interleave)
     if rank is not None:
         layout.local_len(0, rank)
     lens = whole_numbers(seq_lens)
