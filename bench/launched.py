@@ -86,6 +86,9 @@ class Job:
         except RuntimeError as error:
             self._lost = f"a rank of this job is lost ({_heart(error)})"
             raise GroupLost("crashed", self._lost, "") from None
+        except BaseException:
+            self._lost = "this job was stopped in the middle of an order"  # its ranks are in different collectives
+            raise
         if any(found.get("poisoned") for found in answers):
             self._lost = "a fault has left a device of this job of no further use"
         return answers

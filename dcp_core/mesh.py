@@ -258,6 +258,7 @@ class Mesh:
 
         if self._group is None:
             raise MeshError("memory is shared among the real ranks of a group, and this one has none")
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")  # read at the first rendezvous
         memory = symmetric_memory.empty(size, dtype=torch.uint8, device=self.device)
         handle = symmetric_memory.rendezvous(memory, self._group)
         return memory.zero_(), torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=self.device)

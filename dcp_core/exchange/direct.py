@@ -91,7 +91,8 @@ class Direct:
     def _room(self, tokens: int, *, places: int) -> None:
         self._look()
         if tokens > self._mailbox.tokens or places > self._mailbox.places:
-            self._mailbox = self._make(_doubled(tokens), _doubled(places))
+            known = self._mailbox
+            self._mailbox = self._make(max(_doubled(tokens), known.tokens), max(_doubled(places), known.places))
         if self._combined.out.shape[0] != tokens:
             self._combined = self._own(tokens)
 

@@ -206,8 +206,10 @@ def _gather(
     WAIT: tl.constexpr,
 ):
     turn = tl.load(state) + 1
+    # Once a rank is lost, nothing more is told to anybody: what came late would be taken for what is missing.
+    whole = tl.load(state + 2) == 0
     column = tl.arange(0, COLUMNS)[None, :]
-    if PUSH:
+    if PUSH & whole:
         for tile in range(tl.program_id(0), tl.cdiv(tokens * kv_heads * group, HEIGHT), tl.num_programs(0)):
             _, token, kv_head, head, live = row_of(tile, tokens, kv_heads, group, HEIGHT)
             inside = live[:, None] & (column < HEAD_DIM)
@@ -280,9 +282,11 @@ def _combine(
     WAIT: tl.constexpr,
 ):
     turn = tl.load(state) + 1
+    # Once a rank is lost, nothing more is told to anybody: what came late would be taken for what is missing.
+    whole = tl.load(state + 2) == 0
     column = tl.arange(0, COLUMNS)[None, :]
     rows = tokens * kv_heads * group
-    if PUSH:
+    if PUSH & whole:
         _push_partial(
             out,
             lses,

@@ -66,7 +66,8 @@ def await_peers(addresses, state, rank, turn, polls, PEERS: tl.constexpr, RANKS:
     here = _flags(addresses, rank, tl.where(peer < RANKS, peer, rank), FLAGS)
     # A difference, since numbers may wrap.
     late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
-    left = tl.where(tl.load(state + 2) == 0, polls, 0)  # once a rank is lost, none is waited for
+    whole = tl.load(state + 2) == 0
+    left = tl.where(whole, polls, 0)  # once a rank is lost, none is waited for
     while (tl.max(late.to(tl.int32)) > 0) & (left > 0):
         late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
         left -= 1
@@ -75,7 +76,7 @@ def await_peers(addresses, state, rank, turn, polls, PEERS: tl.constexpr, RANKS:
     if lost > 0:
         tl.atomic_cas(state + 2, 0, lost)
         tl.atomic_cas(state + 3, 0, turn)
-    return lost == 0
+    return (lost == 0) & whole
 
 
 @triton.jit
