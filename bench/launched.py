@@ -101,7 +101,11 @@ class Job:
         if not self._lost:
             with suppress(RuntimeError):  # of a rank that ended by itself
                 self._mesh.share(_NO_ORDER)
-                self._mesh.close()
+
+    def leave(self) -> None:
+        """Leave the process group: one that is still there when the interpreter ends takes the process down with an abort."""
+        with suppress(RuntimeError):  # of a group that a lost rank has broken
+            self._mesh.close()
 
 
 def run(lead: Callable[[], int]) -> int:
@@ -124,8 +128,9 @@ def run(lead: Callable[[], int]) -> int:
         _job().dismiss()
         raise
     finally:
-        # On a signal the others got it too, and nobody may be there to be dismissed. A process group that is still referred
-        # to when the interpreter ends takes its threads down with an abort.
+        # On a signal the others got it too, and nobody may be there to be dismissed.
+        for job in _JOBS:
+            job.leave()
         _JOBS.clear()
     return code
 
@@ -141,7 +146,9 @@ def follow() -> int:
             mesh.share(answer(order, mesh, companion))
     except RuntimeError:
         return _LEADERLESS  # rank 0 is gone, and has said why if it could
-    mesh.close()
+    finally:
+        with suppress(RuntimeError):
+            mesh.close()
     return 0
 
 

@@ -103,7 +103,7 @@ class Settings:
         kv_layout: of a page.
         index_device: of the tensors that planning reads.
         replayable: wrappers planned so that a captured CUDA graph stays valid for the next batch of the same size.
-        skip_empty_context: ``split`` leaves out gather and combine where no request has context.
+        skip_empty_context: ``split`` leaves out gather and combine where no request has context, unless it is replayable.
         fold_limit: ``fold`` folds requests of up to so many new tokens; longer ones go through ``split``.
     """
 
@@ -307,6 +307,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     empty = (
         ragged
         and not shared
+        and not settings.replayable
         and settings.exchange is not ExchangeName.LOOPBACK
         and not any(request.context for request in workload.requests if request.new > least)
     )
@@ -345,6 +346,9 @@ def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iter
         yield "batching joined runs one pass for all, so it folds all: leave fold_limit, or choose separate or shared"
     if settings.batching is Batching.SHARED and not _in_order(workload, settings.fold_limit):
         yield f"batching shared takes a batch whose decodes stand together, and so its longer requests, not {workload}"
+    apart = settings.batching is Batching.SEPARATE and path is not PathName.DECODE
+    if settings.replayable and apart and not _in_order(workload, settings.fold_limit):
+        yield f"a replayable batch has its decodes together, and so its longer requests, not {workload}: others get new rows"
     if layout.dcp > 1 and settings.exchange is ExchangeName.ALONE:
         yield f"dcp {layout.dcp} needs an exchange between its ranks: loopback, ag_rs or a2a"
     if layout.dcp == 1 and settings.exchange is not ExchangeName.ALONE:

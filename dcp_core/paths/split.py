@@ -24,7 +24,8 @@ class SplitLocal:
     def __init__(self, site: Site, *, fused: bool, alone: bool = True) -> None:
         settings, heads = site.case.settings, site.heads
         self._site, self._fused = site, fused
-        self._may_skip = alone and settings.skip_empty_context
+        # A captured graph holds the stages of the batch it was captured with: the next may have context.
+        self._may_skip = alone and settings.skip_empty_context and not settings.replayable
         self._rows = rows_for(site, 0)
         self._context_pass = site.open_pass(
             settings.kernel, PassKind.PAGED, Masking.NONE, q_heads=heads.gathered, kv_heads=heads.kv

@@ -227,7 +227,8 @@ def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
     by_split = split_by(case)
     if by_split:
         step.append("kernel_for_new")
-        if timed and before.batching is not Batching.SHARED and not any(request.context for request in by_split):
+        whole = before.batching is Batching.SHARED or before.replayable  # then nothing is left out
+        if timed and not whole and not any(request.context for request in by_split):
             step.append("skip_empty_context")
     if case.settings.path is PathName.FOLD and by_split:
         step.append("fold_limit")
@@ -274,6 +275,12 @@ def test_what_plays_no_part_makes_no_other_case(case: Case, kernel: KernelName, 
             "q4_q1_q5",
             {"path": "split", "exchange": "a2a", "batching": "shared"},
             "batching shared takes a batch whose decodes stand together, and so its longer requests, not q4_q1_q5",
+        ),
+        (
+            DcpLayout(4, 2),
+            "q1_q4_q1",
+            {"path": "split", "exchange": "a2a", "replayable": True},
+            "a replayable batch has its decodes together",
         ),
         (
             DcpLayout(4, 2),
