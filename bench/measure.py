@@ -246,8 +246,9 @@ def _flags(stand: Stand, step: Timed, median_us: float, floor: float) -> list[st
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch's allocator holds without use counts as free: giving it back for every case costs milliseconds.
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
     with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
         fields = dict(line.split(":", 1) for line in lines)
     return int(fields["MemAvailable"].split()[0]) * 1024

@@ -42,7 +42,6 @@ def main() -> None:
     with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w", encoding="utf-8") as replies:
         _reply(replies, {"ready": mesh.rank})
         companion = Companion()
-        gc.freeze()  # so that collecting after each case looks at that case's objects, not at every library's
         for order in _orders(sys.stdin):
             found = answer(order, mesh, companion)
             _reply(replies, found)
@@ -91,6 +90,7 @@ def answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str,
     except Exception as error:  # noqa: BLE001  # the one place that catches everything: it becomes a failed trial
         outcome = Failed("error", f"{type(error).__name__}: {error}", traceback.format_exc())
     gc.collect()
+    gc.freeze()  # so that the next collection looks at that case's objects, not at every library's that was imported so far
     poisoned = _poisoned(mesh.device) if isinstance(outcome, Failed) else False
     return {"outcome": asdict(outcome), "ranks": 1 if group.is_simulated else group.size, "poisoned": poisoned}
 
