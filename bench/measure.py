@@ -22,7 +22,7 @@ from bench.record import (
     StageTime,
     StopReason,
 )
-from bench.stand import Stand
+from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from dcp_core.check import Check
 from dcp_core.memory import format_size
@@ -55,8 +55,11 @@ class Timed:
         return [max(times) for times in zip(*self.ranks_us, strict=True)]
 
 
-def verify(case: Case, mesh: Mesh, *, seed: int) -> tuple[Stand, Check] | Skipped:
+def verify(case: Case, mesh: Mesh, *, seed: int, sequences: Sequences | None = None) -> tuple[Stand, Check] | Skipped:
     """Lay a case out, plan it, run it once and compare it with the oracle; every rank of the group must call this.
+
+    Args:
+        sequences: as of ``Stand``.
 
     Returns:
         The stand with the check over all ranks, or why some rank cannot run the case.
@@ -66,7 +69,7 @@ def verify(case: Case, mesh: Mesh, *, seed: int) -> tuple[Stand, Check] | Skippe
     stand = None
     if not problem:
         try:
-            stand = Stand(case, mesh, seed)
+            stand = Stand(case, mesh, seed, sequences)
         except Unsupported as error:
             problem = str(error)
     problem = mesh.first_problem(problem)

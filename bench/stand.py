@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from dcp_core.cache import PagedCache, PageTable, page_count, slot_mapping
 from dcp_core.check import Check
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
-from dcp_core.oracle import attend_rows, choose_rows, judge
+from dcp_core.oracle import Truth, attend_rows, choose_rows, judge
 from dcp_core.paths.base import Path, Step
 from dcp_core.settings import Case
 
@@ -24,15 +25,21 @@ QUERY_SCALE = 2.0
 PLANTED = 4
 """Rows per request for which a key is planted that weighs as much as all others together, so that a fault of one key shows
 however long the row is."""
+LAID_OUT_TOGETHER = 1 << 16
+"""Tokens of several requests written to the cache at once, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """The whole batch as the oracle sees it: queries of every rank, keys and values of every sequence."""
+    """The whole batch as the oracle sees it: queries of every rank, keys and values of every sequence.
+
+    Cases of one shape, layout and workload may share it, and with it what the oracle found.
+    """
 
     queries: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    _truths: dict[tuple[int, int], Truth] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def draw(cls, case: Case, device: torch.device, seed: int) -> Sequences:
@@ -77,6 +84,16 @@ class Sequences:
                 keys[position].copy_(mean * (wanted / score).unsqueeze(-1))
             start += request.new
 
+    def truth(self, case: Case, rank: int, seed: int) -> Truth:
+        """Return the oracle's results for a rank's queries, on rows chosen for the case's page borders."""
+        borders = case.layout.dcp * case.settings.page_size
+        if (rank, borders) not in self._truths:
+            heads = case.layout.heads(case.shape).query
+            rows = choose_rows(case.workload, heads=heads, borders=borders, seed=seed)
+            truth = attend_rows(self.queries[rank], self.keys, self.values, case.workload, rows)
+            self._truths[rank, borders] = truth
+        return self._truths[rank, borders]
+
     def new(self, case: Case, which: tuple[Tensor, ...]) -> Tensor:
         """Return the new tokens' keys or values, all requests'."""
         requests = case.workload.requests
@@ -105,15 +122,18 @@ class Seat:
 class Stand:
     """A case on the ranks that live in this process."""
 
-    def __init__(self, case: Case, mesh: Mesh, seed: int) -> None:
+    def __init__(self, case: Case, mesh: Mesh, seed: int, sequences: Sequences | None = None) -> None:
         """Open the path on every rank, lay its shard out in a paged cache, and bind the inputs.
+
+        Args:
+            sequences: those of a stand with the same shape, layout, workload and seed; drawn if None.
 
         Raises:
             Unsupported: if a kernel or exchange cannot run this here.
         """
         self.case, self.mesh, self.seed = case, mesh, seed
         paths = [open_path(case, member) for member in mesh.members()]
-        self.sequences = Sequences.draw(case, mesh.device, seed)
+        self.sequences = sequences or Sequences.draw(case, mesh.device, seed)
         self.seats = tuple(
             self._seat(member.rank, path)
             for member, path in zip(mesh.members(), paths, strict=True)
@@ -146,19 +166,13 @@ class Stand:
         for seat in self.seats:
             seat.step.out.fill_(float("nan"))
         self.launch()
-        borders = self.case.layout.dcp * self.case.settings.page_size
-        heads = self.case.layout.heads(self.case.shape).query
-        rows = choose_rows(self.case.workload, heads=heads, borders=borders, seed=self.seed)
-        return Check.worst(self._judge(seat, rows) for seat in self.seats)
+        truths = [self.sequences.truth(self.case, seat.rank, self.seed) for seat in self.seats]
+        return Check.worst(judge(seat.result(), truth) for seat, truth in zip(self.seats, truths, strict=True))
 
     def results(self) -> list[Partial]:
         """Return a copy of every rank's last result here, every row of it."""
         found = [seat.result() for seat in self.seats]
         return [Partial(result.out.clone(), result.lse.clone()) for result in found]
-
-    def _judge(self, seat: Seat, rows: Tensor) -> Check:
-        queries, keys, values = self.sequences.queries[seat.rank], self.sequences.keys, self.sequences.values
-        return judge(seat.result(), attend_rows(queries, keys, values, self.case.workload, rows))
 
     def _seat(self, rank: int, path: Path) -> Seat:
         case, settings = self.case, self.case.settings
@@ -177,13 +191,28 @@ class Stand:
             device=self.mesh.device,
         )
         allocated = _given_out(self.mesh.device) - before or cache.pages.untyped_storage().nbytes()
-        for request, (keys, values) in enumerate(zip(self.sequences.keys, self.sequences.values, strict=True)):
-            one, whole = table.select([request]), [totals[request]]
-            slots = slot_mapping(whole, whole, one, case.layout, rank, device=self.mesh.device)
+        for some in _portions(totals):
+            few, whole = table.select(some), [totals[request] for request in some]
+            slots = slot_mapping(whole, whole, few, case.layout, rank, device=self.mesh.device)
+            keys, values = (
+                torch.cat([kept[request] for request in some]) if len(some) > 1 else kept[some[0]]
+                for kept in (self.sequences.keys, self.sequences.values)
+            )
             cache.append(keys, values, slots)
         q = self.sequences.queries[rank]
         new_keys, new_values = (self.sequences.new(case, kept) for kept in (self.sequences.keys, self.sequences.values))
         return Seat(rank, path, table, Step(q, new_keys, new_values, cache, torch.empty_like(q)), allocated)
+
+
+def _portions(totals: Sequence[int]) -> Iterator[list[int]]:
+    """Yield neighbouring requests to lay out together: one by one takes a millisecond each, all at once a copy of them all."""
+    some: list[int] = []
+    for request, total in enumerate(totals):
+        if some and sum(totals[other] for other in some) + total > LAID_OUT_TOGETHER:
+            yield some
+            some = []
+        some.append(request)
+    yield some
 
 
 def _given_out(device: torch.device) -> int:

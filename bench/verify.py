@@ -42,6 +42,8 @@ REAL_BATCHES = tuple(
 """Of these, what the exchanges between real ranks are tried with."""
 DCPS = (1, 2, 3, 4, 8)
 INTERLEAVES = (1, 2, 16)
+FEW = (BATCHES["decodes, extends and prefills"], BATCHES["speculative"])
+"""Every kind of request: what head dims are tried with, and kernels that are checked in full elsewhere."""
 RANK_HEADS = ((4, 1), (1, 1), (4, 2))
 """(query heads, KV heads) of one rank: what a server holds, the least there can be, and a synthetic group with several KV
 heads."""
@@ -63,6 +65,7 @@ class Selection:
         kernels: those that run on this machine.
         ranks: real ranks; larger groups are simulated.
         exchanges: between real ranks, those that run on this machine.
+        seldom: kernels among them that meet FEW batches only: those that are checked in full elsewhere.
         thorough: cross the exchanges between real ranks with everything too, not with REAL_BATCHES at interleave 1 alone.
         dtypes: of queries and cache.
     """
@@ -70,6 +73,7 @@ class Selection:
     kernels: tuple[KernelName, ...]
     ranks: int
     exchanges: tuple[ExchangeName, ...]
+    seldom: tuple[KernelName, ...] = ()
     thorough: bool = False
     dtypes: tuple[DType, ...] = (DType.FLOAT32,)
     dcps: tuple[int, ...] = DCPS
@@ -82,13 +86,13 @@ class Selection:
 def verify_cases(selection: Selection) -> list[Case]:
     """Return the cases of a selection, those of one batch one after another, so that each path meets the one before.
 
-    Head dims are crossed with one batch and interleave 1, all else with the smallest head dim.
+    Head dims are crossed with FEW batches and interleave 1, all else with the smallest head dim.
     """
     smallest, *others = selection.head_dims
     simulated, real = replace(selection, ranks=1), replace(selection, dcps=_real_dcps(selection))
     if not selection.thorough:
         real = replace(real, interleaves=(1,), batches=tuple(b for b in selection.batches if b in REAL_BATCHES))
-    few = replace(simulated, interleaves=(1,), batches=selection.batches[-2:])
+    few = replace(simulated, interleaves=(1,), batches=tuple(b for b in selection.batches if b in FEW))
     cases = [*_cross(simulated, smallest), *_cross(real, smallest)]
     for head_dim in others:
         cases += _cross(few, head_dim)
@@ -101,6 +105,7 @@ def _real_dcps(selection: Selection) -> tuple[int, ...]:
 
 
 def _cross(selection: Selection, head_dim: int) -> list[Case]:
+    often = tuple(name for name in selection.kernels if name not in selection.seldom)
     return [
         case
         for dtype in selection.dtypes
@@ -112,7 +117,7 @@ def _cross(selection: Selection, head_dim: int) -> list[Case]:
             ModelShape(query * dcp, kv, head_dim, dtype=dtype),
             DcpLayout(dcp, dcp, interleave),
             Workload.parse(batch),
-            selection,
+            selection if batch in FEW else replace(selection, kernels=often),
         )
     ]
 

@@ -23,7 +23,7 @@ import torch
 from bench.measure import measure, synchronize, verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
 from bench.record import Failed, Outcome, Policy, Skipped, Verified
-from bench.stand import apart
+from bench.stand import Sequences, apart
 from dcp_core.build import open_kernel
 from dcp_core.exchange import direct
 from dcp_core.kernels.base import Masking, PassKind, PassSpec
@@ -104,22 +104,24 @@ def group_for(case: Case, mesh: Mesh) -> Mesh | None:
 
 
 class Companion:
-    """The last verified result, kept to compare the next path of the same batch with, on every row."""
+    """What the cases of one batch share: their inputs, and the first right result, to compare every later path with."""
 
     def __init__(self) -> None:
         self._asked: tuple[Any, ...] = ()
+        self._sequences: Sequences | None = None
         self._path = ""
         self._results: list[Partial] = []
 
     def verify(self, case: Case, mesh: Mesh, policy: Policy) -> Verified | Outcome:
         """Compare a case with the oracle, and then with the path verified before it if that ran the same batch."""
-        verified = verify(case, mesh, seed=policy.seed)
+        asked = (case.shape, case.layout, case.workload, mesh.size, mesh.is_simulated, policy.seed)
+        if asked != self._asked:
+            self._asked, self._results, self._sequences = asked, [], None
+        verified = verify(case, mesh, seed=policy.seed, sequences=self._sequences)
         if isinstance(verified, Skipped):
             return verified
         stand, check = verified
-        asked = (case.shape, case.layout, case.workload, mesh.size, mesh.is_simulated)
-        if asked != self._asked:
-            self._asked, self._results = asked, []
+        self._sequences = stand.sequences
         if not self._results:
             # Only what the oracle found right is worth comparing with; all ranks see the same check.
             self._path, self._results = str(case.settings.path), stand.results() if check.passed else []

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from bench import stand as stand_module
 from bench.stand import Sequences, Stand, row_difference
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.kernels.reference import attend
@@ -120,3 +121,22 @@ def test_one_key_too_many_or_too_few_shows_in_a_row_of_32k(keys_more: int, right
         into = Partial(found.out[row : row + 1], found.lse[row : row + 1])
         attend(drawn.queries[0][row : row + 1], drawn.keys[0][:seen], drawn.values[0][:seen], seen=None, into=into)
     assert judge(found, truth).passed is right
+
+
+def test_cases_of_one_batch_share_inputs_and_the_oracle_s_answer_but_not_across_page_borders() -> None:
+    mesh, first = Mesh.simulated(2), tiny("q8s25_q3s3", dcp=2, path="fold")
+    one = Stand(first, mesh, seed=0)
+    other = Stand(tiny("q8s25_q3s3", dcp=2, path="mask", page_size=1), mesh, 0, one.sequences)
+    assert other.sequences is one.sequences
+    for stand in (one, other):
+        stand.plan()
+        assert stand.check().passed
+    truth = one.sequences.truth(first, 1, 0)
+    assert truth is one.sequences.truth(first, 1, 0)
+    assert truth is not one.sequences.truth(other.case, 1, 0)
+
+
+def test_a_batch_larger_than_a_portion_is_laid_out_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_module, "LAID_OUT_TOGETHER", 30)
+    assert list(stand_module._portions([25, 3, 64, 1, 2])) == [[0, 1], [2], [3, 4]]
+    assert simulated("q8s25_q3s3_q1s64_2q1s2", path="mask").check().passed

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import measure
 from bench.errors import UnfitError
-from bench.verify import BATCHES, DCPS, HEAD_DIMS, INTERLEAVES, PAGE_SIZES, REAL_BATCHES, Selection, verify_cases
+from bench.verify import BATCHES, DCPS, FEW, HEAD_DIMS, INTERLEAVES, PAGE_SIZES, REAL_BATCHES, Selection, verify_cases
 from dcp_core.arithmetic import TORCH
 from dcp_core.cache import PageTable
 from dcp_core.check import Check
@@ -234,3 +234,15 @@ def test_a_verdict_of_several_ranks_counts_all_their_rows() -> None:
     assert isinstance(verified, tuple)
     assert isinstance(verified[1], Check)
     assert verified[1].rows == 4 * case.workload.new_tokens
+
+
+def test_a_kernel_checked_in_full_elsewhere_meets_every_kind_of_request_all_the_same() -> None:
+    both = replace(SELECTION, kernels=(KernelName.REFERENCE, KernelName.FA2))
+    seldom = [
+        case
+        for case in verify_cases(replace(both, seldom=(KernelName.REFERENCE,)))
+        if case.settings.kernel is KernelName.REFERENCE
+    ]
+    assert {str(case.workload) for case in seldom} == {str(Workload.parse(batch)) for batch in FEW}
+    assert {case.settings.path for case in seldom} == set(PathName)
+    assert {case.layout.dcp for case in seldom} == set(SELECTION.dcps)

@@ -130,6 +130,7 @@ class Told:
     """A stand that was told its results."""
 
     rows: list[Partial]
+    sequences: None = None
 
     def results(self) -> list[Partial]:
         return self.rows
