@@ -43,7 +43,7 @@ REAL_BATCHES = tuple(
 DCPS = (1, 2, 3, 4, 8)
 INTERLEAVES = (1, 2, 16)
 FEW = tuple(BATCHES[name] for name in ("no multiple of dcp", "decodes, extends and prefills", "speculative"))
-"""Every kind of request, decodes by themselves too: what head dims are tried with, and kernels that are checked in full elsewhere."""
+"""Every kind of request, decodes by themselves too: for head dims, and for kernels that are checked in full elsewhere."""
 RANK_HEADS = ((4, 1), (1, 1), (4, 2))
 """(query heads, KV heads) of one rank: what a server holds, the least there can be, and a synthetic group with several KV
 heads."""
