@@ -6,6 +6,7 @@ over the job's process group. Nobody can be started again here: a rank that is l
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from bench.group import GroupLost, WorkerGroup
 from bench.orders import SUPERVISOR_VARIABLE
 
 if TYPE_CHECKING:
-    pass
+    from dcp_core.mesh import Mesh
 
 _NO_ORDER: Any = None
 _LEADERLESS = 4
@@ -104,8 +105,7 @@ class Job:
 
     def leave(self) -> None:
         """Leave the process group: one that is still there when the interpreter ends takes the process down with an abort."""
-        with suppress(RuntimeError):  # of a group that a lost rank has broken
-            self._mesh.close()
+        _leave(self._mesh)
 
 
 def run(lead: Callable[[], int]) -> int:
@@ -147,9 +147,14 @@ def follow() -> int:
     except RuntimeError:
         return _LEADERLESS  # rank 0 is gone, and has said why if it could
     finally:
-        with suppress(RuntimeError):
-            mesh.close()
+        _leave(mesh)
     return 0
+
+
+def _leave(mesh: Mesh) -> None:
+    gc.unfreeze()  # what a rank keeps from collection, libraries would report as leaked when the interpreter ends
+    with suppress(RuntimeError):  # of a group that a lost rank has broken
+        mesh.close()
 
 
 def _heart(error: RuntimeError) -> str:
