@@ -186,7 +186,9 @@ def _time_stage(stage: Stage, stand: Stand, clock: Clock, policy: Policy) -> Sta
     step = stand.fullest.step
     timed = _time(lambda: stage.run(step), stand.mesh, clock, policy)
     slowest = timed.slowest_us
-    return StageTime(stage.name, summarize(slowest), stage.communicates, thin(slowest))
+    between = stage.communicates and len(timed.ranks_us) > 1
+    ranks = tuple(thin(times) for times in timed.ranks_us) if between else ()
+    return StageTime(stage.name, summarize(slowest), stage.communicates, thin(slowest), ranks)
 
 
 def _time_planning(stand: Stand) -> tuple[PlanTime, ...]:
@@ -231,7 +233,7 @@ def _open_clock(case: Case, mesh: Mesh, policy: Policy) -> Clock:
         return HostClock()
     settings = case.settings
     eager_only = KernelName.REFERENCE in (settings.kernel, settings.kernel_for_new, settings.kernel_for_decode)
-    return CudaClock(mesh.device, graphs=not eager_only, cold=policy.cold)
+    return CudaClock(mesh.device, graphs=policy.graphs and not eager_only, cold=policy.cold)
 
 
 def _flags(stand: Stand, step: Timed, median_us: float, floor: float) -> list[str]:

@@ -1,6 +1,7 @@
 """What a run leaves behind: one trial per case, and everything a reader needs to believe it. Standard library only.
 
-History of the schema: 1, the first.
+History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, and a stage between ranks holds
+samples of every rank. What an older line lacks has its default.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from dcp_core.check import Check
 from dcp_core.settings import Case
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of a trial's fields. An older one is read, a newer one refused."""
 PROTOCOL = 2
 """Version of how a case is measured. Trials of different protocols are never compared. History: 1, the first; 2, planning
@@ -47,6 +49,7 @@ class Policy:
         min_warmup: calls before the first sample.
         max_seconds: of sampling one case.
         cold: flush the L2 cache before every repetition.
+        graphs: on a GPU, time what can be captured as replays of a CUDA graph; else all as it is launched, eagerly.
         seed: of inputs, page order and case order.
 
     Raises:
@@ -60,6 +63,7 @@ class Policy:
     max_seconds: float = 5.0
     cold: bool = True
     seed: int = 0
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.precision < 1:
@@ -113,15 +117,33 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """Device time of one stage of a step timed alone, slowest rank; raw samples thinned as ``MAX_SAMPLES`` says."""
+    """Device time of one stage of a step timed alone, slowest rank; raw samples thinned as ``MAX_SAMPLES`` says.
+
+    Args:
+        rank_samples_us: of a stage between real ranks, each rank's samples of the same repetitions; else empty.
+    """
 
     name: str
     device_us: Summary
     communicates: bool = False
     samples_us: tuple[float, ...] = ()
+    rank_samples_us: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        _check_amounts(f"samples of stage {self.name[:40]!r}", self.samples_us)
+        for samples in (self.samples_us, *self.rank_samples_us):
+            _check_amounts(f"samples of stage {self.name[:40]!r}", samples)
+        if len({len(samples) for samples in self.rank_samples_us}) > 1:
+            raise ValueError(f"ranks of stage {self.name[:40]!r} have different numbers of samples")
+
+    @property
+    def pure_us(self) -> tuple[float, ...]:
+        """The quickest rank's time of each repetition kept: it came last, so that it waited for nobody."""
+        return tuple(map(min, zip(*self.rank_samples_us, strict=True)))
+
+    @property
+    def skew_us(self) -> tuple[float, ...]:
+        """How much longer the slowest rank took than the quickest, in each repetition kept: what it waited for the others."""
+        return tuple(max(times) - min(times) for times in zip(*self.rank_samples_us, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +275,16 @@ class Environment:
         ]
 
 
+class Key(NamedTuple):
+    """What makes two trials the same measurement. ``case``: its key; ``cold``, ``graphs``: as the policy asked."""
+
+    case: str
+    ranks: int
+    protocol: int
+    cold: bool
+    graphs: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """What happened to a case.
@@ -284,6 +316,6 @@ class Trial:
         _check_amounts("a trial's seconds", (self.seconds,))
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """What makes two trials the same measurement: the case, its real ranks, and the protocol."""
-        return self.case.key, self.ranks, self.protocol
+    def key(self) -> Key:
+        """What makes two trials the same measurement: the case, its real ranks, the protocol; cold or warm, in graphs or not."""
+        return Key(self.case.key, self.ranks, self.protocol, self.policy.cold, self.policy.graphs)

@@ -12,7 +12,7 @@ from bench.cli.obstacle import memory_here, obstacle
 from bench.cli.options import Asked, Running, ranks_here
 from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
-from bench.record import PROTOCOL, Environment, Failed, Policy, Skipped, Trial
+from bench.record import PROTOCOL, Environment, Failed, Key, Policy, Skipped, Trial
 from bench.report.table import case_line, case_name, counted
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Campaign:
         found, notices = Store.read(self.results)
         for notice in notices:
             warn(notice)
-        keys = {_key(case) for case in self.cases}
+        keys = {self._key(case) for case in self.cases}
         mine, elsewhere = [], None
         for trial in found:
             if trial.key not in keys:
@@ -88,7 +88,7 @@ class Campaign:
         """
         latest = {trial.key: trial for trial in known}
         left_alone = set(self.given_up(known))
-        return [case for case in self.cases if case not in left_alone and self._lacks(latest.get(_key(case)))]
+        return [case for case in self.cases if case not in left_alone and self._lacks(latest.get(self._key(case)))]
 
     def given_up(self, known: Sequence[Trial]) -> list[Case]:
         """Return the cases that failed twice, asked as now and of this very dcpbench; none if they are wanted afresh."""
@@ -99,7 +99,7 @@ class Campaign:
         failures = Counter(
             trial.key for trial in known if isinstance(trial.outcome, Failed) and self._asked_as_now(trial)
         )
-        return [case for case in self.cases if _key(case) in failed and failures[_key(case)] >= GIVE_UP_AFTER]
+        return [case for case in self.cases if self._key(case) in failed and failures[self._key(case)] >= GIVE_UP_AFTER]
 
     def obstacles(self, cases: Sequence[Case]) -> dict[Case, str]:
         """Return those of some cases that are known not to run here, and why."""
@@ -117,7 +117,13 @@ class Campaign:
     def _lacks(self, trial: Trial | None) -> bool:
         if trial is None or isinstance(trial.outcome, Failed | Skipped):
             return True
-        return trial.policy.precision > self.policy.precision or trial.policy.cold != self.policy.cold
+        return trial.policy.precision > self.policy.precision
+
+    def _key(self, case: Case) -> Key:
+        """Return the key that a trial of this case will have."""
+        from bench.estimate import local_ranks
+
+        return Key(case.key, case.layout.dcp // local_ranks(case), PROTOCOL, self.policy.cold, self.policy.graphs)
 
     def _asked_as_now(self, trial: Trial) -> bool:
         ours, theirs = (environment.soft.get("dcpbench") for environment in (self.environment, trial.environment))
@@ -142,6 +148,8 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
     policy = sweep.policy
     if running.precision is not None:
         policy = replace(policy, precision=parse_precision(running.precision))
+    if running.eager:
+        policy = replace(policy, graphs=False)
     expansion = sweep.expand(ranks)
     if not expansion.cases:
         raise UsageError(f"nothing that was asked for can be measured: {_every_reason(expansion.illegal)}")
@@ -274,10 +282,3 @@ def _every_reason(illegal: Sequence[Illegal]) -> str:
     shown = [f"{count}× {reason}" for reason, count in counts[:MOST_REASONS]]
     more = [f"and {counted(len(counts) - MOST_REASONS, 'more reason')}"] if len(counts) > MOST_REASONS else []
     return "; ".join([*shown, *more])
-
-
-def _key(case: Case) -> tuple[str, int, int]:
-    """Return the key that a trial of this case will have."""
-    from bench.estimate import local_ranks
-
-    return case.key, case.layout.dcp // local_ranks(case), PROTOCOL

@@ -119,6 +119,14 @@ class Running:
             rich_help_panel=_RUN,
         ),
     ] = None
+    eager: Annotated[
+        bool,
+        typer.Option(
+            "--eager",
+            help="Time steps on a GPU as they are launched, not as replays of a CUDA graph.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
     fresh: Annotated[
         bool,
         typer.Option(

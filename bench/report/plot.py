@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -54,8 +55,11 @@ def save_all(
         StorageError: if the folder does not take them.
     """
     latest = [_presentable(trial) for trial in {trial.key: trial for trial in trials}.values()]
+    alike = _timed_alike(latest)
+    if others := len(latest) - len(alike):
+        yield NotDrawn("timed otherwise", f"{others} of {len(latest)} trials, warm or eager, which no picture mixes")
     for name in names or FIGURES:
-        figure = FIGURES[name](latest)
+        figure = FIGURES[name](alike)
         yield NotDrawn(name, figure) if isinstance(figure, str) else Saved(name, save(figure, folder, name, command))
 
 
@@ -73,6 +77,13 @@ def save(figure: Figure, folder: Path, name: str, command: str) -> tuple[Path, .
             figure.savefig(picture, format=file.suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.08)
             write_whole(file, picture.getvalue())
     return files
+
+
+def _timed_alike(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials timed in the way that most were, cold or warm, in graphs or eager; the usual one of two."""
+    ways = Counter((trial.policy.cold, trial.policy.graphs) for trial in trials)
+    most = max(ways, key=lambda way: (ways[way], way), default=None)
+    return [trial for trial in trials if (trial.policy.cold, trial.policy.graphs) == most]
 
 
 def _presentable(trial: Trial) -> Trial:

@@ -133,11 +133,17 @@ def case_line(trial: Trial) -> str:
     name = case_name(trial.case)
     match trial.outcome:
         case Measured() as outcome:
-            return f"{name}: {micros(outcome.step_us.median)} µs {spread(outcome.step_us)} {outcome.label}"
+            return f"{name}: {micros(outcome.step_us.median)} µs {spread(outcome.step_us)} {label_of(trial, outcome)}"
         case Skipped(reason=reason):
             return f"{name}: skipped, {_sentence(reason)}"
         case Failed(fault=fault, message=message):
             return f"{name}: FAILED, {fault}: {_sentence(message)}"
+
+
+def label_of(trial: Trial, outcome: Measured) -> str:
+    """Return where a trial's numbers come from, and how they were timed if not as usual: ``measured``, ``measured eager``."""
+    unusual = (("eager", not trial.policy.graphs), ("warm", not trial.policy.cold))
+    return " ".join([outcome.label, *(word for word, holds in unusual if holds)])
 
 
 def _clipped(text: str, size: int = 40) -> str:
@@ -203,7 +209,7 @@ def _cells(row: Row, footnotes: Footnotes) -> tuple[str, ...]:
         spread(outcome.step_us),
         micros(outcome.plan_us),
         f"{row.ratio:.2f}",
-        str(outcome.label),
+        label_of(row.trial, outcome),
     )
 
 
@@ -222,6 +228,7 @@ def _place(row: Row) -> tuple[object, ...]:
         sum(workload.total_lens),
         str(workload),
         order,
+        not row.trial.policy.graphs,
         row.ratio,
     )
 

@@ -475,6 +475,14 @@ def test_more_precision_than_the_store_has_is_measured(scripted: Scripted, resul
     assert [policy.precision for policy in scripted.policies] == [0.03, 0.005]
 
 
+def test_eager_is_measured_beside_graphs_and_each_once(scripted: Scripted, results: Path) -> None:
+    for more in ((), ("--eager",), (), ("--eager",)):
+        assert run("sweep", *TYPED, "--results", results, *more) == Exit.DONE
+    assert [policy.graphs for policy in scripted.policies] == [True, False]
+    trials, _ = Store.read(results)
+    assert len({trial.key for trial in trials}) == len(trials) == len(scripted.measured)
+
+
 def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(
     scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

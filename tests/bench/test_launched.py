@@ -73,6 +73,13 @@ def test_a_launched_job_measures_what_one_command_does(tmp_path: Path) -> None:
         simulated = trial.case.settings.exchange is ExchangeName.LOOPBACK
         assert trial.outcome.label is (Label.SIMULATED if simulated else Label.MEASURED)
     assert {trial.case.layout.dcp for trial in trials} == {1, 2, 4}
+    stages = [stage for trial in trials if isinstance(trial.outcome, Measured) for stage in trial.outcome.stages]
+    between = [stage for stage in stages if stage.communicates]
+    assert {stage.name for stage in between} == {"gather", "combine"}
+    for stage in stages:
+        assert len(stage.rank_samples_us) == (2 if stage.communicates else 0)
+    for stage in between:
+        assert stage.samples_us == tuple(map(max, zip(*stage.rank_samples_us, strict=True)))
 
 
 def test_a_rank_that_is_lost_ends_the_job_and_what_was_measured_is_kept(tmp_path: Path) -> None:

@@ -101,6 +101,20 @@ def test_the_kv_bytes_of_whole_pages_are_those_of_the_tokens(batch: str, dcp: in
     assert measured(case).kv_bytes == tokens * 2 * 1 * 16 * 4
 
 
+@pytest.mark.parametrize(
+    ("kernel", "graphs", "captured"), [("fa2", True, True), ("fa2", False, False), ("reference", True, False)]
+)
+def test_the_clock_captures_what_can_be_captured_unless_asked_to_be_eager(
+    kernel: str, graphs: bool, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, bool]] = []
+    monkeypatch.setattr(measuring, "CudaClock", lambda device, **how: opened.append(how))
+    mesh = Mesh.alone()
+    monkeypatch.setattr(mesh, "device", torch.device("cuda"))
+    measuring._open_clock(tiny(kernel=kernel), mesh, replace(QUICK, graphs=graphs))
+    assert opened == [{"graphs": captured, "cold": QUICK.cold}]
+
+
 def test_a_layout_that_no_server_starts_with_is_flagged() -> None:
     flag = "synthetic layout: no server starts with it"
     legal = tiny(dcp=4)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from bench.line import MAX_TRACEBACK, decode, encode
 from bench.record import (
+    SCHEMA,
     Environment,
     Failed,
     Label,
@@ -187,10 +188,32 @@ def sealed(content: dict[str, object]) -> bytes:
     return json.dumps({"checksum": hashlib.sha256(text.encode()).hexdigest()[:16], "trial": content}).encode() + b"\n"
 
 
+def test_a_line_of_schema_1_is_read_with_what_it_lacks_at_its_default(tmp_path: Path) -> None:
+    content = json.loads(encode(trial()))["trial"]
+    del content["policy"]["graphs"]
+    for stage in content["outcome"]["stages"]:
+        del stage["rank_samples_us"]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(sealed({**content, "schema": 1}))
+    assert read_run(path) == ([replace(trial(), schema=1)], [])
+
+
+def test_ranks_of_a_stage_that_were_sampled_differently_are_refused() -> None:
+    with pytest.raises(ValueError, match="ranks of stage 'gather' have different numbers of samples"):
+        StageTime("gather", summarize([1.0]), communicates=True, rank_samples_us=((1.0, 2.0), (1.0,)))
+
+
+def test_what_a_stage_between_ranks_took_and_what_they_waited_are_told_apart() -> None:
+    stage = StageTime("gather", summarize([9.0]), communicates=True, rank_samples_us=((5.0, 9.0), (8.0, 4.0)))
+    assert (stage.pure_us, stage.skew_us) == ((5.0, 4.0), (3.0, 5.0))
+
+
 def test_a_newer_schema_is_refused_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    path.write_bytes(encode(trial()) + sealed({"schema": 2}))
-    with pytest.raises(FileError, match=r"run.jsonl, line 2: written with schema 2, this dcpbench reads up to 1"):
+    path.write_bytes(encode(trial()) + sealed({"schema": SCHEMA + 1}))
+    with pytest.raises(
+        FileError, match=rf"run.jsonl, line 2: written with schema {SCHEMA + 1}, this dcpbench reads up to {SCHEMA};"
+    ):
         read_run(path)
 
 

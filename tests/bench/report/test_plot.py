@@ -44,6 +44,17 @@ def test_every_picture_is_saved_as_png_and_svg_with_its_caption(tmp_path: Path) 
         assert svg.read_text(encoding="utf-8").count("<svg") == 1
 
 
+def test_no_picture_mixes_trials_that_were_timed_in_other_ways(tmp_path: Path) -> None:
+    found = trials("16q1s8k", "16q1s32k", dcps=(1,), kernels=("fa2",))
+    eager = [replace(one, policy=replace(one.policy, graphs=False)) for one in found]
+    left_out, latency_alone = save_all([*eager, *found], tmp_path, command="x", names=["latency"])
+    assert left_out == NotDrawn("timed otherwise", "2 of 4 trials, warm or eager, which no picture mixes")
+    assert isinstance(latency_alone, Saved)
+    (usual,) = save_all(found, tmp_path / "usual", command="x", names=["latency"])
+    assert isinstance(usual, Saved)
+    assert usual.files[1].read_bytes() == latency_alone.files[1].read_bytes()
+
+
 def test_the_same_trials_give_the_same_bytes(tmp_path: Path) -> None:
     found = trials("16q1s8k", "16q1s32k", kernels=("fa2",))
     first, second = ([*save_all(found, tmp_path / name, command="x", names=["latency"])] for name in "ab")

@@ -12,6 +12,7 @@ from bench.report.table import (
     case_line,
     case_name,
     kernels_of,
+    label_of,
     micros,
     notes_of,
     path_of,
@@ -40,6 +41,17 @@ def test_cold_and_warm_are_no_rivals() -> None:
     assert isinstance(other.outcome, Measured)
     warm = replace(other, outcome=replace(other.outcome, flushed_bytes=0, step_us=summary(1.0)))
     assert [row.ratio for row in rows_of([one, warm])] == [1.0, 1.0]
+
+
+def test_eager_stands_beside_graphs_and_is_named() -> None:
+    (replayed,) = trials("16q1s32k", dcps=(1,), kernels=("fa2",))
+    assert isinstance(replayed.outcome, Measured)
+    slow = replace(replayed.outcome, timer="cuda_events", step_us=summary(900.0))
+    eager = replace(replayed, policy=replace(replayed.policy, graphs=False), outcome=slow)
+    rows = rows_of([eager, replayed])
+    assert [(row.trial, row.ratio) for row in rows] == [(replayed, 1.0), (eager, 1.0)]
+    assert [label_of(row.trial, row.outcome) for row in rows] == ["measured", "measured eager"]
+    assert case_line(eager).endswith(" measured eager")
 
 
 def test_the_last_trial_of_a_case_counts() -> None:
