@@ -152,6 +152,7 @@ def _varied(case: Case, selection: Selection, draw: random.Random) -> Case:
         drawn["fold_limit"] = draw.choice([3, settings.fold_limit])
     if settings.path is not PathName.FOLD and KernelName.REFERENCE not in (settings.kernel, drawn.get("new_kernel")):
         drawn["replayable"] = draw.choice([False, True])
+        drawn["overlap"] = draw.choice([False, True])
     varied = replace(settings, **drawn)
     return replace(case, settings=varied) if is_legal(varied, case.layout, case.workload) else case
 

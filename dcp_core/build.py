@@ -35,6 +35,8 @@ def open_path(case: Case, mesh: Mesh) -> Path | SimulatedPath:
     """
     if mesh.size != case.layout.dcp:
         raise MeshError(f"a case of dcp {case.layout.dcp} needs a mesh of as many ranks, not {mesh.size}")
+    if case.settings.overlap and mesh.device.type != "cuda":
+        raise Unsupported(f"overlap needs two streams of a GPU, and this rank runs on {mesh.device.type}")
     if mesh.whole:
         return SimulatedPath(mesh, [_open_for_rank(case, member) for member in mesh.members()])
     return _open_for_rank(case, mesh)

@@ -105,6 +105,7 @@ class Settings:
         replayable: wrappers planned so that a captured CUDA graph stays valid for the next batch of the same size.
         skip_empty_context: ``split`` leaves out gather and combine where no request has context, unless it is replayable.
         fold_limit: ``fold`` folds requests of up to so many new tokens; longer ones go through ``split``.
+        overlap: ``split`` attends to the new tokens beside gather, context pass and combine, on another stream of the GPU.
     """
 
     path: PathName = PathName.SPLIT
@@ -120,6 +121,7 @@ class Settings:
     replayable: bool = False
     skip_empty_context: bool = True
     fold_limit: int = 1 << 16
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -249,9 +251,14 @@ class Case:
 
     @property
     def key(self) -> str:
-        """16 hex digits of sha256 over the canonical JSON; a model's name plays no part."""
+        """16 hex digits of sha256 over the canonical JSON, without a model's name, and without settings at their defaults.
+
+        So a setting that a later version adds does not change the keys of what was measured before it.
+        """
         data = self.to_json()
         del data["shape"]["name"]
+        default = Settings().to_json()
+        data["settings"] = {name: value for name, value in data["settings"].items() if value != default[name]}
         canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -323,6 +330,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         batching=default.batching if not mixed or (shared and not told) else settings.batching,
         skip_empty_context=settings.skip_empty_context if empty else default.skip_empty_context,
         fold_limit=settings.fold_limit if splits else default.fold_limit,
+        overlap=settings.overlap and ragged and layout.dcp > 1 and not (empty and settings.skip_empty_context),
     )
 
 
@@ -346,6 +354,8 @@ def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iter
         yield "batching joined runs one pass for all, so it folds all: leave fold_limit, or choose separate or shared"
     if settings.batching is Batching.SHARED and not _in_order(workload, settings.fold_limit):
         yield f"batching shared takes a batch whose decodes stand together, and so its longer requests, not {workload}"
+    if settings.batching is Batching.SHARED and settings.overlap and workload.is_mixed:
+        yield "batching shared waits for every request's attention, so overlap has nothing to hide; choose separate or joined"
     apart = settings.batching is Batching.SEPARATE and path is not PathName.DECODE
     if settings.replayable and apart and not _in_order(workload, settings.fold_limit):
         yield f"a replayable batch has its decodes together, and so its longer requests, not {workload}: others get new rows"

@@ -48,6 +48,10 @@ class FoldLocal:
             return (Stage("attention", self._attend_gathered),)
         return (Stage("fold", self._fold), Stage("attention", self._attend), Stage("unfold", self._unfold))
 
+    def apart(self) -> tuple[Stage, ...]:
+        """Return nothing: every query needs every rank."""
+        return ()
+
     def finish(self) -> tuple[Stage, ...]:
         """Return nothing: the combine is the end."""
         return ()

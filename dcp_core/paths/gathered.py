@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dcp_core.cache import PageTable
@@ -53,9 +55,13 @@ class Local(Protocol):
         """Return what makes ``rows.partial`` of ``rows.q``."""
         ...
 
+    def apart(self) -> tuple[Stage, ...]:
+        """Return what needs no other rank, and so may run at any time before the end; often nothing."""
+        ...
+
     @property
     def beside(self) -> Partial | None:
-        """One more partial of the rank's own heads that the combine is to add up, after ``attend``; None for none."""
+        """One more partial of the rank's own heads that the combine is to add up, made ``apart``; None for none."""
         ...
 
     def finish(self) -> tuple[Stage, ...]:
@@ -64,11 +70,12 @@ class Local(Protocol):
 
 
 class GatheredRecipe:
-    """Gather, attend, combine, finish: a batch of one kind."""
+    """Gather, attend, combine, finish: a batch of one kind. What needs no other rank runs before combine or beside it all."""
 
     def __init__(self, site: Site, local: Local) -> None:
         self._site, self._local = site, local
         self._rows = rows_for(site, 0)
+        self._ahead = _stream_ahead(site.device) if site.case.settings.overlap else None
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch: the same room as long as the number of tokens is, so that a captured graph stays right."""
@@ -83,16 +90,36 @@ class GatheredRecipe:
         """Return the stages of a step, gather and combine among them unless no other rank is needed."""
         if not self._local.exchanges:
             return self._local.finish()
-        return (
-            Stage("gather", self._gather, communicates=True),
-            *self._local.attend(),
-            Stage("combine", self._combine, communicates=True),
-            *self._local.finish(),
-        )
+        gather = Stage("gather", self._gather, communicates=True)
+        combine = Stage("combine", self._combine, communicates=True)
+        if self._ahead is None or not self._local.apart():
+            return (gather, *self._local.attend(), *self._local.apart(), combine, *self._local.finish())
+        if self._local.beside is None:
+            return (self._beside(gather, (*self._local.attend(), combine), self._ahead), *self._local.finish())
+        return (self._beside(gather, self._local.attend(), self._ahead), combine, *self._local.finish())
 
     def result(self, out: Tensor) -> Partial:
         """Return ``out`` with the LSE that the last step left."""
         return Partial(out, self._rows.lse, self._rows.base)
+
+    def _beside(self, gather: Stage, others: tuple[Stage, ...], ahead: torch.cuda.Stream) -> Stage:
+        """Return one stage of what exchanges and what needs no other rank, side by side."""
+        apart = self._local.apart()
+
+        def run(step: Step) -> None:
+            here = torch.cuda.current_stream(self._site.device)
+            ahead.wait_stream(here)
+            # The gather first: it waits for peers on a few multiprocessors, which nothing else must hold by then.
+            with torch.cuda.stream(ahead):
+                gather.run(step)
+            for stage in apart:
+                stage.run(step)
+            with torch.cuda.stream(ahead):
+                for stage in others:
+                    stage.run(step)
+            here.wait_stream(ahead)
+
+        return Stage("overlapped", run, communicates=True)
 
     def _gather(self, step: Step) -> None:
         self._rows.q = self._site.exchange.gather_heads(step.q)
@@ -109,3 +136,12 @@ class GatheredRecipe:
 def rows_for(site: Site, tokens: int) -> GatheredRows:
     """Allocate the rows of a batch."""
     return GatheredRows(site.partial(tokens, site.heads.gathered), site.own_lse(tokens))
+
+
+@cache
+def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
+    """Return a device's stream whose blocks are scheduled before those of others that wait; what is beside it fills gaps.
+
+    One for all: passes that share scratch then run one after another on it.
+    """
+    return torch.cuda.Stream(device, priority=-1)

@@ -43,6 +43,10 @@ class MaskLocal:
         """Return the one pass."""
         return (Stage("attention", self._attend),)
 
+    def apart(self) -> tuple[Stage, ...]:
+        """Return nothing: every query needs every rank."""
+        return ()
+
     def finish(self) -> tuple[Stage, ...]:
         """Return nothing: the combine is the end."""
         return ()

@@ -87,7 +87,7 @@ class Part:
 
     def attend(self) -> tuple[Stage, ...]:
         """Return the kind's stages between gather and combine."""
-        return self._on_part(self._kind.local.attend())
+        return self._on_part((*self._kind.local.attend(), *self._kind.local.apart()))
 
     def finish(self) -> tuple[Stage, ...]:
         """Return the kind's stages after the combine."""

@@ -52,9 +52,12 @@ class SplitLocal:
         return (PlanStage("plan context", lambda: self._context_pass.plan(context)), new)
 
     def attend(self) -> tuple[Stage, ...]:
-        """Return the pass over the context, and that over the new tokens if the combine takes both."""
-        context = Stage("context", self._attend_context)
-        return (context, Stage("new", self._attend_new)) if self._fused else (context,)
+        """Return the pass over the context."""
+        return (Stage("context", self._attend_context),)
+
+    def apart(self) -> tuple[Stage, ...]:
+        """Return the pass over the new tokens."""
+        return (Stage("new", self._attend_new),)
 
     @property
     def beside(self) -> Partial | None:
@@ -62,10 +65,10 @@ class SplitLocal:
         return self._new if self._fused else None
 
     def finish(self) -> tuple[Stage, ...]:
-        """Return new and merge; nothing if the combine merged; new alone if nothing was exchanged."""
+        """Return the merge; nothing if the combine merged; the pass over the new tokens if nothing was exchanged."""
         if not self.exchanges:
             return (Stage("new", self._attend_new_only),)
-        return () if self._fused else (Stage("new", self._attend_new), Stage("merge", self._merge))
+        return () if self._fused else (Stage("merge", self._merge),)
 
     def _attend_context(self, step: Step) -> None:
         self._rows.partial = self._context_pass.run(self._rows.q, step.cache.pages, self._rows.room)

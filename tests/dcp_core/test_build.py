@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,10 @@ print(*(name for name in ("flashinfer", "transformers", "bench") if name in sys.
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_overlap_without_a_gpu_s_streams_is_refused_and_not_run_otherwise() -> None:
+    plain = case()
+    overlapped = replace(plain, settings=replace(plain.settings, overlap=True))
+    with pytest.raises(Unsupported, match="overlap needs two streams of a GPU, and this rank runs on cpu"):
+        open_path(overlapped, Mesh.simulated(2, "cpu"))

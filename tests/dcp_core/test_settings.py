@@ -71,6 +71,7 @@ def any_settings(draw: st.DrawFn, layout: DcpLayout | None = None) -> Settings:
         exchange=draw(st.sampled_from(exchanges)),
         mask_form=draw(st.sampled_from(MaskForm)),
         batching=draw(st.sampled_from(Batching)),
+        overlap=draw(st.booleans()),
         page_size=draw(st.sampled_from([16, 32])),
         kv_layout=draw(st.sampled_from(KvLayout)),
         index_device=draw(st.sampled_from(IndexDevice)),
@@ -142,6 +143,7 @@ OTHER_VALUES: dict[str, object] = {
     "replayable": True,
     "skip_empty_context": False,
     "fold_limit": 4,
+    "overlap": True,
 }
 
 
@@ -230,6 +232,9 @@ def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
         whole = before.batching is Batching.SHARED or before.replayable  # then nothing is left out
         if timed and not whole and not any(request.context for request in by_split):
             step.append("skip_empty_context")
+    leaves_out = before.skip_empty_context and not any(request.context for request in by_split)
+    if by_split and case.layout.dcp > 1 and not (timed and not whole and leaves_out):
+        step.append("overlap")
     if case.settings.path is PathName.FOLD and by_split:
         step.append("fold_limit")
     decoding = before.path is PathName.DECODE or (before.path is PathName.TP and case.workload.is_decode)
@@ -246,7 +251,7 @@ def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
 def test_what_plays_no_part_makes_no_other_case(case: Case, kernel: KernelName, form: MaskForm, skip: bool) -> None:
     changed = case.settings
     if not split_by(case):
-        changed = replace(changed, new_kernel=kernel, skip_empty_context=skip)
+        changed = replace(changed, new_kernel=kernel, skip_empty_context=skip, overlap=skip)
     if changed.path is not PathName.MASK:
         changed = replace(changed, mask_form=form)
     if not case.workload.is_mixed:

@@ -64,11 +64,12 @@ def cases() -> Iterator[Case]:
     for batch in BATCHES:
         for path in PATHS:
             for which in EXCHANGES:
-                settings = Settings.from_json({"path": path, "kernel": "fa2", "exchange": which})
-                try:
-                    yield Case(shape, layout, Workload.parse(batch), settings)
-                except IllegalSettings:
-                    continue
+                for overlap in (False, True) if path == "split" else (False,):
+                    data = {"path": path, "kernel": "fa2", "exchange": which, "overlap": overlap}
+                    try:
+                        yield Case(shape, layout, Workload.parse(batch), Settings.from_json(data))
+                    except IllegalSettings:
+                        continue
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from tests.dcp_core.paths.group import Group, case, stages_of
 
 GATHERED = ["gather", "attention", "combine"]
-SPLIT = ["gather", "context", "combine", "new", "merge"]
+SPLIT = ["gather", "context", "new", "combine", "merge"]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_kinds_that_share_gather_and_combine_once() -> None:
         "gather",
         "decode: attention",
         "rest: context",
-        "combine",
         "rest: new",
+        "combine",
         "rest: merge",
     ]
     for rank in group.ranks():
@@ -102,8 +102,8 @@ def test_what_fold_does_not_take_goes_through_split() -> None:
         "fold: attention",
         "fold: unfold",
         "split: context",
-        "combine",
         "split: new",
+        "combine",
         "split: merge",
     ]
     only_long = Group(case("q20s40", dcp=2, path="fold", fold_limit=4)).plan()
