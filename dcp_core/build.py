@@ -213,7 +213,7 @@ def _recipe(site: Site, name: PathName, *, decoding: bool | None = None) -> Reci
     from dcp_core.paths.tp import TpRecipe
 
     decoding = site.case.workload.is_decode if decoding is None else decoding
-    if decoding and settings.batching is not Batching.JOINED:
+    if decoding:
         return TpRecipe(site, settings.kernel_for_decode, PassKind.DECODE)
     return TpRecipe(site, settings.kernel, PassKind.PAGED)
 
