@@ -128,6 +128,55 @@ class KvMemory:
         return 1 - self.bytes_per_token / other.bytes_per_token
 
 
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """What a rank has for attention, and what is left of it for KV pages.
+
+    Args:
+        budget: bytes that weights and activations leave.
+        float_workspace: of FlashInfer, one for all passes.
+        wrappers: bytes of FlashInfer's wrappers, each with an int workspace of its own.
+        exchange: bytes of the buffers through which ranks exchange queries and partial results.
+
+    Raises:
+        SizeError: for a negative size.
+    """
+
+    kv: KvMemory
+    budget: int
+    float_workspace: int = 0
+    wrappers: int = 0
+    exchange: int = 0
+
+    def __post_init__(self) -> None:
+        for part in ("budget", "float_workspace", "wrappers", "exchange"):
+            if getattr(self, part) < 0:
+                raise SizeError(f"{part} of a rank's memory is 0 bytes or more, not {getattr(self, part)}")
+
+    @property
+    def beside(self) -> int:
+        """Bytes that stand beside the KV cache."""
+        return self.float_workspace + self.wrappers + self.exchange
+
+    @property
+    def room(self) -> int:
+        """Bytes for KV pages: 0 where what stands beside leaves none."""
+        return max(0, self.budget - self.beside)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of sequences that fit, in whole pages."""
+        return self.kv.tokens_in(self.room)
+
+    def requests(self, length: int) -> int:
+        """Return how many sequences of ``length`` tokens fit.
+
+        Raises:
+            SizeError: if a sequence has no token.
+        """
+        return self.kv.requests_in(self.room, length)
+
+
 def cache_bytes(case: Case) -> int:
     """Return the bytes of the KV cache of one layer on rank 0, which holds the most tokens."""
     page, heads = case.settings.page_size, case.layout.heads(case.shape).kv

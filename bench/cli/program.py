@@ -32,9 +32,10 @@ from dcp_core.hf_config import ShapeError
 from dcp_core.layout import IllegalLayout
 from dcp_core.memory import SizeError
 from dcp_core.settings import IllegalSettings
+from dcp_core.workspace import WorkspaceError
 
 PROGRAM = "dcpbench"
-MISTAKES = (UsageError, FileError, ShapeError, WorkloadError, IllegalLayout, IllegalSettings, SizeError)
+MISTAKES = (UsageError, FileError, ShapeError, WorkloadError, IllegalLayout, IllegalSettings, SizeError, WorkspaceError)
 """What a user can get wrong: a sentence, never a traceback."""
 # A mistake in options as typer reports it: which click it brings along differs between versions, this holds for all.
 _TyperMistake: type[Exception] = typer.BadParameter.__bases__[0]

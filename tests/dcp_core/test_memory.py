@@ -14,6 +14,7 @@ from dcp_core.cache import PagedCache, page_count
 from dcp_core.layout import IllegalLayout
 from dcp_core.memory import (
     KvMemory,
+    RankMemory,
     SizeError,
     cache_bytes,
     format_size,
@@ -114,3 +115,14 @@ def test_the_predicted_cache_is_what_a_cache_allocates() -> None:
 
 def test_a_mask_has_an_element_per_query_and_local_key() -> None:
     assert mask_elements(case("q32k", path="mask")) == 32768 * 16384
+
+
+def test_what_stands_beside_the_cache_comes_off_its_room() -> None:
+    kv = KvMemory(QWEN, DcpLayout(8, 2))
+    rank = RankMemory(kv, 10 * kv.page_bytes + 700, float_workspace=600, wrappers=90, exchange=10)
+    assert (rank.beside, rank.room, rank.tokens) == (700, 10 * kv.page_bytes, 320)
+    assert rank.requests(33) == 5
+    crowded = RankMemory(kv, 100, exchange=101)
+    assert (crowded.room, crowded.tokens, crowded.requests(1)) == (0, 0, 0)
+    with pytest.raises(SizeError, match="wrappers of a rank's memory is 0 bytes or more"):
+        RankMemory(kv, 1, wrappers=-1)
