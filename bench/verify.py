@@ -11,6 +11,7 @@ from dcp_core.layout import DcpLayout
 from dcp_core.settings import (
     Batching,
     Case,
+    DecodeWrapper,
     ExchangeName,
     IllegalSettings,
     IndexDevice,
@@ -48,6 +49,8 @@ RANK_HEADS = ((4, 1), (1, 1), (4, 2))
 """(query heads, KV heads) of one rank: what a server holds, the least there can be, and a synthetic group with several KV
 heads."""
 HEAD_DIMS = (64, 128, 256)
+PAGES_ONLY = (KernelName.CUDA_CORE, KernelName.PERSISTENT)
+"""Kernels that read pages, and so not the new tokens of ``split``."""
 PAGE_SIZES = (1, 16, 64)
 """Tokens per page, where the interleave divides them."""
 
@@ -147,12 +150,18 @@ def _varied(case: Case, selection: Selection, draw: random.Random) -> Case:
         "index_device": draw.choice(list(IndexDevice)),
     }
     if settings.path is PathName.SPLIT:
-        drawn["new_kernel"] = draw.choice([name for name in selection.kernels if name is not KernelName.CUDA_CORE])
+        drawn["new_kernel"] = draw.choice([name for name in selection.kernels if name not in PAGES_ONLY])
     if settings.path is PathName.FOLD and settings.batching is not Batching.JOINED:
         drawn["fold_limit"] = draw.choice([3, settings.fold_limit])
-    if settings.path is not PathName.FOLD and KernelName.REFERENCE not in (settings.kernel, drawn.get("new_kernel")):
-        drawn["replayable"] = draw.choice([False, True])
+    kernels = {settings.kernel, settings.kernel_for_decode, drawn.get("new_kernel", settings.kernel)}
+    if KernelName.REFERENCE not in kernels:
         drawn["overlap"] = draw.choice([False, True])
+        drawn["decode_wrapper"] = draw.choice(list(DecodeWrapper))
+        drawn["disable_split_kv"] = draw.choice([False, True])
+        if settings.path is not PathName.FOLD and KernelName.PERSISTENT not in kernels:
+            drawn["replayable"] = draw.choice([False, True])
+        if not (drawn["disable_split_kv"] or drawn.get("replayable")):
+            drawn["fixed_split_size"] = draw.choice([None, 2])
     varied = replace(settings, **drawn)
     return replace(case, settings=varied) if is_legal(varied, case.layout, case.workload) else case
 
@@ -182,7 +191,8 @@ def _settings(layout: DcpLayout, selection: Selection) -> Iterator[Settings]:
 def _legal(*, path: PathName, kernel: KernelName, **others: object) -> Iterator[Settings]:
     decode_only = kernel is KernelName.CUDA_CORE
     main = KernelName.FA2 if decode_only else kernel
-    data = {"path": path, "kernel": main, "decode_kernel": kernel if decode_only else None, **others}
+    new = KernelName.FA2 if kernel is KernelName.PERSISTENT and path is PathName.SPLIT else None
+    data = {"path": path, "kernel": main, "new_kernel": new, "decode_kernel": kernel if decode_only else None, **others}
     try:
         yield Settings.from_json(data)
     except IllegalSettings:

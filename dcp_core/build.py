@@ -11,7 +11,7 @@ from torch import Tensor
 from dcp_core.arithmetic import TORCH, Arithmetic
 from dcp_core.cache import PagedCache, PageTable
 from dcp_core.exchange.base import Exchange, FusedExchange
-from dcp_core.kernels.base import Kernel, Masking, Pass, PassKind, PassSpec
+from dcp_core.kernels.base import Kernel, Masking, Pass, PassKind, PassSpec, decode_kind
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh, MeshError
 from dcp_core.paths.base import Path, PlanStage, Recipe, Site, Stage
@@ -214,7 +214,7 @@ def _recipe(site: Site, name: PathName, *, decoding: bool | None = None) -> Reci
 
     decoding = site.case.workload.is_decode if decoding is None else decoding
     if decoding:
-        return TpRecipe(site, settings.kernel_for_decode, PassKind.DECODE)
+        return TpRecipe(site, settings.kernel_for_decode, decode_kind(settings.decode_wrapper))
     return TpRecipe(site, settings.kernel, PassKind.PAGED)
 
 
@@ -237,7 +237,8 @@ def _local(site: Site, name: PathName, *, shared: bool) -> Local:
         case _:
             from dcp_core.paths.decode import DecodeLocal
 
-            return DecodeLocal(site, site.case.settings.kernel_for_decode)
+            settings = site.case.settings
+            return DecodeLocal(site, settings.kernel_for_decode, decode_kind(settings.decode_wrapper))
 
 
 def _site(case: Case, mesh: Mesh) -> Site:
@@ -257,6 +258,8 @@ def _site(case: Case, mesh: Mesh) -> Site:
             kv_layout=settings.kv_layout,
             index_device=settings.index_device,
             replayable=settings.replayable,
+            fixed_split_size=None if kind is PassKind.RAGGED else settings.fixed_split_size,
+            disable_split_kv=settings.disable_split_kv and kind is not PassKind.RAGGED,
         )
         return open_kernel(kernel).open(spec, mesh.device)
 

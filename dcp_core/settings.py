@@ -41,6 +41,7 @@ class KernelName(StrEnum):
     FA3 = "fa3"
     AUTO = "auto"
     CUDA_CORE = "cuda_core"
+    PERSISTENT = "persistent"
 
 
 class ExchangeName(StrEnum):
@@ -73,6 +74,13 @@ class Batching(StrEnum):
     JOINED = "joined"
 
 
+class DecodeWrapper(StrEnum):
+    """Which of FlashInfer's wrappers runs decodes: its own for them, or that of prefills, one query each."""
+
+    DECODE = "decode"
+    PREFILL = "prefill"
+
+
 class KvLayout(StrEnum):
     """Order of a page's axes: N tokens, H heads, D elements."""
 
@@ -96,6 +104,9 @@ class Settings:
         kernel: of the path's paged pass, the only or the main one.
         new_kernel: of ``split``'s ragged pass over the new tokens; empty: the same as ``kernel``.
         decode_kernel: of the ``decode`` path, also for the decodes of a mixed batch run apart; empty: the same as ``kernel``.
+        decode_wrapper: of that pass.
+        fixed_split_size: pages of the cache that one block of fa2 reads, in every pass over pages; empty: fa2 chooses.
+        disable_split_kv: one block of fa2 reads all pages of a request.
         exchange: between the ranks of a DCP group.
         mask_form: of the ``mask`` path.
         batching: of a mixed batch.
@@ -112,6 +123,9 @@ class Settings:
     kernel: KernelName = KernelName.AUTO
     new_kernel: KernelName | None = None
     decode_kernel: KernelName | None = None
+    decode_wrapper: DecodeWrapper = DecodeWrapper.DECODE
+    fixed_split_size: int | None = None
+    disable_split_kv: bool = False
     exchange: ExchangeName = ExchangeName.AG_RS
     mask_form: MaskForm = MaskForm.PACKED
     batching: Batching = Batching.SEPARATE
@@ -126,12 +140,23 @@ class Settings:
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name)))
-        if self.path is PathName.MASK and self.kernel is KernelName.FA3:
-            raise IllegalSettings("fa3 takes no custom mask; run path mask with kernel fa2")
+        if self.path is PathName.MASK and self.kernel in (KernelName.FA3, KernelName.PERSISTENT):
+            raise IllegalSettings(f"{self.kernel} takes no custom mask; run path mask with kernel fa2")
+        if self.new_kernel is KernelName.PERSISTENT:
+            raise IllegalSettings(
+                "persistent reads pages, and split's new tokens stand in none; new_kernel is fa2 or fa3"
+            )
         if self.path is PathName.TP and self.exchange is not ExchangeName.ALONE:
             raise IllegalSettings(
                 f"path tp is the dcp 1 baseline and exchanges nothing; its exchange is alone, not {self.exchange}"
             )
+
+        if self.fixed_split_size and self.disable_split_kv:
+            raise IllegalSettings(
+                "fixed_split_size says how KV is split and disable_split_kv that it is not; choose one"
+            )
+        if self.fixed_split_size and self.replayable:
+            raise IllegalSettings("fixed_split_size launches blocks by the batch's lengths, so it cannot be replayable")
 
     @property
     def kernel_for_new(self) -> KernelName:
@@ -204,7 +229,7 @@ def coerce(name: str, value: object) -> Any:
     return type(default)(str(value))
 
 
-_OPTIONAL = {"new_kernel": KernelName.AUTO, "decode_kernel": KernelName.AUTO}
+_OPTIONAL: dict[str, Any] = {"new_kernel": KernelName.AUTO, "decode_kernel": KernelName.AUTO, "fixed_split_size": 1}
 _DEFAULTS: dict[str, Any] = {field.name: _OPTIONAL.get(field.name, field.default) for field in fields(Settings)}
 
 
@@ -309,6 +334,13 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     splits = path is PathName.FOLD and max(workload.new_lens) > settings.fold_limit
     ragged = path is PathName.SPLIT or splits
     decoding = path is PathName.DECODE or (path is PathName.TP and workload.is_decode)
+    decodes = decoding or (apart and any(request.new == 1 for request in workload.requests))
+    paged = (
+        {settings.kernel_for_decode}
+        if decoding
+        else {settings.kernel, *([settings.kernel_for_decode] if decodes else [])}
+    )
+    fa2 = KernelName.FA2 in paged
     least = settings.fold_limit if splits else 1 if apart else 0
     # Simulated, gather and combine are not timed, so that nothing tells whether leaving them out pays.
     empty = (
@@ -325,6 +357,9 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         kernel=settings.kernel_for_decode if decoding else settings.kernel,
         new_kernel=settings.new_kernel if ragged and settings.new_kernel is not settings.kernel else None,
         decode_kernel=settings.decode_kernel if apart and settings.decode_kernel is not settings.kernel else None,
+        decode_wrapper=settings.decode_wrapper if decodes else default.decode_wrapper,
+        fixed_split_size=settings.fixed_split_size if fa2 else None,
+        disable_split_kv=settings.disable_split_kv and fa2,
         exchange=settings.exchange if layout.dcp > 1 else ExchangeName.ALONE,
         mask_form=settings.mask_form if path is PathName.MASK else default.mask_form,
         batching=default.batching if not mixed or (shared and not told) else settings.batching,

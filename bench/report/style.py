@@ -32,6 +32,7 @@ KERNEL_MARKERS: Mapping[KernelName, str] = {
     KernelName.FA3: "^",
     KernelName.AUTO: "D",
     KernelName.CUDA_CORE: "v",
+    KernelName.PERSISTENT: "P",
 }
 _DCP_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LABEL_FILL: Mapping[Label, bool] = {Label.MEASURED: True, Label.SIMULATED: False, Label.MODELLED: False}

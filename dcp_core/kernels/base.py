@@ -12,7 +12,7 @@ from torch import Tensor
 from dcp_core.cache import PageTable
 from dcp_core.lse import Partial
 from dcp_core.mask import InterleavedMask, PackedMask
-from dcp_core.settings import IndexDevice, KernelName, KvLayout
+from dcp_core.settings import DecodeWrapper, IndexDevice, KernelName, KvLayout
 
 
 class PassKind(StrEnum):
@@ -21,6 +21,11 @@ class PassKind(StrEnum):
     PAGED = "paged"
     DECODE = "decode"
     RAGGED = "ragged"
+
+
+def decode_kind(wrapper: DecodeWrapper) -> PassKind:
+    """Return the kind of pass that runs decodes through a wrapper."""
+    return PassKind.DECODE if wrapper is DecodeWrapper.DECODE else PassKind.PAGED
 
 
 class Masking(StrEnum):
@@ -42,7 +47,8 @@ class Masking(StrEnum):
 class PassSpec:
     """One attention pass, whatever its batch: what a kernel is asked whether it can do.
 
-    ``q_heads`` and ``kv_heads`` are those that the pass sees: after the gather, and after folding.
+    ``q_heads`` and ``kv_heads`` are those that the pass sees: after the gather, and after folding. How KV is split is as
+    ``Settings`` says, and None and False for a pass that reads no pages.
     """
 
     kind: PassKind
@@ -56,6 +62,8 @@ class PassSpec:
     kv_layout: KvLayout
     index_device: IndexDevice = IndexDevice.HOST
     replayable: bool = False
+    fixed_split_size: int | None = None
+    disable_split_kv: bool = False
 
     @property
     def group(self) -> int:

@@ -1,4 +1,4 @@
-"""FlashInfer's kernels: fa2, fa3, auto and cuda_core. Floor 3; importing this module does not import FlashInfer."""
+"""FlashInfer's kernels: fa2, fa3, auto, cuda_core and persistent. Floor 3; importing this module does not import FlashInfer."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ class FlashInfer:
     """One of FlashInfer's kernels, by name.
 
     ``fa2`` and ``fa3`` run every kind of pass, decodes through the decode wrapper with tensor cores; ``auto`` leaves the
-    choice to FlashInfer, as vLLM does; ``cuda_core`` is its decode kernel without tensor cores.
+    choice to FlashInfer, as vLLM does; ``cuda_core`` is its decode kernel without tensor cores, ``persistent`` its
+    ``BatchAttention``, which shares blocks out over queries of any number at once.
     """
 
     def __init__(self, name: KernelName) -> None:
         if name is KernelName.REFERENCE:
-            raise ValueError("the reference kernel is torch's, not FlashInfer's; ask for fa2, fa3, auto or cuda_core")
+            raise ValueError(
+                "the reference kernel is torch's, not FlashInfer's; ask for fa2, fa3, auto, cuda_core or persistent"
+            )
         self.name = name
 
     def refusal(self, spec: PassSpec, device: torch.device) -> str | None:
@@ -68,7 +71,7 @@ class FlashInferPass:
     order only. A pass that is not ``replayable`` may be captured in a graph too, as long as it is kept and not planned again.
 
     Attributes:
-        resolved: the backend that runs, ``auto`` resolved: "fa2", "fa3" or "cuda_core".
+        resolved: the backend that runs, ``auto`` resolved: "fa2", "fa3", "cuda_core" or "persistent".
     """
 
     def __init__(self, name: KernelName, spec: PassSpec, device: torch.device) -> None:

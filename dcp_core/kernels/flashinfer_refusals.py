@@ -29,6 +29,10 @@ def refusal(name: KernelName, spec: PassSpec, device: torch.device) -> str | Non
 def _of_shape(name: KernelName, spec: PassSpec) -> str | None:
     if name is KernelName.CUDA_CORE and spec.kind is not PassKind.DECODE:
         return f"cuda_core decodes one query per request over pages; a {spec.kind} pass needs fa2 or fa3"
+    if name is KernelName.PERSISTENT and spec.kind is PassKind.RAGGED:
+        return "persistent reads pages of the cache; a ragged pass over new tokens needs fa2 or fa3"
+    if name is KernelName.PERSISTENT and spec.replayable:
+        return "persistent plans for one batch, and a graph of it serves no other; fa2 and fa3 can be replayable"
     if spec.head_dim not in HEAD_DIMS:
         return f"{name} is built for head dims {_listed(HEAD_DIMS)}, not {spec.head_dim}"
     if spec.q_heads % spec.kv_heads:
@@ -44,8 +48,8 @@ def _of_masking(name: KernelName, spec: PassSpec) -> str | None:
         return None
     if spec.kind is PassKind.DECODE:
         return f"the decode kernels take no custom mask; a {spec.masking} mask needs a paged pass"
-    if name is KernelName.FA3:
-        return f"fa3 takes no custom mask, and {spec.masking} is one; fa2 does"
+    if name in (KernelName.FA3, KernelName.PERSISTENT):
+        return f"{name} takes no custom mask, and {spec.masking} is one; fa2 does"
     if spec.masking is Masking.COMPUTED and name is not KernelName.FA2:
         return f"a computed mask is a variant of fa2's kernel, and must be asked for by that name, not {name}"
     return None
@@ -59,6 +63,8 @@ def _of_dtypes(name: KernelName, spec: PassSpec) -> str | None:
         return None
     if spec.kv_dtype != torch.float8_e4m3fn:
         return f"{name} takes a cache of the queries' dtype or float8_e4m3fn, not {cache} under {query} queries"
+    if name is KernelName.PERSISTENT:
+        return f"persistent was not tried with a {cache} cache under {query} queries; fa2 takes these"
     if name is KernelName.FA3:
         return f"fa3 reads a float8_e4m3fn cache only with float8 queries, not {query} ones; fa2 takes these"
     return None

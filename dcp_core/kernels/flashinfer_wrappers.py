@@ -1,4 +1,4 @@
-"""FlashInfer's three wrappers behind one shape: made for a spec, planned for a batch. Floor 3.
+"""FlashInfer's wrappers behind one shape: made for a spec, planned for a batch. Floor 3.
 
 Arguments, private names included, are those of flashinfer-python 0.7.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer_batch import BatchSize, Indices
+from dcp_core.kernels.flashinfer_persistent import Persistent
 from dcp_core.kernels.flashinfer_variant import JIT_KWARGS, jit_args
 from dcp_core.mask import InterleavedMask, PackedMask
 from dcp_core.settings import KernelName
@@ -56,6 +57,8 @@ def make_wrapper(name: KernelName, spec: PassSpec, workspace: Tensor, buffers: G
     """
     import flashinfer
 
+    if name is KernelName.PERSISTENT:
+        return Persistent(spec, workspace)
     backend = "auto" if name is KernelName.AUTO else "fa3" if name is KernelName.FA3 else "fa2"
     layout, graph = spec.kv_layout.value, buffers is not None
     match spec.kind:
@@ -80,6 +83,9 @@ def make_wrapper(name: KernelName, spec: PassSpec, workspace: Tensor, buffers: G
 def plan_wrapper(wrapper: Any, spec: PassSpec, batch: PassBatch, device: torch.device) -> None:
     """Plan a wrapper for a batch, its mask included."""
     indices = Indices.of(spec, batch, device)
+    if isinstance(wrapper, Persistent):
+        wrapper.plan(spec, indices, softmax_scale(spec))
+        return
     heads = (spec.q_heads, spec.kv_heads, spec.head_dim)
     options = {
         "q_data_type": spec.dtype,
@@ -87,6 +93,10 @@ def plan_wrapper(wrapper: Any, spec: PassSpec, batch: PassBatch, device: torch.d
         "o_data_type": spec.dtype,
         "sm_scale": softmax_scale(spec),
     }
+    if spec.fixed_split_size is not None:
+        options["fixed_split_size"] = spec.fixed_split_size
+    if spec.disable_split_kv:
+        options["disable_split_kv"] = True
     if spec.kind is PassKind.DECODE:
         wrapper.plan(indices.kv_indptr, indices.pages, indices.last_page_lens, *heads, spec.page_size, **options)
         return
@@ -128,7 +138,7 @@ def softmax_scale(spec: PassSpec) -> float:
 
 def resolved_backend(name: KernelName, spec: PassSpec, wrapper: Any) -> str:
     """Return the backend that a planned wrapper runs: what ``auto`` became, or the one asked for."""
-    if name is KernelName.CUDA_CORE:
+    if name in (KernelName.CUDA_CORE, KernelName.PERSISTENT):
         return str(name)
     return str(wrapper.resolved_backend if spec.kind is PassKind.DECODE else wrapper._backend)
 

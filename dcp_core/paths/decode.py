@@ -16,11 +16,9 @@ class DecodeLocal:
     exchanges = True
     beside = None
 
-    def __init__(self, site: Site, kernel: KernelName) -> None:
+    def __init__(self, site: Site, kernel: KernelName, kind: PassKind) -> None:
         self._rows = rows_for(site, 0)
-        self._pass = site.open_pass(
-            kernel, PassKind.DECODE, Masking.NONE, q_heads=site.heads.gathered, kv_heads=site.heads.kv
-        )
+        self._pass = site.open_pass(kernel, kind, Masking.NONE, q_heads=site.heads.gathered, kv_heads=site.heads.kv)
 
     def prepare(self, workload: Workload, table: PageTable, rows: GatheredRows) -> tuple[PlanStage, ...]:
         """Take a batch of decodes."""

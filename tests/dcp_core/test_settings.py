@@ -14,6 +14,7 @@ from dcp_core.layout import DcpLayout
 from dcp_core.settings import (
     Batching,
     Case,
+    DecodeWrapper,
     ExchangeName,
     IllegalSettings,
     IndexDevice,
@@ -48,6 +49,9 @@ WORKLOADS = st.sampled_from(
 )
 
 
+RAGGED_KERNELS = [name for name in KernelName if name is not KernelName.PERSISTENT]
+
+
 @st.composite
 def any_settings(draw: st.DrawFn, layout: DcpLayout | None = None) -> Settings:
     """Draw settings that may stand; with a layout, mostly such as may stand with it."""
@@ -60,13 +64,13 @@ def any_settings(draw: st.DrawFn, layout: DcpLayout | None = None) -> Settings:
         if alone or path is PathName.TP
         else [name for name in ExchangeName if name.value != "alone"]
     )
-    kernels = st.sampled_from(
-        [kernel for kernel in KernelName if path is not PathName.MASK or kernel is not KernelName.FA3]
-    )
+    maskless = (KernelName.FA3, KernelName.PERSISTENT)
+    kernels = st.sampled_from([kernel for kernel in KernelName if path is not PathName.MASK or kernel not in maskless])
+    replayable, disable_split_kv = draw(st.booleans()), draw(st.booleans())
     return Settings(
         path=path,
         kernel=draw(kernels),
-        new_kernel=draw(st.none() | kernels),
+        new_kernel=draw(st.none() | st.sampled_from(RAGGED_KERNELS)),
         decode_kernel=draw(st.none() | kernels),
         exchange=draw(st.sampled_from(exchanges)),
         mask_form=draw(st.sampled_from(MaskForm)),
@@ -75,7 +79,10 @@ def any_settings(draw: st.DrawFn, layout: DcpLayout | None = None) -> Settings:
         page_size=draw(st.sampled_from([16, 32])),
         kv_layout=draw(st.sampled_from(KvLayout)),
         index_device=draw(st.sampled_from(IndexDevice)),
-        replayable=draw(st.booleans()),
+        replayable=replayable,
+        decode_wrapper=draw(st.sampled_from(DecodeWrapper)),
+        disable_split_kv=disable_split_kv,
+        fixed_split_size=None if replayable or disable_split_kv else draw(st.sampled_from([None, 4])),
         skip_empty_context=draw(st.booleans()),
         fold_limit=draw(st.sampled_from([4, 1 << 16])),
     )
@@ -145,6 +152,9 @@ OTHER_VALUES: dict[str, object] = {
     "skip_empty_context": False,
     "fold_limit": 4,
     "overlap": True,
+    "decode_wrapper": "prefill",
+    "fixed_split_size": 4,
+    "disable_split_kv": True,
 }
 
 
@@ -239,8 +249,13 @@ def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
     if case.settings.path is PathName.FOLD and by_split:
         step.append("fold_limit")
     decoding = before.path is PathName.DECODE or (before.path is PathName.TP and case.workload.is_decode)
+    decodes = decoding or (apart and any(request.new == 1 for request in case.workload.requests))
     if apart or decoding:
         step.append("kernel_for_decode")
+    if decodes:
+        step.append("decode_wrapper")
+    if KernelName.FA2 in ({before.kernel_for_decode} if decodes else set()) | (set() if decoding else {before.kernel}):
+        step += ["fixed_split_size", "disable_split_kv"]
     if not decoding:
         step.append("kernel")
     if case.workload.is_mixed and (before.batching is not Batching.SHARED or (timed and case.layout.dcp > 1)):
@@ -248,13 +263,15 @@ def test_canonical_settings_run_the_very_same_step(case: Case) -> None:
     assert {name: getattr(after, name) for name in step} == {name: getattr(before, name) for name in step}
 
 
-@given(cases(), st.sampled_from(KernelName), st.sampled_from(MaskForm), st.booleans())
+@given(cases(), st.sampled_from(RAGGED_KERNELS), st.sampled_from(MaskForm), st.booleans())
 def test_what_plays_no_part_makes_no_other_case(case: Case, kernel: KernelName, form: MaskForm, skip: bool) -> None:
     changed = case.settings
     if not split_by(case):
         changed = replace(changed, new_kernel=kernel, skip_empty_context=skip, overlap=skip)
     if changed.path is not PathName.MASK:
         changed = replace(changed, mask_form=form)
+    if KernelName.FA2 not in (changed.kernel, changed.decode_kernel):
+        changed = replace(changed, fixed_split_size=None, disable_split_kv=skip)
     if not case.workload.is_mixed:
         changed = replace(changed, batching=Batching.JOINED)
         if changed.path not in (PathName.DECODE, PathName.TP):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,16 +29,19 @@ PAGE = 16
 PAGED, DECODE, RAGGED = PassKind.PAGED, PassKind.DECODE, PassKind.RAGGED
 NONE, CAUSAL, BOOL, PACKED, COMPUTED = Masking
 FA2, FA3, AUTO, CUDA_CORE = KernelName.FA2, KernelName.FA3, KernelName.AUTO, KernelName.CUDA_CORE
+PERSISTENT = KernelName.PERSISTENT
 
-PASSES = [
+REPLAYABLE = [
     *((FA2, PAGED, masking) for masking in Masking),
     *((FA2, RAGGED, masking) for masking in Masking),
     *((AUTO, kind, masking) for kind in (PAGED, RAGGED) for masking in (NONE, CAUSAL, BOOL, PACKED)),
     *((FA3, kind, masking) for kind in (PAGED, RAGGED) for masking in (NONE, CAUSAL)),
     *((name, DECODE, NONE) for name in (FA2, FA3, AUTO, CUDA_CORE)),
 ]
-EVERY_PASS = pytest.mark.parametrize(
-    ("name", "kind", "masking"), PASSES, ids=["-".join(map(str, one)) for one in PASSES]
+PASSES = [*REPLAYABLE, (PERSISTENT, PAGED, NONE), (PERSISTENT, PAGED, CAUSAL), (PERSISTENT, DECODE, NONE)]
+EVERY_PASS, EVERY_REPLAYABLE_PASS = (
+    pytest.mark.parametrize(("name", "kind", "masking"), passes, ids=["-".join(map(str, one)) for one in passes])
+    for passes in (PASSES, REPLAYABLE)
 )
 SHAPES = [(torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float16, 128)]
 EVERY_SHAPE = pytest.mark.parametrize(
@@ -226,6 +230,20 @@ def test_other_page_sizes(name: KernelName, kind: PassKind, masking: Masking, pa
     assert_right(run(FlashInfer(name).open(scene.spec, DEVICE), scene), scene)
 
 
+@pytest.mark.parametrize(
+    "split", [{"fixed_split_size": 1}, {"fixed_split_size": 7}, {"disable_split_kv": True}], ids=str
+)
+@pytest.mark.parametrize(("kind", "masking"), [(PAGED, NONE), (PAGED, CAUSAL), (PAGED, PACKED), (DECODE, NONE)])
+def test_kv_split_as_told_or_not_at_all(kind: PassKind, masking: Masking, split: dict[str, Any]) -> None:
+    spec = spec_of(kind, masking)
+    scene = Scene.of(replace(spec, **split), lengths_for(kind, masking), seed=14)
+    opened, told = FlashInfer(FA2).open(spec, DEVICE), FlashInfer(FA2).open(scene.spec, DEVICE)
+    result = run(told, scene)
+    assert_right(result, scene)
+    opened.plan(scene.batch)
+    assert list(opened._wrapper._plan_info) != list(told._wrapper._plan_info)
+
+
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8, 16])
 def test_cuda_core_decodes_with_every_head_group_it_accepts(group: int) -> None:
     scene = Scene.of(replace(spec_of(DECODE, NONE), q_heads=2 * group, kv_heads=2), lengths_for(DECODE, NONE), seed=3)
@@ -316,7 +334,7 @@ def test_planning_dropping_and_planning_again_behind_a_busy_gpu(
         assert_right(partial, scene)
 
 
-@EVERY_PASS
+@EVERY_REPLAYABLE_PASS
 def test_host_and_device_index_tensors_give_the_same_plan(name: KernelName, kind: PassKind, masking: Masking) -> None:
     plans, results = [], []
     for index_device in IndexDevice:
@@ -364,7 +382,7 @@ def shorter(lengths: Lengths, kind: PassKind) -> Lengths:
     return replace(lengths, kv_lens=(50, 0, 300, 64, 1500, 7))
 
 
-@EVERY_PASS
+@EVERY_REPLAYABLE_PASS
 def test_a_replayable_pass_is_captured_once_and_planned_again(
     name: KernelName, kind: PassKind, masking: Masking
 ) -> None:
@@ -393,7 +411,7 @@ def test_a_replayable_pass_is_captured_once_and_planned_again(
         first.q.copy_(query)
 
 
-@EVERY_PASS
+@EVERY_REPLAYABLE_PASS
 def test_a_replayable_pass_refuses_what_its_buffers_cannot_hold(
     name: KernelName, kind: PassKind, masking: Masking
 ) -> None:

@@ -17,6 +17,7 @@ from dcp_core.mask import InterleavedMask, PackedMask
 from dcp_core.settings import KernelName, KvLayout, Unsupported
 
 FA2, FA3, AUTO, CUDA_CORE = KernelName.FA2, KernelName.FA3, KernelName.AUTO, KernelName.CUDA_CORE
+PERSISTENT = KernelName.PERSISTENT
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = PassSpec(PassKind.PAGED, Masking.NONE, 16, 1, 128, torch.bfloat16, torch.bfloat16, 16, KvLayout.NHD)
 DECODE = replace(SPEC, kind=PassKind.DECODE)
@@ -75,6 +76,22 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
             replace(SPEC, kv_dtype=FLOAT8),
             "fa3 reads a float8_e4m3fn cache only with float8 queries, not bfloat16 ones; fa2 takes these",
         ),
+        (PERSISTENT, RAGGED, "persistent reads pages of the cache; a ragged pass over new tokens needs fa2 or fa3"),
+        (
+            PERSISTENT,
+            replace(SPEC, replayable=True),
+            "persistent plans for one batch, and a graph of it serves no other; fa2 and fa3 can be replayable",
+        ),
+        (
+            PERSISTENT,
+            replace(SPEC, masking=Masking.PACKED),
+            "persistent takes no custom mask, and packed is one; fa2 does",
+        ),
+        (
+            PERSISTENT,
+            replace(SPEC, kv_dtype=FLOAT8),
+            "persistent was not tried with a float8_e4m3fn cache under bfloat16 queries; fa2 takes these",
+        ),
     ],
 )
 def test_what_no_machine_could_run_is_said_in_a_sentence(
@@ -89,6 +106,7 @@ def test_what_no_machine_could_run_is_said_in_a_sentence(
     [
         *((name, spec) for name in (FA2, FA3, AUTO) for spec in (SPEC, DECODE, RAGGED)),
         *((name, replace(SPEC, masking=Masking.CAUSAL)) for name in (FA2, FA3, AUTO)),
+        *((PERSISTENT, spec) for spec in (SPEC, DECODE, replace(SPEC, masking=Masking.CAUSAL))),
         *((FA2, replace(SPEC, masking=masking)) for masking in Masking),
         *((AUTO, replace(SPEC, masking=masking)) for masking in (Masking.BOOL, Masking.PACKED)),
         *((CUDA_CORE, replace(DECODE, q_heads=2 * group, kv_heads=2)) for group in (1, 2, 3, 4, 6, 8, 16)),

@@ -12,6 +12,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import flashinfer
 import flashinfer.decode
 import flashinfer.prefill
 import pytest
@@ -334,3 +335,53 @@ def test_a_replayable_passs_rule_may_not_change_hands(asked: list[str]) -> None:
         context = contextlib.nullcontext() if problem is None else pytest.raises(ValueError, match=problem)
         with context:
             opened.plan(batch)
+
+
+@pytest.mark.parametrize("kv_layout", KvLayout)
+@pytest.mark.parametrize("masking", [Masking.NONE, Masking.CAUSAL])
+def test_the_persistent_kernel_is_told_the_same_and_shares_the_scratch(
+    masking: Masking, kv_layout: KvLayout, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BatchAttention:
+        """Has the arguments of FlashInfer's, and torch for a kernel."""
+
+        def __init__(self, kv_layout: str, device: str) -> None:
+            self.layout, self.float_workspace_buffer = kv_layout, torch.empty(64, dtype=torch.uint8)
+
+        def plan(
+            self, qo_indptr: Tensor, kv_indptr: Tensor, pages: Tensor, kv_lens: Tensor, *shape: int, **how: Any
+        ) -> None:
+            assert shape == (4, 2, 64, 64, 8)
+            self.batch, self.causal = (qo_indptr, kv_indptr, pages, kv_lens), how["causal"]
+            assert how["sm_scale"] == 0.125
+
+        def run(self, q: Tensor, cache: Tensor, *, out: Tensor, lse: Tensor) -> None:
+            qo_indptr, kv_indptr, pages, kv_lens = self.batch
+            k, v = cache.unbind(1)
+            last = kv_lens - (kv_indptr.diff() - 1).clamp(min=0) * 8
+            keys = pages_of(k, v, kv_indptr, pages, last, 0 if self.layout == "NHD" else 1)
+            seen = [
+                custom(CAUSAL if self.causal else NO_MASK, int(rows), len(key), request, ())
+                for request, ((key, _), rows) in enumerate(zip(keys, qo_indptr.diff(), strict=True))
+            ]
+            as_kernels_do(q, keys, qo_indptr, seen, Partial(out, lse))
+
+    monkeypatch.setattr(flashinfer, "BatchAttention", BatchAttention)
+    spec = replace(spec_of(PAGED, masking), kv_layout=kv_layout)
+    opened = FlashInferPass(KernelName.PERSISTENT, spec, CPU)
+    check(opened, spec)
+    check(opened, spec, seed=1)
+    assert opened.resolved == "persistent"
+    assert opened._wrapper._wrapper.float_workspace_buffer is opened._workspace.buffer
+
+
+def test_how_kv_is_split_is_told_to_the_planner(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (PAGED, DECODE):
+        for split in ({"fixed_split_size": 3}, {"disable_split_kv": True}):
+            spec = replace(spec_of(kind, Masking.NONE), **split)  # type: ignore[arg-type]  # one of each type
+            opened = FlashInferPass(FA2, spec, CPU)
+            check(opened, spec)
+            wrapper, told = opened._wrapper, {}
+            monkeypatch.setattr(wrapper, "plan", lambda *_, told=told, **options: told.update(options))
+            opened.plan(inputs_of(spec)[0])
+            assert split.items() <= told.items()
