@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.errors import UnfitError
@@ -46,22 +46,32 @@ class GroupLost(RuntimeError):
 class WorkerGroup:
     """``ranks`` workers on this machine, each in a process group of its own, so that no signal meant for us hits them."""
 
-    def __init__(self, ranks: int, command: Sequence[str] = WORKER) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        command: Sequence[str] = WORKER,
+        *,
+        environment: Mapping[str, str] | None = None,
+        seconds: float = START_SECONDS,
+    ) -> None:
         """Start the workers and wait until every one is ready.
 
         Args:
             command: of one worker; whatever speaks as ``bench.orders`` says will do.
+            environment: that tells a worker its place in a group; by default that of a group on this machine.
+            seconds: that they may take.
 
         Raises:
             GroupLost: if one does not come up.
-            UnfitError: if this machine lets no more processes start, or files open.
+            UnfitError: if this machine lets no more processes start, or files open; or a worker says why it cannot work here.
         """
+        self._environment = environment
         self._command = tuple(command)
         self._workers: list[subprocess.Popen[bytes]] = []
         self._replies: list[_Lines] = []
         try:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the group
-            self._start_all(ranks)
+            self._start_all(ranks, seconds)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise UnfitError(f"cannot start {ranks} workers here: {why}; ask for fewer with --ranks") from None
@@ -98,17 +108,19 @@ class WorkerGroup:
         self._log.close()
         self._workers, self._replies = [], []
 
-    def _start_all(self, ranks: int) -> None:
+    def _start_all(self, ranks: int, seconds: float) -> None:
         try:
             port = _free_port()
             for rank in range(ranks):
-                self._start(rank, ranks, port)
-            self._collect(START_SECONDS)
+                self._start(self._environment or _environment(rank, ranks, port))
+            for answer in self._collect(seconds):
+                if why := answer.get("unfit"):
+                    raise UnfitError(why)
         except BaseException:  # a signal may come at any time, and nobody else knows of these workers yet
             self.close()
             raise
 
-    def _start(self, rank: int, ranks: int, port: int) -> None:
+    def _start(self, environment: Mapping[str, str]) -> None:
         read_end, write_end = os.pipe()
         try:
             worker = subprocess.Popen(
@@ -116,7 +128,7 @@ class WorkerGroup:
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
-                env=_environment(rank, ranks, port) | {REPLY_VARIABLE: str(write_end)},
+                env={**environment, SUPERVISOR_VARIABLE: str(os.getpid()), REPLY_VARIABLE: str(write_end)},
                 pass_fds=(write_end,),
                 start_new_session=True,
             )
@@ -191,7 +203,6 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": threads,
-        SUPERVISOR_VARIABLE: str(os.getpid()),
     }
 
 

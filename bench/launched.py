@@ -1,28 +1,42 @@
 """A job that a launcher started (torchrun, srun, mpirun), on one node or several: rank 0 leads, the others follow its orders.
 
-Every process runs the same command. Rank 0 is the program that reads, writes and prints; the rest do what a worker does, told
-over the job's process group. Nobody can be started again here: a rank that is lost ends the job, and what was measured is kept.
+Every process runs the same command. Rank 0 is the program that reads, writes and prints, and never imports torch: a worker of
+its own takes its place in the job and passes its orders on. The other processes are workers themselves. Nobody can be started
+again here: a rank that is lost, or does not answer in time, ends the job, and what was measured is kept.
 """
 
 from __future__ import annotations
 
+import datetime
 import gc
+import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.errors import UnfitError
 from bench.group import GroupLost, WorkerGroup
-from bench.orders import SUPERVISOR_VARIABLE
+from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE
+from dcp_core import launcher
 
 if TYPE_CHECKING:
     from dcp_core.mesh import Mesh
 
+LEADER = (sys.executable, "-m", "bench.launched")
+"""The command of the worker that takes rank 0's place."""
+JOIN_SECONDS = 480.0
+"""How long that may take: to import its libraries, and for the ranks to find one another, whose own limit is five minutes."""
+GRACE_SECONDS = 10.0
+"""How much longer than a case's deadline a rank may work on it before it ends itself; its leader has given up by then."""
+PATIENCE = datetime.timedelta(days=7)
+"""How long a rank waits for the next order, or for another's answer to one: the leader's deadlines and the launcher end jobs."""
 _NO_ORDER: Any = None
-_LEADERLESS = 4
-"""Exit code of a rank whose leader went away: the environment is unfit (docs/method.md)."""
+_ENDED = 4
+"""Exit code of a rank whose job is at its end: the environment is unfit (docs/method.md)."""
 AGAIN = "start the job again: it goes on with what is missing"
 
 
@@ -43,13 +57,22 @@ class Group(Protocol):
 
 
 def launched_ranks() -> int | None:
-    """Return the ranks of the job that this process is one of, as its launcher tells; None if there is no launcher."""
-    if SUPERVISOR_VARIABLE in os.environ or "RANK" not in os.environ:
+    """Return the ranks of the job that this process is one of, as its launcher tells; None if there is no launcher.
+
+    Raises:
+        UnfitError: if what the launcher tells makes no sense.
+    """
+    place = _place()
+    return place.size if place else None
+
+
+def _place() -> launcher.Place | None:
+    if SUPERVISOR_VARIABLE in os.environ:
         return None
-    size = os.environ.get("WORLD_SIZE", "")
-    if not (size.isascii() and size.isdigit() and int(size) > 0):
-        raise UnfitError(f"RANK is set, as by a launcher, and WORLD_SIZE={size!r} is no number of ranks")
-    return int(size)
+    try:
+        return launcher.place(os.environ)
+    except launcher.LauncherError as error:
+        raise UnfitError(str(error)) from None
 
 
 def open_group(ranks: int, command: Sequence[str]) -> Group:
@@ -61,35 +84,29 @@ class Job:
     """The launched ranks, as rank 0 sees them. One for the whole process: a process group is joined once."""
 
     def __init__(self) -> None:
-        from bench.worker import Companion
-        from dcp_core.mesh import Mesh
-
-        self._mesh = Mesh.from_env()
-        self._companion = Companion()
+        self._worker: WorkerGroup | None = None
         self._lost = ""
 
     def ask(self, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-        """Give every rank an order, this one included, and return their answers.
-
-        The deadline is that of the process group's collectives: no rank can be killed from here.
+        """Give every rank an order, and return their answers by rank.
 
         Raises:
-            GroupLost: if a rank is lost.
-            UnfitError: if one was lost before, or its device is of no further use.
+            GroupLost: if a rank is lost, or one has not answered after ``seconds``.
+            UnfitError: if that happened before, a device is of no further use, or the ranks do not find one another.
         """
-        from bench.worker import answer
-
-        if self._lost:
-            raise UnfitError(f"{self._lost}; {AGAIN}")
+        worker = self._open()
         try:
-            self._mesh.share(order)
-            answers = self._mesh.share(answer(order, self._mesh, self._companion))
-        except RuntimeError as error:
-            self._lost = f"a rank of this job is lost ({_heart(error)})"
-            raise GroupLost("crashed", self._lost, "") from None
+            (answer,) = worker.ask({**order, "seconds": seconds}, seconds)
+        except GroupLost as lost:
+            self._lost = str(lost)
+            raise
         except BaseException:
             self._lost = "this job was stopped in the middle of an order"  # its ranks are in different collectives
             raise
+        if "lost" in answer:
+            self._lost = f"a rank of this job is lost ({answer['lost']})"
+            raise GroupLost("crashed", self._lost, "")
+        answers: list[dict[str, Any]] = answer["answers"]
         if any(found.get("poisoned") for found in answers):
             self._lost = "a fault has left a device of this job of no further use"
         return answers
@@ -100,12 +117,27 @@ class Job:
     def dismiss(self) -> None:
         """Let the other ranks end."""
         if not self._lost:
-            with suppress(RuntimeError):  # of a rank that ended by itself
-                self._mesh.share(_NO_ORDER)
+            with suppress(GroupLost, UnfitError):  # of ranks that ended by themselves
+                self._open().ask(_NO_ORDER, JOIN_SECONDS)
 
     def leave(self) -> None:
-        """Leave the process group: one that is still there when the interpreter ends takes the process down with an abort."""
-        _leave(self._mesh)
+        """End rank 0's worker; ranks that were not dismissed see it go, and end."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def _open(self) -> WorkerGroup:
+        if self._lost:
+            raise UnfitError(f"{self._lost}; {AGAIN}")
+        if self._worker is None:
+            try:
+                self._worker = WorkerGroup(1, LEADER, environment=os.environ, seconds=JOIN_SECONDS)
+            except UnfitError as unfit:
+                self._lost = str(unfit)
+                raise
+            except GroupLost as lost:
+                self._lost = f"rank 0 of this job does not come up: {lost}; its last words: {lost.log.strip()[-500:]}"
+                raise UnfitError(self._lost) from None
+        return self._worker
 
 
 def run(lead: Callable[[], int]) -> int:
@@ -116,10 +148,14 @@ def run(lead: Callable[[], int]) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        UnfitError: if what the launcher tells makes no sense, or the ranks do not find one another.
     """
-    if not launched_ranks():
+    place = _place()
+    if place is None:
         return lead()
-    if os.environ["RANK"] != "0":
+    if place.rank:
         return follow()
     try:
         code = lead()
@@ -136,25 +172,83 @@ def run(lead: Callable[[], int]) -> int:
 
 
 def follow() -> int:
-    """Serve rank 0's orders on another rank, until it sends none; return the exit code."""
-    from bench.worker import Companion, answer
-    from dcp_core.mesh import Mesh
+    """Serve rank 0's orders on another rank, until it sends none; return the exit code.
 
-    mesh, companion = Mesh.from_env(), Companion()
+    A rank that does not come to an end with an order ends itself, since others wait for it in vain and nobody else can end it.
+    """
+    from bench.worker import Companion, answer
+
+    mesh, orders = _join()
+    companion = Companion()
     try:
-        while (order := mesh.share(_NO_ORDER)[0]) is not None:
-            mesh.share(answer(order, mesh, companion))
+        while (order := orders.share(_NO_ORDER)[0]) is not None:
+            with _ended_after(order["seconds"] + GRACE_SECONDS, mesh.rank):
+                found = answer(order, mesh, companion)
+            orders.share(found)
     except RuntimeError:
-        return _LEADERLESS  # rank 0 is gone, and has said why if it could
+        return _ENDED  # rank 0 is gone, and has said why if it could
     finally:
-        _leave(mesh)
+        gc.unfreeze()  # what a rank keeps from collection, libraries would report as leaked when the interpreter ends
+        with suppress(RuntimeError):  # of a group that a lost rank has broken
+            mesh.close()
     return 0
 
 
-def _leave(mesh: Mesh) -> None:
-    gc.unfreeze()  # what a rank keeps from collection, libraries would report as leaked when the interpreter ends
-    with suppress(RuntimeError):  # of a group that a lost rank has broken
+def serve() -> None:
+    """Be rank 0 of a job as a worker: pass each order on, and answer with what every rank answered, until there is none."""
+    from bench.worker import Companion, answer, end_with_supervisor
+
+    end_with_supervisor()
+    with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w", encoding="utf-8") as replies:
+
+        def reply(found: dict[str, Any]) -> None:
+            print(json.dumps(found), file=replies, flush=True)
+
+        try:
+            mesh, orders = _join()
+        except UnfitError as unfit:
+            reply({"unfit": str(unfit)})
+            return
+        reply({"ready": mesh.rank})
+        companion = Companion()
+        try:
+            for line in sys.stdin:
+                order = orders.share(json.loads(line))[0]
+                if order is _NO_ORDER:
+                    break
+                reply({"answers": orders.share(answer(order, mesh, companion))})
+        except RuntimeError as error:
+            reply({"lost": _heart(error)})
+            sys.stdin.read()  # until the supervisor ends this process: leaving a broken group could wait for a lost rank
         mesh.close()
+
+
+def _join() -> tuple[Mesh, Mesh]:
+    """Join the job's ranks: for what a case does, and to hear of orders, which never meet a case's messages that went astray."""
+    from dcp_core.mesh import Mesh, MeshError
+
+    try:
+        mesh = Mesh.from_env()
+    except MeshError as error:
+        raise UnfitError(str(error)) from None
+    return mesh, mesh.channel(PATIENCE)
+
+
+@contextmanager
+def _ended_after(seconds: float, rank: int) -> Iterator[None]:
+    """End this process if what is inside takes longer, whatever it waits for."""
+
+    def give_up() -> None:
+        os.write(2, f"dcpbench: rank {rank} did not end its part of a case within {seconds:.0f} s; {AGAIN}\n".encode())
+        os._exit(_ENDED)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _heart(error: RuntimeError) -> str:
@@ -170,3 +264,7 @@ def _job() -> Job:
     if not _JOBS:
         _JOBS.append(Job())
     return _JOBS[0]
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,7 +1,8 @@
 """What a supervisor and its workers say to each other: one JSON object a line. Standard library only.
 
 An order is ``{"do": Order, "case": …, "policy": …}``; every rank answers each with one line. Rank 0's holds ``outcome`` (or
-``probe``); a rank that has no part in the case says ``idle``; ``poisoned`` means that the worker is of no further use.
+``probe``); a rank that has no part in the case says ``idle``; ``poisoned`` means that the worker is of no further use. Before
+the first order a worker says ``ready``, or why it is ``unfit``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dcp_core import launcher
+
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=5)
 """How long a collective waits for a rank that never comes."""
@@ -96,29 +98,46 @@ class Mesh:
 
     @classmethod
     def from_env(cls) -> Mesh:
-        """Join the group that a launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+        """Join the group that a launcher describes in its variables; see ``dcp_core.launcher``.
 
-        NCCL on a machine with CUDA devices, one per local rank; gloo on one without; a group of one without WORLD_SIZE.
+        NCCL on a machine with CUDA devices, one per local rank; gloo on one without; a group of one without a launcher.
 
         Raises:
-            MeshError: if the variables are incomplete or contradict each other, or a local rank has no device.
+            MeshError: if the variables are incomplete or contradict each other, a local rank has no device, or the ranks do
+                not find one another within TIMEOUT.
         """
-        size = _env_number("WORLD_SIZE", 1)
-        rank = _env_number("RANK", 0)
-        if not 0 <= rank < size:
-            raise MeshError(f"RANK={rank} is outside WORLD_SIZE={size}")
-        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 else ():
-            if name not in os.environ:
-                raise MeshError(f"WORLD_SIZE={size} needs {name} set by the launcher")
-        device = _device_of(_env_number("LOCAL_RANK", rank))
-        cuda = device.type == "cuda"
-        if cuda:
+        try:
+            place = launcher.place(os.environ) or launcher.Place(0, 1, 0)
+        except launcher.LauncherError as error:
+            raise MeshError(str(error)) from None
+        if place.size == 1 and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise MeshError(f"WORLD_SIZE={os.environ['WORLD_SIZE'][:40]!r} needs RANK beside it, set by the launcher")
+        device = _device_of(place.local_rank)
+        if device.type == "cuda":
             torch.cuda.set_device(device)
-        if size == 1:
+        if place.size == 1:
             return cls.alone(device)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+        try:
+            return cls._joined(place, device)
+        except (RuntimeError, ValueError) as error:
+            where = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+            why = str(error).strip().partition("\n")[0]
+            raise MeshError(
+                f"rank {place.rank} of {place.size} could not join its group at {where}: {why[:300]}"
+            ) from None
+
+    @classmethod
+    def _joined(cls, place: launcher.Place, device: torch.device) -> Mesh:
+        cuda = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            rank=place.rank,
+            world_size=place.size,
+            timeout=TIMEOUT,
+            device_id=device if cuda else None,
+        )
         control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
-        return cls(rank, size, device, group=dist.group.WORLD, control=control)
+        return cls(place.rank, place.size, device, group=dist.group.WORLD, control=control)
 
     @property
     def is_simulated(self) -> bool:
@@ -191,6 +210,14 @@ class Mesh:
             inside = self.rank < size
             self._parts[size] = Mesh(self.rank, size, self.device, group=group, control=control) if inside else None
         return self._parts[size]
+
+    def channel(self, patience: datetime.timedelta) -> Mesh:
+        """Return the same ranks with a way of their own for host objects: what one shares there never meets another message.
+
+        Every rank must call this. ``patience``: how long a rank waits there for another.
+        """
+        control = dist.new_group(backend="gloo", timeout=patience) if self._control is not None else None
+        return Mesh(self.rank, self.size, self.device, control=control)
 
     def share(self, value: T) -> list[T]:
         """Return every rank's value, in order, on every rank: small host objects only."""
@@ -307,10 +334,3 @@ def _is_there(collective: Callable[[], None]) -> bool:
             return False
         raise
     return True
-
-
-def _env_number(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdigit():
-        raise MeshError(f"{name}={text!r} should be a whole number, set by the launcher")
-    return int(text)

@@ -24,6 +24,15 @@ SWEEP = [
     *("--model", "tiny", "--tp", "4", "--dcp", "1,2,4", "--synthetic", "--batch", "2q1s40,q8s40"),
     *("--path", "decode,split", "--exchange", "a2a", "--precision", "quick"),
 ]
+BRIEF = """
+model = "tiny"
+tp = 4
+dcp = 2
+path = "split"
+exchange = "a2a"
+batch = ["q8s40", "q8s48", "q8s56"]
+policy = { precision = "quick", max_seconds = 0.02 }
+"""
 SECONDS = 90.0
 
 
@@ -33,11 +42,19 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+MPIRUN = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+
+
 @contextmanager
-def job(words: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start the same command on two ranks, as torchrun, srun or mpirun do; every process is ended on the way out."""
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
-    processes = [start(words, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+def job(
+    words: list[str], *, names: tuple[str, str, str] = TORCHRUN, program: str = "bench"
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start the same command on two ranks, as a launcher does that tells its ranks in ``names``; none outlives the block."""
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
+    places = [dict(zip(names, (str(rank), "2", str(rank)), strict=True)) for rank in range(2)]
+    processes = [start(words, master | place, program=program) for place in places]
     try:
         yield processes
     finally:
@@ -46,10 +63,12 @@ def job(words: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
-def start(words: list[str], variables: dict[str, str], *, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(
+    words: list[str], variables: dict[str, str], *, before: tuple[str, ...] = (), program: str = "bench"
+) -> subprocess.Popen[str]:
     """Start one rank; ``before``: what to start it through."""
     return subprocess.Popen(
-        [*before, sys.executable, "-m", "bench", *words],
+        [*before, sys.executable, "-m", program, *words],
         env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -100,8 +119,63 @@ def test_a_rank_that_is_lost_ends_the_job_and_what_was_measured_is_kept(tmp_path
     assert notices == []
 
 
-def test_a_command_that_needs_no_other_rank_lets_the_others_end() -> None:
-    with job(["memory", "--model", "tiny", "--tp", "4", "--dcp", "1,2"]) as (leader, follower):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_hangs_costs_its_case_and_ends_the_job_and_starting_again_goes_on(
+    rank: str, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "brief.toml"
+    sweep.write_text(BRIEF, encoding="utf-8")
+    words = ["sweep", str(sweep), "--results", str(tmp_path)]
+    with job([rank, *words], program="tests.bench.hanging_job") as (leader, follower):
+        said, _ = leader.communicate(timeout=SECONDS)
+        heard, _ = follower.communicate(timeout=SECONDS)
+    assert (leader.returncode, follower.returncode) == (4, 4), said + heard
+    assert "no answer within its deadline of 6 s; the workers were killed; start the job again" in said
+    assert ("rank 1 did not end its part of a case within 7 s" in heard) == (rank == "1")
+    assert "Traceback" not in said + heard
+    with job(["nobody", *words], program="tests.bench.hanging_job") as (leader, follower):
+        said, _ = leader.communicate(timeout=SECONDS)
+        follower.communicate(timeout=SECONDS)
+    assert (leader.returncode, follower.returncode) == (0, 0), said
+    found = [(str(trial.case.workload), trial.outcome.kind) for trial in Store.read(tmp_path)[0]]
+    measured = "measured"
+    assert found == [("q8s40", measured), ("q8s48", "failed"), ("q8s48", measured), ("q8s56", measured)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 needs MASTER_ADDR"),
+        ({"RANK": "0", "WORLD_SIZE": "x"}, "WORLD_SIZE='x' should be a whole number"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "before srun, export MASTER_ADDR="),
+    ],
+)
+def test_a_job_that_cannot_be_joined_is_a_sentence_and_an_unfit_environment(
+    variables: dict[str, str], sentence: str
+) -> None:
+    rank = start(SWEEP, variables)
+    said, _ = rank.communicate(timeout=SECONDS)
+    assert rank.returncode == 4, said
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_a_leader_whose_port_is_taken_says_so() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = str(other.getsockname()[1])
+        place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken}
+        leader = start(SWEEP, place)
+        said, _ = leader.communicate(timeout=SECONDS)
+    assert leader.returncode == 4, said
+    assert f"rank 0 of 2 could not join its group at 127.0.0.1:{taken}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("names", [TORCHRUN, MPIRUN, SRUN])
+def test_a_command_that_needs_no_other_rank_lets_the_others_end(names: tuple[str, str, str]) -> None:
+    with job(["memory", "--model", "tiny", "--tp", "4", "--dcp", "1,2"], names=names) as (leader, follower):
         said, _ = leader.communicate(timeout=SECONDS)
         follower.communicate(timeout=SECONDS)
     assert (leader.returncode, follower.returncode) == (0, 0), said

@@ -63,7 +63,7 @@ def test_every_case_gets_its_own_answer_from_one_warm_group(tmp_path: Path) -> N
 def test_a_trial_says_what_was_measured_when_and_where(tmp_path: Path) -> None:
     (trial,) = outcomes(tmp_path, "one")
     assert trial.case == tiny()
-    assert trial.key == (tiny().key, 1, PROTOCOL)
+    assert trial.key == (tiny().key, 1, PROTOCOL, QUICK.cold, QUICK.graphs)
     assert trial.policy == QUICK
     assert trial.environment.hard
     assert trial.seconds > 0

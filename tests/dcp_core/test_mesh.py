@@ -5,9 +5,13 @@ Real groups are tried in ``exchange/test_between_processes.py``.
 
 from __future__ import annotations
 
+import datetime
+import socket
+
 import pytest
 import torch
 
+from dcp_core import mesh as mesh_module
 from dcp_core.mesh import Mesh, MeshError, _device_of
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -104,7 +108,8 @@ def test_without_a_launcher_a_rank_is_alone(launched: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' should be a whole number"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE='2' needs RANK beside it"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE='two' should be a whole number"),
         ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1' should be a whole number"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2 is outside WORLD_SIZE=2"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 needs MASTER_ADDR"),
@@ -118,6 +123,21 @@ def test_what_a_launcher_says_wrongly_is_refused_in_a_sentence(
         launched.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         Mesh.from_env()
+
+
+def test_ranks_that_do_not_find_one_another_are_told_where_they_looked(launched: pytest.MonkeyPatch) -> None:
+    launched.setattr(mesh_module, "TIMEOUT", datetime.timedelta(seconds=1))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in variables.items():
+        launched.setenv(name, value)
+    with pytest.raises(
+        MeshError, match=rf"rank 0 of 2 could not join its group at 127.0.0.1:{port}: .*1/2 clients joined"
+    ):
+        Mesh.from_env()
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize(
