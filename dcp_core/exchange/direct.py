@@ -12,11 +12,16 @@ from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
-from dcp_core.triton_ops.direct import combine, gather_heads
-from dcp_core.triton_ops.mailbox import STATE_WORDS, Group, Laid, Mailbox, lost_rank
+from dcp_core.triton_ops.direct import Phase, combine, gather_heads
+from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox
 
 HEAD_DIMS = (64, 256)
-MOST_RANKS = 8
+PROGRAMS_PER_SM = 4
+"""They surely run side by side, being of 128 threads and at most 128 registers each.
+
+A program moves 4 KiB at a time, waiting for what it reads before it writes: with one to an SM, 132 SMs would need about a
+microsecond a tile to fill an NVLink of 450 GB/s, and a way to memory and back takes that long by itself.
+"""
 POLLS = 20_000_000
 """Looks at a flag before its rank is given up for lost: some twenty seconds."""
 LEAST_TOKENS = 64
@@ -28,7 +33,10 @@ class PeerLost(RuntimeError):
 
 
 class Direct:
-    """Mailboxes in symmetric memory. Gathers and combines alternate; every rank of the group calls them in the same order."""
+    """Mailboxes in symmetric memory. Gathers and combines alternate; every rank of the group calls them in the same order.
+
+    Every call raises PeerLost once a rank is known not to have come to an exchange; the device is not waited for.
+    """
 
     name = ExchangeName.DIRECT
 
@@ -43,23 +51,18 @@ class Direct:
         self._mesh, self._polls = mesh, polls
         self._group = Group(mesh.size, heads.kv, heads.query // heads.kv, head_dim, dtype)
         sms = torch.cuda.get_device_properties(mesh.device).multi_processor_count
-        self._programs = min(mesh.share(sms))
-        self._seen, self._copied = torch.zeros(STATE_WORDS, dtype=torch.int32, pin_memory=True), torch.cuda.Event()
+        self._programs = min(PROGRAMS_PER_SM * min(mesh.share(sms)), MOST_PROGRAMS)
         self._laid, self._combined = Laid(), self._own(0)
         self._mailbox = self._make(LEAST_TOKENS, LEAST_TOKENS)
         self._load()
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` rows.
-
-        Raises:
-            PeerLost: if a rank is known not to have come to an exchange; the device is not waited for.
-        """
+        """Make room for ``tokens`` rows."""
         self._room(tokens, places=tokens)
         self._laid = Laid()
 
     def reserve_folded(self, tokens: int, folds: Sequence[Fold]) -> None:
-        """Make room for ``tokens`` rows that fold, ``folds`` being those of every rank. Errors as ``reserve``."""
+        """Make room for ``tokens`` rows that fold, ``folds`` being those of every rank."""
         self._room(tokens, places=max(fold.places for fold in folds))
         places = torch.stack([fold.place for fold in folds]).to(self._mesh.device, torch.int32)
         rows = sum(folds[self._mesh.rank].rows)
@@ -67,32 +70,43 @@ class Direct:
 
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every rank's query heads, in this rank's mailbox."""
+        _complain(self._mailbox)
         return gather_heads(q, self._mailbox, self._laid)
 
     def combine(self, partial: Partial, *, into: Partial | None = None) -> Partial:
         """Add up every rank's partial for this rank's heads."""
-        return combine(partial, self._mailbox, self._laid, into=into or self._combined)
+        return self._combine(partial, None, into or self._combined)
 
     def combine_beside(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
         """Add up every rank's partial for this rank's heads, and ``beside``."""
-        return combine(partial, self._mailbox, self._laid, beside=beside, into=into)
+        return self._combine(partial, beside, into)
+
+    def send(self, partial: Partial) -> None:
+        """Write every peer's heads of a partial to it, and wait for nobody: ``receive`` ends what this begins."""
+        self._combine(partial, None, self._combined, Phase.PUSH)
+
+    def receive(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
+        """Wait for what the peers sent, and add up with it this rank's own heads of the ``partial`` sent, and ``beside``."""
+        return self._combine(partial, beside, into, Phase.WAIT)
 
     def check(self) -> None:
         """Raise PeerLost if a rank did not come to an exchange; waits for the device."""
-        _complain(self._mailbox.state)
+        torch.cuda.synchronize(self._mesh.device)
+        _complain(self._mailbox)
 
-    def _look(self) -> None:
-        """Check what the device had written when last asked, and ask again: without waiting."""
-        if self._copied.query():
-            _complain(self._seen)
-            self._seen.copy_(self._mailbox.state, non_blocking=True)
-            self._copied.record()
+    def _combine(self, partial: Partial, beside: Partial | None, into: Partial, phase: Phase = Phase.BOTH) -> Partial:
+        _complain(self._mailbox)
+        return combine(partial, self._mailbox, self._laid, beside=beside, into=into, phase=phase)
 
     def _room(self, tokens: int, *, places: int) -> None:
-        self._look()
-        if tokens > self._mailbox.tokens or places > self._mailbox.places:
-            known = self._mailbox
+        known = self._mailbox
+        if tokens > known.tokens or places > known.places:
+            torch.cuda.synchronize(self._mesh.device)
+            # A new mailbox knows of no loss, and making one takes every rank: all are told, or none.
+            if problem := self._mesh.first_problem(_loss(known)):
+                raise PeerLost(problem)
             self._mailbox = self._make(max(_doubled(tokens), known.tokens), max(_doubled(places), known.places))
+        _complain(known)
         if self._combined.out.shape[0] != tokens:
             self._combined = self._own(tokens)
 
@@ -105,20 +119,19 @@ class Direct:
         device = self._mesh.device
         torch.cuda.synchronize(device)
         memory, addresses = self._mesh.symmetric(self._group.mailbox_bytes(tokens, places))
-        state = torch.zeros(STATE_WORDS, dtype=torch.int32, device=device)
-        torch.cuda.synchronize(device)
-        self._mesh.barrier()
-        return Mailbox(
-            self._group,
-            self._mesh.rank,
-            memory,
+        mailbox = Mailbox.at(
             addresses,
-            state,
+            memory,
+            self._group,
+            rank=self._mesh.rank,
             tokens=tokens,
             places=places,
             programs=self._programs,
             polls=self._polls,
         )
+        torch.cuda.synchronize(device)
+        self._mesh.barrier()
+        return mailbox
 
     def _load(self) -> None:
         """Take turns without a token, so that every kernel is compiled and loaded before the first that counts.
@@ -126,13 +139,14 @@ class Direct:
         A kernel loaded later would wait for the device, on which one may already be waiting for a peer.
         """
         group, device = self._group, self._mesh.device
-        q = torch.empty(0, group.heads, group.head_dim, dtype=group.dtype, device=device)
         nowhere = Laid(torch.empty(group.ranks, 0, dtype=torch.int32, device=device), fold=group.ranks)
         for laid in (Laid(), nowhere):
-            for beside in (None, self._own(0)):
-                gathered = gather_heads(q, self._mailbox, laid)
+            for apart in (16, 1):  # rows that begin at multiples of 16 bytes, and not
+                shape, strides = (0, group.heads, group.head_dim), (apart, apart, 1)
+                rows = torch.empty_strided(shape, strides, dtype=group.dtype, device=device)
+                gathered = gather_heads(rows, self._mailbox, laid)
                 nothing = Partial(gathered, torch.empty(gathered.shape[:2], device=device))
-                combine(nothing, self._mailbox, laid, beside=beside, into=self._combined)
+                combine(nothing, self._mailbox, laid, into=Partial(rows, self._combined.lse))
                 torch.cuda.synchronize(device)
 
 
@@ -161,10 +175,16 @@ def _unreached(mine: int, others: Sequence[int | None]) -> str:
     return ""
 
 
-def _complain(state: Tensor) -> None:
-    if lost := lost_rank(state):
-        rank, turn = lost
-        raise PeerLost(f"rank {rank} did not come to turn {turn} of exchange direct; every result since is NaN")
+def _loss(mailbox: Mailbox) -> str:
+    """Say in a sentence which rank is known not to have come, or nothing; the device is not waited for."""
+    if (lost := mailbox.lost_rank()) is None:
+        return ""
+    return f"rank {lost[0]} did not come to turn {lost[1]} of exchange direct; every result since is NaN"
+
+
+def _complain(mailbox: Mailbox) -> None:
+    if loss := _loss(mailbox):
+        raise PeerLost(loss)
 
 
 def _doubled(tokens: int) -> int:

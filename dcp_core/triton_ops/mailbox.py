@@ -11,12 +11,14 @@ from math import prod
 import torch
 from torch import Tensor
 
+MOST_RANKS = 8
+"""Of a group."""
 MOST_PROGRAMS = 512
 """Flags that a rank keeps for each of its peers."""
 ALIGNMENT = 256
 """Of rooms within a mailbox, in bytes."""
-STATE_WORDS = 4
-"""int32 words that a rank keeps for itself: the last turn finished, programs done with this one, who is lost, when."""
+SEATS = 256
+"""A loss is one number, turn * SEATS + rank + 1: written at once, it is never half of one loss and half of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mailbox:
-    """One rank's mailbox, and what it needs to reach those of its peers.
+    """One rank's mailbox, and what it needs to reach those of its peers. ``Mailbox.at`` makes one.
 
     Args:
         memory: uint8, this rank's own; zero before the first turn of any rank.
-        addresses: int64 ``[ranks]`` on the device, where each rank's mailbox begins for this one.
-        state: int32 ``[STATE_WORDS]`` on the device, zero before the first turn.
+        rooms: int64 ``[4, ranks]`` on the device: where, for this rank, the flags, the gather room, the outputs and the LSEs
+            of the combine room begin in each rank's mailbox.
+        turns: int32 ``[MOST_PROGRAMS]`` on the device: how often each program has run. Programs of one number run in the
+            same turns on every rank, so that their counts, and the flags that say them, never drift apart.
+        loss: int64 ``[1]`` on the device, zero until a rank is lost; see ``lost_rank``.
+        told: the same, in memory of the host that the device writes: read without waiting for the device.
         tokens, places: rows that the rooms hold.
         programs: of a launch, at most: as many as surely run at once, the same on every rank.
         polls: of a flag, at most, before its rank is given up for lost; about a microsecond each.
@@ -72,18 +78,68 @@ class Mailbox:
     group: Group
     rank: int
     memory: Tensor
-    addresses: Tensor
-    state: Tensor
+    rooms: Tensor
+    turns: Tensor
+    loss: Tensor
+    told: Tensor
     tokens: int
     places: int
     programs: int
     polls: int
+
+    @classmethod
+    def at(
+        cls,
+        addresses: Tensor,
+        memory: Tensor,
+        group: Group,
+        *,
+        rank: int,
+        tokens: int,
+        places: int,
+        programs: int,
+        polls: int,
+    ) -> Mailbox:
+        """Make a rank's mailbox of ``memory``, those of all ranks beginning at ``addresses``: int64 ``[ranks]`` on its device.
+
+        Raises:
+            ValueError: for more ranks or programs than there are flags for.
+        """
+        if group.ranks > MOST_RANKS or not 1 <= programs <= MOST_PROGRAMS:
+            raise ValueError(
+                f"a mailbox has flags for {MOST_RANKS} ranks and {MOST_PROGRAMS} programs, not {group.ranks} and {programs}"
+            )
+        gather = group.flag_bytes
+        outs = gather + group.gather_bytes(places)
+        starts = torch.tensor([0, gather, outs, outs + group.lse_offset(tokens)], device=addresses.device)
+        return cls(
+            group,
+            rank,
+            memory,
+            starts[:, None] + addresses,
+            torch.zeros(MOST_PROGRAMS, dtype=torch.int32, device=memory.device),
+            torch.zeros(1, dtype=torch.int64, device=memory.device),
+            torch.zeros(1, dtype=torch.int64, pin_memory=memory.is_cuda),
+            tokens,
+            places,
+            programs,
+            polls,
+        )
 
     def gathered(self, rows: int, fold: int) -> Tensor:
         """Return the first rows of the gather room: ``[rows, fold * ranks * heads, head_dim]``, a view."""
         group, start = self.group, self.group.flag_bytes
         shape = (rows, fold * group.ranks * group.heads, group.head_dim)
         return self.memory[start : start + prod(shape) * group.dtype.itemsize].view(group.dtype).view(shape)
+
+    def lost_rank(self) -> tuple[int, int] | None:
+        """Return the rank that did not come and the turn (modulo 2**32) in which it was waited for; None if none is known.
+
+        The device is not waited for: a loss is known as soon as the device has written it, at the latest when the launch
+        that gave up has ended.
+        """
+        loss = int(self.told)
+        return (loss % SEATS - 1, loss // SEATS % 2**32) if loss else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,16 +155,6 @@ class Laid:
     places: Tensor | None = None
     fold: int = 1
     rows: int = 0
-
-
-def lost_rank(state: Tensor) -> tuple[int, int] | None:
-    """Return the rank that did not come and the turn in which it was waited for; None if all came so far.
-
-    Args:
-        state: of a mailbox, or a copy of it; on a device it is waited for.
-    """
-    _, _, rank, turn = state.tolist()
-    return (rank - 1, turn) if rank else None
 
 
 def _aligned(size: int) -> int:

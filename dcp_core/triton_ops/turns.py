@@ -5,84 +5,109 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, SEATS
+
+# Rows of ``Mailbox.rooms``.
+FLAGS = tl.constexpr(0)
+GATHERED = tl.constexpr(1)
+OUTS = tl.constexpr(2)
+LSES = tl.constexpr(3)
+
+_PROGRAMS = tl.constexpr(MOST_PROGRAMS)
+_RANKS = tl.constexpr(MOST_RANKS)
+_SEATS = tl.constexpr(SEATS)
+
 
 @triton.jit
-def row_of(tile, tokens, kv_heads, group, HEIGHT: tl.constexpr):
-    """Return a tile's rows and their tokens, both int64, their KV heads and heads within the group, and which exist."""
+def row_of(tile, tokens, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEIGHT: tl.constexpr):
+    """Return a tile's rows, their tokens, KV heads and heads within the group, and which rows exist; int32, as all rows are."""
     row = tile * HEIGHT + tl.arange(0, HEIGHT)
-    heads = kv_heads * group
-    return row.to(tl.int64), (row // heads).to(tl.int64), row % heads // group, row % group, row < tokens * heads
+    heads: tl.constexpr = KV_HEADS * GROUP
+    return row, row // heads, row % heads // GROUP, row % GROUP, row < tokens * heads
 
 
 @triton.jit
 def place_of(places, rank, token, tokens, live, PLACED: tl.constexpr):
     """Return where tokens stand in a rank's room: in their own order unless they are placed."""
     if PLACED:
-        return tl.load(places + rank.to(tl.int64) * tokens + token, live, -1).to(tl.int64)
+        return tl.load(places + rank * tokens + token, live, -1)
     return token
 
 
 @triton.jit
-def gathered_row(place, kv_head, rank, head, kv_heads, group, fold, RANKS: tl.constexpr):
+def gathered_row(
+    place, kv_head, rank, head, RANKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, FOLD: tl.constexpr
+):
     """Return the row of a head in a gathered tensor: order (row of places, KV head, place in the row, rank, head)."""
-    by_place = (place // fold * kv_heads + kv_head) * fold + place % fold
-    return (by_place * RANKS + rank) * group + head
+    by_place = (place // FOLD * KV_HEADS + kv_head) * FOLD + place % FOLD
+    return (by_place * RANKS + rank) * GROUP + head
 
 
 @triton.jit
-def room_in(addresses, rank, offset):
-    """Return the address of a room in a rank's mailbox. Rooms are aligned, so that 16 bytes can be stored at once."""
-    return tl.multiple_of((tl.load(addresses + rank) + offset).to(tl.pointer_type(tl.int8)), 16)
+def room_in(rooms, rank, WHICH: tl.constexpr, RANKS: tl.constexpr, dtype: tl.constexpr):
+    """Return where a room begins in a rank's mailbox. Rooms are aligned, so that 16 bytes can be stored at once."""
+    address = tl.load(rooms + WHICH * RANKS + rank)
+    return tl.multiple_of(address.to(tl.pointer_type(dtype)), 16)
 
 
 @triton.jit
-def at_rows(pointer, offset, column):
-    """Return pointers to the elements of rows."""
-    return pointer + offset[:, None] + column
+def at_rows(pointer, token, head, t, h, column, ALIGNED: tl.constexpr):
+    """Return pointers to the elements of rows whose tokens are ``t`` and whose heads ``h`` elements apart.
+
+    ALIGNED: all rows begin at multiples of 16 bytes, so that elements may be moved 16 bytes at once.
+    """
+    rows = pointer + (token.to(tl.int64) * t + head * h)
+    if ALIGNED:
+        rows = tl.multiple_of(rows, 16)
+    return rows[:, None] + column
 
 
 @triton.jit
-def _flags(addresses, of_rank, by_rank, FLAGS: tl.constexpr):
+def begin(turns, loss, push):
+    """Return this program's count of turns, this one included, and whether no rank was lost before it."""
+    turn = tl.load(turns + tl.program_id(0)) + push.to(tl.int32)
+    return turn, tl.load(loss) == 0
+
+
+@triton.jit
+def _flags(rooms, of_rank, by_rank, RANKS: tl.constexpr):
     """Return where, in one rank's mailbox, others set this program's flag."""
-    base = tl.load(addresses + of_rank).to(tl.pointer_type(tl.int32))
-    return base + by_rank * FLAGS + tl.program_id(0)
+    base = tl.load(rooms + FLAGS * RANKS + of_rank).to(tl.pointer_type(tl.int32))
+    return base + by_rank * _PROGRAMS + tl.program_id(0)
 
 
 @triton.jit
-def signal(addresses, rank, turn, PEERS: tl.constexpr, RANKS: tl.constexpr, FLAGS: tl.constexpr):
-    """Set this program's flag on every peer, after all that its threads have stored."""
-    peer = tl.arange(0, PEERS)
-    others = (peer < RANKS) & (peer != rank)
-    tl.debug_barrier()
-    there = _flags(addresses, tl.where(peer < RANKS, peer, 0), rank, FLAGS)
+def signal(rooms, turns, rank, turn, whole, RANKS: tl.constexpr):
+    """Set this program's flag on every peer, after all that its threads have stored, and count the turn."""
+    peer = tl.arange(0, _RANKS)
+    others = (peer < tl.where(whole, RANKS, 0)) & (peer != rank)
+    tl.debug_barrier()  # all have stored their rows, and all have read the count
+    there = _flags(rooms, tl.where(peer < RANKS, peer, 0), rank, RANKS)
     tl.atomic_xchg(there, turn, others, sem="release", scope="sys")
+    tl.store(turns + tl.program_id(0), turn)
 
 
 @triton.jit
-def await_peers(addresses, state, rank, turn, polls, PEERS: tl.constexpr, RANKS: tl.constexpr, FLAGS: tl.constexpr):
-    """Wait for this program's flag of every peer, and return whether all came; the first that did not is written down."""
-    peer = tl.arange(0, PEERS)
+def await_peers(rooms, turns, loss, told, rank, turn, whole, polls, RANKS: tl.constexpr):
+    """Wait for this program's flag of every peer, and return whether all came; the first that did not is written down.
+
+    Once a rank is lost none is waited for. Of several that are late, the first is that of the lowest number.
+    """
+    peer = tl.arange(0, _RANKS)
     others = (peer < RANKS) & (peer != rank)
-    here = _flags(addresses, rank, tl.where(peer < RANKS, peer, rank), FLAGS)
-    # A difference, since numbers may wrap.
+    here = _flags(rooms, rank, tl.where(peer < RANKS, peer, rank), RANKS)
+    # A difference, since counts may wrap; a peer is at most one turn ahead.
     late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
-    whole = tl.load(state + 2) == 0
-    left = tl.where(whole, polls, 0)  # once a rank is lost, none is waited for
+    left = tl.where(whole, polls, 0)
     while (tl.max(late.to(tl.int32)) > 0) & (left > 0):
         late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
         left -= 1
     tl.debug_barrier()
-    lost = tl.max(tl.where(late, peer + 1, 0))
-    if lost > 0:
-        tl.atomic_cas(state + 2, 0, lost)
-        tl.atomic_cas(state + 3, 0, turn)
-    return (lost == 0) & whole
-
-
-@triton.jit
-def finish(state, turn):
-    """Let the last program to get here close the turn: what the next launch reads."""
-    tl.debug_barrier()
-    if tl.atomic_add(state + 1, 1) == tl.num_programs(0) - 1:
-        tl.store(state + 1, 0)
-        tl.store(state, turn)
+    lost = tl.min(tl.where(late, peer, RANKS))
+    if lost < RANKS:
+        # The first program's count is the turn's number. Volatile: what lies beside it may be cached here, from before.
+        number = tl.load(turns, volatile=True).to(tl.int64)
+        loss_now = number * _SEATS + lost + 1
+        if tl.atomic_cas(loss, tl.cast(0, tl.int64), loss_now) == 0:
+            tl.store(told, loss_now)
+    return (lost == RANKS) & whole

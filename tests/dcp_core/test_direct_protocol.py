@@ -1,13 +1,15 @@
 """The protocol of the direct exchange, walked through every interleaving of its ranks and programs.
 
 A model in plain Python of what ``dcp_core.triton_ops.direct`` does: rows are written to peers, flags are set and awaited, rows
-are read, and every order in which the programs of all ranks may take these steps is tried.
+are read, and every order in which the programs of all ranks may take these steps is tried. In some walks a program that
+waits may also give up, whenever it likes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,17 @@ class Rules:
 
     awaits: bool = True
     flags_after_rows: bool = True
+    gives_up: bool = False
+    silent_once_lost: bool = True
+    nan_once_lost: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """What stands in a room: the turn that wrote it, and whether it was made of rows that a gather truly brought."""
+
+    turn: int
+    true: bool
 
 
 @dataclass(frozen=True)
@@ -39,18 +52,24 @@ class World:
     Args:
         turn: per rank, the turn that it is in.
         at: per rank and program, its next step.
-        rooms: per (rank, kind, source, row), the turn that wrote it.
-        flags: per (rank, source, program).
+        whole: per rank and program, whether no rank was known to be lost when it began, and it did not give up since.
+        lost: ranks that have given up on some peer.
+        misled: ranks that read rows of a gather that were not all there: what they send from now on is made of garbage.
+        rooms: per (rank, kind, source, row), what was written there.
+        flags: per (rank, source, program), the count that was told.
     """
 
     turn: tuple[int, ...]
     at: tuple[tuple[int, ...], ...]
-    rooms: frozenset[tuple[tuple[int, str, int, int], int]] = frozenset()
+    whole: tuple[tuple[bool, ...], ...]
+    lost: frozenset[int] = frozenset()
+    misled: frozenset[int] = frozenset()
+    rooms: frozenset[tuple[tuple[int, str, int, int], Row]] = frozenset()
     flags: frozenset[tuple[tuple[int, int, int], int]] = frozenset()
 
 
 class Broken(AssertionError):
-    """A row that was read is not of the turn that was awaited."""
+    """A row that was read, and of which a finite result was made, is not of the turn that was awaited."""
 
 
 @dataclass(frozen=True)
@@ -59,77 +78,108 @@ class Walk:
     ranks: int
     rules: Rules = Rules()
 
-    def explore(self) -> int:
-        """Try every interleaving; return how many worlds there are, and raise if one is broken or stuck."""
-        start = World((0,) * self.ranks, tuple((0,) * self.turns[0].programs for _ in range(self.ranks)))
-        seen, waiting = {start}, [start]
+    def explore(self) -> tuple[int, int]:
+        """Try every interleaving; return how many worlds there are and how many of their ends know a loss.
+
+        Raises:
+            Broken: if somebody returns a finite wrong row.
+            AssertionError: if nobody can take a step.
+        """
+        start = World(
+            turn=(0,) * self.ranks,
+            at=((0,) * self.turns[0].programs,) * self.ranks,
+            whole=((True,) * self.turns[0].programs,) * self.ranks,
+        )
+        seen, waiting, ended_lost = {start}, [start], 0
         while waiting:
             world = waiting.pop()
             following = list(self._next(world))
             assert following or all(turn == len(self.turns) for turn in world.turn), "nobody can take a step"
+            ended_lost += not following and bool(world.lost)
             fresh = set(following) - seen
             seen |= fresh
             waiting += fresh
-        return len(seen)
+        return len(seen), ended_lost
 
     def _next(self, world: World) -> Iterator[World]:
         for rank in range(self.ranks):
             if world.turn[rank] == len(self.turns):
                 continue
-            ended = self._steps(rank)
-            if all(step == len(ended) for step in world.at[rank]):
+            steps = self._steps(rank)
+            if all(step == len(steps) for step in world.at[rank]):
                 yield self._leave(world, rank)
                 continue
             for program, step in enumerate(world.at[rank]):
-                if step < len(ended) and (moved := self._take(world, rank, program, step)) is not None:
-                    places = list(world.at[rank])
-                    places[program] += 1
-                    yield replace(moved, at=(*world.at[:rank], tuple(places), *world.at[rank + 1 :]))
+                if step < len(steps):
+                    for moved in self._take(world, rank, program, steps[step]):
+                        yield replace(moved, at=_changed(world.at, rank, program, step + 1))
 
     def _steps(self, rank: int) -> list[tuple[str, int]]:
         peers = [(rank + step) % self.ranks for step in range(1, self.ranks)]
         rows, flags = [("push", peer) for peer in peers], [("flag", peer) for peer in peers]
         pushed = rows + flags if self.rules.flags_after_rows else flags + rows
-        return [*pushed, *([("wait", peer) for peer in peers] if self.rules.awaits else []), ("read", 0)]
+        awaited = [("wait", peer) for peer in peers] if self.rules.awaits else []
+        begun = [("begin", rank)] if self.rules.gives_up else []  # what it looks at changes in such walks alone
+        return [*begun, *pushed, *awaited, ("read", rank)]
 
-    def _take(self, world: World, rank: int, program: int, step: int) -> World | None:
-        turn = world.turn[rank]
+    def _take(self, world: World, rank: int, program: int, step: tuple[str, int]) -> Iterator[World]:
+        turn, whole = world.turn[rank], world.whole[rank][program]
         now = self.turns[turn]
-        what, peer = self._steps(rank)[step]
-        match what:
-            case "push":
-                rooms = dict(world.rooms)
-                rooms |= {(peer, now.kind, rank, row): turn for row in now.of_program(program)}
-                return replace(world, rooms=frozenset(rooms.items()))
-            case "flag":
-                flags = dict(world.flags) | {(peer, rank, program): turn + 1}
-                return replace(world, flags=frozenset(flags.items()))
-            case "wait":
-                return world if dict(world.flags).get((rank, peer, program), 0) > turn else None
+        count = sum(program < one.programs for one in self.turns[: turn + 1])  # how often this program has run
+        tells = whole or not self.rules.silent_once_lost
+        match step:
+            case ("begin", _):
+                yield replace(world, whole=_changed(world.whole, rank, program, rank not in world.lost))
+            case ("push", peer):
+                row = Row(turn, rank not in world.misled)
+                rows = {(peer, now.kind, rank, number): row for number in now.of_program(program) if tells}
+                yield replace(world, rooms=frozenset((dict(world.rooms) | rows).items()))
+            case ("flag", peer):
+                flags = {(peer, rank, program): count} if tells else {}
+                yield replace(world, flags=frozenset((dict(world.flags) | flags).items()))
+            case ("wait", peer):
+                if dict(world.flags).get((rank, peer, program), 0) >= count or not whole:
+                    yield world  # once a rank is lost, none is waited for
+                elif self.rules.gives_up:
+                    known = replace(world, lost=world.lost | {rank})
+                    yield replace(known, whole=_changed(world.whole, rank, program, False))
             case _:
-                if now.kind == "combine":
-                    self._read(world, rank, now.of_program(program))
-                return world
+                finite = whole or not self.rules.nan_once_lost
+                if now.kind == "combine" and finite and (wrong := self._wrong(world, rank, now.of_program(program))):
+                    raise Broken(wrong)
+                yield world
 
     def _leave(self, world: World, rank: int) -> World:
-        """End a rank's turn: what its stream does next reads all that a gather brought."""
+        """End a rank's turn: what its stream does next reads all that a gather brought, lost or not."""
         turn = world.turn[rank]
-        if self.turns[turn].kind == "gather":
-            self._read(world, rank, range(self.turns[turn].rows))
-        places = (0,) * (self.turns[turn + 1].programs if turn + 1 < len(self.turns) else 0)
+        if self.turns[turn].kind == "gather" and (wrong := self._wrong(world, rank, range(self.turns[turn].rows))):
+            if rank not in world.lost:
+                raise Broken(wrong)
+            world = replace(world, misled=world.misled | {rank})
+        programs = self.turns[turn + 1].programs if turn + 1 < len(self.turns) else 0
         return replace(
             world,
             turn=(*world.turn[:rank], turn + 1, *world.turn[rank + 1 :]),
-            at=(*world.at[:rank], places, *world.at[rank + 1 :]),
+            at=(*world.at[:rank], (0,) * programs, *world.at[rank + 1 :]),
+            whole=(*world.whole[:rank], (True,) * programs, *world.whole[rank + 1 :]),
         )
 
-    def _read(self, world: World, rank: int, rows: Sequence[int]) -> None:
+    def _wrong(self, world: World, rank: int, rows: Sequence[int]) -> str:
+        """Say which row that a rank reads is not what it should be, or nothing."""
         rooms, turn = dict(world.rooms), world.turn[rank]
+        if rows and rank in world.misled:
+            return f"rank {rank} adds up in turn {turn} what it made of garbage"
         for source in set(range(self.ranks)) - {rank}:
             for row in rows:
                 found = rooms.get((rank, self.turns[turn].kind, source, row))
-                if found != turn:
-                    raise Broken(f"rank {rank} reads row {row} of rank {source} in turn {turn} and finds turn {found}")
+                if found != Row(turn, true=True):
+                    return f"rank {rank} reads row {row} of rank {source} in turn {turn} and finds {found}"
+        return ""
+
+
+def _changed(table: tuple[tuple[Any, ...], ...], rank: int, program: int, value: object) -> tuple[tuple[Any, ...], ...]:
+    row = table[rank]
+    return (*table[:rank], (*row[:program], value, *row[program + 1 :]), *table[rank + 1 :])
 
 
 def steps(*tokens: tuple[int, int]) -> list[Turn]:
@@ -148,7 +198,23 @@ WALKS = {
 
 @pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS)
 def test_no_row_is_lost_stale_or_overwritten_in_any_interleaving(walk: Walk) -> None:
-    assert walk.explore() > 100
+    worlds, ended_lost = walk.explore()
+    assert worlds > 100
+    assert not ended_lost
+
+
+GIVES_UP = Rules(gives_up=True)
+LOSSES = {
+    "two ranks, layer after layer": Walk(steps((1, 1), (1, 1), (1, 1)), 2, GIVES_UP),
+    "two ranks, tokens that change": Walk(steps((2, 2), (1, 1)), 2, GIVES_UP),
+    "three ranks": Walk(steps((1, 1), (1, 1))[1:], 3, GIVES_UP),
+}
+
+
+@pytest.mark.parametrize("walk", LOSSES.values(), ids=LOSSES)
+def test_whoever_gives_up_whenever_nobody_returns_a_finite_wrong_row(walk: Walk) -> None:
+    _, ended_lost = walk.explore()
+    assert ended_lost > 10
 
 
 FAULTS = {
@@ -156,6 +222,8 @@ FAULTS = {
     "flags before rows": (Rules(flags_after_rows=False), steps((1, 1))),
     "two gathers in a row, in one room": (Rules(), [Turn("gather", 1, 1), Turn("gather", 1, 1)]),
     "two combines in a row, in one room": (Rules(), [Turn("combine", 2, 2), Turn("combine", 2, 2)]),
+    "whoever gave up goes on telling": (replace(GIVES_UP, silent_once_lost=False), steps((1, 1))),
+    "whoever gave up goes on adding up": (replace(GIVES_UP, nan_once_lost=False), steps((1, 1))),
 }
 
 

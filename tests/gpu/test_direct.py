@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dcp_core.exchange.base import interleave_ranks
+from dcp_core.build import open_exchange
+from dcp_core.exchange.base import FusedExchange, interleave_ranks
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
-from dcp_core.triton_ops.direct import combine, gather_heads
-from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox, lost_rank
+from dcp_core.triton_ops.direct import Phase, combine, gather_heads
+from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
 from tests.dcp_core.triton_ops.mailboxes import mailboxes
 from tests.dcp_core.triton_ops.test_direct import assert_same, expected_of, partials, queries
@@ -46,7 +47,7 @@ class Ranks:
 
     def assert_nobody_lost(self) -> None:
         torch.cuda.synchronize()
-        assert [lost_rank(box.state) for box in self.boxes] == [None] * len(self.boxes)
+        assert [box.lost_rank() for box in self.boxes] == [None] * len(self.boxes)
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 256])
@@ -76,6 +77,31 @@ def test_layer_after_layer_is_right_on_concurrent_ranks(ranks: int, tokens: int)
             assert_same(results[layer][rank], expected_of(given[layer], group, rank, beside[layer][rank]))
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_work_may_stand_between_the_two_launches_of_a_combine(ranks: int) -> None:
+    tokens = 64
+    group = Group(ranks, 1, 8, 128, torch.bfloat16)
+    here = Ranks(group, tokens)
+    made = Partial.empty(tokens, 8, 128, dtype=torch.bfloat16, device=torch.device("cuda"))
+    room = [Partial(made.out.clone(), made.lse.clone()) for _ in here.boxes]
+    for layer in range(12):
+        q = queries(group, tokens, layer, "cuda")
+        given = partials(group, tokens, ranks * 8, layer, "cuda")
+        beside = partials(group, tokens, 8, layer + 50, "cuda")
+        torch.cuda.synchronize()
+        here.each(lambda rank, box, q=q: gather_heads(q[rank], box, PLAIN))
+        here.each(lambda rank, box, given=given: combine(given[rank], box, PLAIN, phase=Phase.PUSH))
+        here.each(lambda rank, _, beside=beside: room[rank].out.copy_(beside[rank].out))
+        here.each(lambda rank, _, beside=beside: room[rank].lse.copy_(beside[rank].lse))
+        combined = here.each(
+            lambda rank, box, given=given: combine(given[rank], box, PLAIN, beside=room[rank], phase=Phase.WAIT)
+        )
+        here.assert_nobody_lost()
+        for rank in range(ranks):
+            assert isinstance(combined[rank], Partial)
+            assert_same(combined[rank], expected_of(given, group, rank, beside[rank]))
+
+
 def test_tokens_that_change_from_call_to_call() -> None:
     group = Group(4, 2, 2, 64, torch.float16)
     here = Ranks(group, 200)
@@ -93,11 +119,15 @@ def test_tokens_that_change_from_call_to_call() -> None:
 class Layer:
     """One rank's layer as a graph would hold it: inputs that change from replay to replay, and a count of what came out wrong.
 
-    Every value is a small whole number, or a multiple of 1 / ranks, so that bfloat16 holds it exactly.
+    Every value is a small whole number, or a multiple of one over the partials that are added up, of which there are two or
+    four, so that bfloat16 holds it exactly.
+
+    Args:
+        beside: it combines in two launches, and makes between them a partial that the second adds up too.
     """
 
-    def __init__(self, group: Group, rank: int, tokens: int) -> None:
-        self.rank, self.ranks = rank, group.ranks
+    def __init__(self, group: Group, rank: int, tokens: int, *, beside: bool) -> None:
+        self.rank, self.ranks, self.beside = rank, group.ranks, beside
         self.count = torch.zeros((), dtype=torch.int32, device="cuda")
         self.wrong = torch.zeros((), dtype=torch.int64, device="cuda")
         self._heads, self._dim = group.heads, group.head_dim
@@ -112,10 +142,18 @@ class Layer:
         gathered = gather_heads(self._spread(self._value(self._head, self.rank)), box, PLAIN)
         owner = self._all // self._heads
         self.wrong += (gathered != self._spread(self._value(self._all % self._heads, owner))).sum()
-        made = combine(Partial(self._spread(self._value(self._all, 3 * self.rank)), self._lse), box, PLAIN).out
+        given = Partial(self._spread(self._value(self._all, 3 * self.rank)), self._lse)
         mine = self._head + self.rank * self._heads
         total = sum(self._value(mine, 3 * rank) for rank in range(self.ranks))
-        self.wrong += (made.float() != self._spread(total, torch.float32) / self.ranks).sum()
+        if self.beside:
+            combine(given, box, PLAIN, phase=Phase.PUSH)
+            own = self._value(mine, 3 * self.ranks)
+            beside = Partial(self._spread(own), self._lse[:, : self._heads])
+            made = combine(given, box, PLAIN, beside=beside, phase=Phase.WAIT).out
+            total = total + own
+        else:
+            made = combine(given, box, PLAIN).out
+        self.wrong += (made.float() != self._spread(total, torch.float32) / (self.ranks + self.beside)).sum()
 
     def _value(self, head: Tensor | int, rank: Tensor | int) -> Tensor:
         return (self.count + 5 * self._row + 3 * head + 7 * rank) % 16
@@ -124,11 +162,11 @@ class Layer:
         return values.to(dtype).expand(*values.shape[:2], self._dim).contiguous()
 
 
-@pytest.mark.parametrize(("ranks", "tokens"), [(2, 8), (4, 33)])
-def test_ten_thousand_replays_with_a_rank_that_comes_late(ranks: int, tokens: int) -> None:
+@pytest.mark.parametrize(("ranks", "tokens", "beside"), [(2, 8, False), (4, 33, False), (3, 33, True)])
+def test_ten_thousand_replays_with_a_rank_that_comes_late(ranks: int, tokens: int, beside: bool) -> None:
     group = Group(ranks, 1, 4, 64, torch.bfloat16)
     here = Ranks(group, tokens)
-    layers = [Layer(group, rank, tokens) for rank in range(ranks)]
+    layers = [Layer(group, rank, tokens, beside=beside) for rank in range(ranks)]
     here.each(lambda rank, box: gather_heads(torch.zeros(0, 4, 64, dtype=torch.bfloat16, device="cuda"), box, PLAIN))
     none = Partial.empty(0, 4 * ranks, 64, dtype=torch.bfloat16, device=torch.device("cuda"))
     here.each(lambda rank, box: combine(none, box, PLAIN))
@@ -157,7 +195,7 @@ def test_a_rank_that_never_comes_ends_the_wait_and_is_named() -> None:
     box = mailboxes(group, tokens=64, device="cuda", programs=32, polls=10_000)[0]
     gather_heads(queries(group, 64, 0, "cuda")[0], box, PLAIN)
     torch.cuda.synchronize()
-    assert lost_rank(box.state) == (1, 1)
+    assert box.lost_rank() == (1, 1)
     got = combine(partials(group, 64, 16, 0, "cuda")[0], box, PLAIN)
     assert got.out.isnan().all()
     assert got.lse.isnan().all()
@@ -182,6 +220,30 @@ def one_device() -> Mesh:
 
 def exchange_everything(mesh: Mesh) -> dict[str, Exchanged]:
     return {name: exchange(mesh, traffic, ExchangeName.DIRECT) for name, traffic in TRAFFIC.items()}
+
+
+def send_and_receive(mesh: Mesh) -> bool:
+    """Combine beside something in one launch and in two, and tell whether both gave the same."""
+    traffic = TRAFFIC["one KV head"]
+    opened = open_exchange(traffic.case(ExchangeName.DIRECT), mesh)
+    assert isinstance(opened, FusedExchange)
+    opened.reserve(traffic.tokens)
+    q, given = traffic.queries()[mesh.rank].to(mesh.device), traffic.partials()[mesh.rank]
+    partial = Partial(given.out.to(mesh.device), given.lse.to(mesh.device), given.base)
+    beside = Partial(q, torch.ones(q.shape[:2], device=mesh.device))
+    rooms = [Partial(torch.empty_like(q), torch.empty_like(beside.lse)) for _ in range(2)]
+    opened.gather_heads(q)
+    opened.combine_beside(partial, beside, into=rooms[0])
+    opened.gather_heads(q)
+    opened.send(partial)
+    opened.receive(partial, beside, into=rooms[1])
+    torch.cuda.synchronize()
+    finite = bool(rooms[0].out.isfinite().all())
+    return finite and rooms[0].out.equal(rooms[1].out) and rooms[0].lse.equal(rooms[1].lse)
+
+
+def test_processes_combine_in_two_launches_as_in_one() -> None:
+    assert on_ranks(2, send_and_receive, cuda=True, join=one_device) == [True, True]
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,28 @@
-"""Where the direct exchange cannot run it says so, on every rank alike, and nothing is allocated."""
+"""The direct exchange on the host's side: it refuses where it cannot run, loads all it may need, and tells of a loss at once.
+
+Without a GPU one rank of a group stands alone here, its peers' mailboxes beside its own: what they would signal is set by hand.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import Tensor
 
 from dcp_core.build import open_exchange
-from dcp_core.exchange.direct import refusal
+from dcp_core.exchange import direct as exchange
+from dcp_core.exchange.base import FusedExchange
+from dcp_core.exchange.direct import Direct, PeerLost, refusal
+from dcp_core.fold import Fold
+from dcp_core.layout import RankHeads
+from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh, MeshError
 from dcp_core.settings import ExchangeName, Unsupported
+from dcp_core.triton_ops import direct as kernels
+from dcp_core.triton_ops.mailbox import MOST_PROGRAMS
 from tests.dcp_core.exchange.made_partials import Traffic
 from tests.ranks import on_ranks
 
@@ -18,14 +32,33 @@ DIRECT = Traffic(dcp=2, head_dim=128).case(ExchangeName.DIRECT)
 class Pretended:
     """A mesh that says of itself what a test wants."""
 
+    rank = 0
+
     def __init__(self, *, device: str = "cpu", size: int = 2, nodes: int = 1) -> None:
         self.device, self.size, self._nodes = torch.device(device), size, nodes
+        self.mailboxes: list[Tensor] = []
 
     def nodes(self) -> list[str]:
         return [f"node {number}" for number in range(self._nodes)]
 
     def share(self, value: object) -> list[object]:
         return [value] * self.size
+
+    def first_problem(self, problem: str) -> str:
+        return problem
+
+    def barrier(self) -> None:
+        pass
+
+    def symmetric(self, size: int) -> tuple[Tensor, Tensor]:
+        self.mailboxes = [torch.zeros(size, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
+        addresses = [memory.data_ptr() for memory in self.mailboxes]
+        return self.mailboxes[0], torch.tensor(addresses, device=self.device)
+
+    def set_flags(self, count: int) -> None:
+        """Let every peer have come to so many turns."""
+        flags = self.mailboxes[0].view(torch.int32)[: self.size * MOST_PROGRAMS]
+        flags.fill_(count)
 
 
 def reason_on(mesh: Mesh) -> str:
@@ -64,3 +97,114 @@ def test_a_group_without_real_ranks_shares_no_memory() -> None:
     assert len(Mesh.alone().nodes()) == 1
     with pytest.raises(MeshError, match="memory is shared among the real ranks of a group"):
         Mesh.alone().symmetric(1024)
+
+
+# --- One rank, opened without a GPU -----------------------------------------------------------------------------------
+
+HEADS, HEAD_DIM, BFLOAT16 = RankHeads(query=2, kv=1, gathered=4), 64, torch.bfloat16
+
+
+@pytest.fixture
+def mesh(monkeypatch: pytest.MonkeyPatch, triton_device: str) -> Pretended:
+    monkeypatch.setattr(exchange, "refusal", lambda *_: "")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=2))
+    if triton_device == "cpu":
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    return Pretended(device=triton_device)
+
+
+class Recorded:
+    """In a kernel's place: which of its variants were launched, and nothing is run."""
+
+    def __init__(self) -> None:
+        self.variants: set[tuple[object, ...]] = set()
+
+    def __getitem__(self, grid: tuple[int]) -> Recorded:
+        return self
+
+    def __call__(self, *_: object, **named: object) -> None:
+        self.variants.add(tuple(sorted((name, value) for name, value in named.items() if name.isupper())))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, Recorded]:
+    gather, combine = Recorded(), Recorded()
+    monkeypatch.setattr(kernels, "_gather", gather)
+    monkeypatch.setattr(kernels, "_combine", combine)
+    return gather, combine
+
+
+def rows(tokens: int, heads: int, device: torch.device, *, gap: int = 0) -> Partial:
+    out = torch.zeros(tokens, heads, HEAD_DIM + gap, dtype=BFLOAT16, device=device)[..., :HEAD_DIM]
+    return Partial(out, torch.zeros(tokens, heads, device=device))
+
+
+def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_opening(
+    mesh: Pretended, recorded: tuple[Recorded, Recorded]
+) -> None:
+    opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
+    loaded = [set(kernel.variants) for kernel in recorded]
+    assert [len(variants) for variants in loaded] == [4, 4]
+    for kernel in recorded:
+        kernel.variants.clear()
+    folds = [Fold.of([3, 5], [9, 5], 2, rank) for rank in range(2)]
+    for plan in (lambda: opened.reserve(8), lambda: opened.reserve_folded(8, folds)):
+        plan()
+        for gap in (0, 1):
+            gathered = opened.gather_heads(rows(8, 2, mesh.device, gap=gap).out)
+            partial = Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device))
+            opened.combine(partial)
+            opened.combine_beside(partial, rows(8, 2, mesh.device, gap=gap), into=rows(8, 2, mesh.device))
+            opened.send(partial)
+            opened.receive(partial, rows(8, 2, mesh.device), into=rows(8, 2, mesh.device, gap=gap))
+    assert [kernel.variants for kernel in recorded] == loaded
+
+
+@pytest.fixture
+def opened(mesh: Pretended, monkeypatch: pytest.MonkeyPatch) -> Iterator[Direct]:
+    with monkeypatch.context() as quiet:
+        quiet.setattr(Direct, "_load", lambda _: None)
+        yield Direct(mesh, HEADS, HEAD_DIM, BFLOAT16, polls=3)  # type: ignore[arg-type]
+
+
+def test_it_offers_what_fused_paths_ask_for(opened: Direct) -> None:
+    assert isinstance(opened, FusedExchange)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # numpy's, of what the interpreter computes in rows that are not there
+def test_sending_and_receiving_is_one_combine(opened: Direct, mesh: Pretended) -> None:
+    opened.reserve(5)
+    generator = torch.Generator().manual_seed(0)
+    partial, beside = rows(5, 4, mesh.device), rows(5, 2, mesh.device)
+    for made in (partial, beside):
+        made.out.copy_(torch.randn(made.out.shape, generator=generator))
+        made.lse.copy_(torch.randn(made.lse.shape, generator=generator))
+    mesh.set_flags(3)  # the peer has come to both turns, with the zeros that its room holds
+    at_once = opened.combine_beside(partial, beside, into=rows(5, 2, mesh.device))
+    opened.send(partial)
+    in_two = opened.receive(partial, beside, into=rows(5, 2, mesh.device))
+    assert at_once.out.isfinite().all()
+    assert in_two.out.equal(at_once.out)
+    assert in_two.lse.equal(at_once.lse)
+    assert opened._mailbox.turns[0] == 2
+
+
+@pytest.mark.parametrize("call", ["reserve", "grow", "gather", "combine", "send", "receive", "check"])
+def test_a_loss_is_told_by_the_very_next_call(opened: Direct, mesh: Pretended, call: str) -> None:
+    opened.reserve(5)
+    opened.gather_heads(rows(5, 2, mesh.device).out)  # nobody comes
+    torch.cuda.synchronize(mesh.device)
+    given, own = rows(5, 4, mesh.device), rows(5, 2, mesh.device)
+    calls = {
+        "reserve": lambda: opened.reserve(5),
+        "grow": lambda: opened.reserve(5000),
+        "gather": lambda: opened.gather_heads(own.out),
+        "combine": lambda: opened.combine(given),
+        "send": lambda: opened.send(given),
+        "receive": lambda: opened.receive(given, own, into=own),
+        "check": opened.check,
+    }
+    with pytest.raises(PeerLost, match="rank 1 did not come to turn 1 of exchange direct; every result since is NaN"):
+        calls[call]()

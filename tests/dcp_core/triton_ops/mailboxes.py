@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dcp_core.triton_ops.mailbox import STATE_WORDS, Group, Mailbox
+from dcp_core.triton_ops.mailbox import Group, Mailbox
 
 
 def mailboxes(
@@ -18,16 +18,6 @@ def mailboxes(
         memory[: group.flag_bytes] = 0
     addresses = torch.tensor([memory.data_ptr() for memory in memories], device=device)
     return [
-        Mailbox(
-            group,
-            rank,
-            memory,
-            addresses,
-            torch.zeros(STATE_WORDS, dtype=torch.int32, device=device),
-            tokens=tokens,
-            places=places,
-            programs=programs,
-            polls=polls,
-        )
+        Mailbox.at(addresses, memory, group, rank=rank, tokens=tokens, places=places, programs=programs, polls=polls)
         for rank, memory in enumerate(memories)
     ]

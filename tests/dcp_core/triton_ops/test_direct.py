@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +21,14 @@ from dcp_core.fold import Fold, Folder
 from dcp_core.lse import LseBase, Partial, combine
 from dcp_core.triton_ops import direct
 from dcp_core.triton_ops.direct import Phase
-from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox, lost_rank
+from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox
 from tests.dcp_core.triton_ops.mailboxes import mailboxes
 
 # The interpreter computes exp and log of -inf and NaN with numpy, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 TOKENS = 19
+COMPILED = Path(__file__).with_name("compiled_direct.py")
 GROUPS = [
     Group(2, 1, 8, 128, torch.bfloat16),
     Group(3, 2, 3, 64, torch.float16),
@@ -67,10 +73,10 @@ def add_up(
     laid: Sequence[Laid],
     beside: Sequence[Partial | None] | None = None,
 ) -> list[Partial]:
-    """Take one turn with every rank: all push, then all wait."""
+    """Take one turn with every rank: all push, then all wait. What stands beside need not be there before the wait."""
     other = beside or [None] * len(boxes)
     for rank, box in enumerate(boxes):
-        direct.combine(given[rank], box, laid[rank], beside=other[rank], phase=Phase.PUSH)
+        direct.combine(given[rank], box, laid[rank], phase=Phase.PUSH)
     return [
         direct.combine(given[rank], box, laid[rank], beside=other[rank], phase=Phase.WAIT)
         for rank, box in enumerate(boxes)
@@ -108,7 +114,33 @@ def test_turn_after_turn_of_changing_tokens_is_right(group: Group, triton_device
         beside = partials(group, tokens, group.heads, turn + 100, triton_device) if turn % 2 else None
         for rank, got in enumerate(add_up(boxes, given, plain, beside)):
             assert_same(got, expected_of(given, group, rank, beside[rank] if beside else None))
-    assert [lost_rank(box.state) for box in boxes] == [None] * group.ranks
+    assert [box.lost_rank() for box in boxes] == [None] * group.ranks
+
+
+def test_rows_that_begin_anywhere_are_read_and_written_right(triton_device: str) -> None:
+    group, plain = GROUPS[0], [Laid()] * 2
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device)
+    q = [shifted(one) for one in queries(group, TOKENS, 0, triton_device)]
+    for gathered in gather(boxes, q, plain):
+        assert gathered.equal(interleave_ranks(torch.stack(q), 1))
+    given = partials(group, TOKENS, 16, 1, triton_device)
+    beside = partials(group, TOKENS, 8, 2, triton_device)
+    for rank, box in enumerate(boxes):
+        direct.combine(given[rank], box, plain[rank], phase=Phase.PUSH)
+    for rank, box in enumerate(boxes):
+        other = Partial(shifted(beside[rank].out), beside[rank].lse.T.contiguous().T)
+        into = Partial(torch.full_like(other.out, -7.0), torch.empty_like(other.lse))
+        into = Partial(shifted(into.out), into.lse)
+        direct.combine(given[rank], box, plain[rank], beside=other, into=into, phase=Phase.WAIT)
+        assert_same(into, expected_of(given, group, rank, beside[rank]))
+
+
+def shifted(rows: Tensor) -> Tensor:
+    """Return the same rows in memory where none begins at a multiple of 16 bytes."""
+    *shape, columns = rows.shape
+    wide = rows.new_empty(*shape, columns + 1)
+    wide[..., 1:] = rows
+    return wide[..., 1:]
 
 
 BATCHES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=3)
@@ -151,19 +183,34 @@ def test_folded_rows_stand_where_folding_puts_them(
         assert_same(got, expected_of(unfolded, which, rank))
 
 
-def test_numbers_of_turns_may_wrap(triton_device: str) -> None:
+def test_counts_of_turns_may_wrap(triton_device: str) -> None:
     group = GROUPS[0]
     boxes = mailboxes(group, tokens=3, device=triton_device)
     last = 2**31 - 2
     for box in boxes:
-        box.state[0] = last
+        box.turns.fill_(last)
         box.memory[: group.flag_bytes].view(torch.int32).fill_(last)
     for turn in range(4):
         q = queries(group, 3, turn, triton_device)
         for gathered in gather(boxes, q, [Laid()] * 2):
             assert gathered.equal(interleave_ranks(torch.stack(q), 1))
-    assert boxes[0].state.tolist() == [-(2**31) + 2, 0, 0, 0]
-    assert lost_rank(boxes[0].state) is None
+    assert boxes[0].turns[0] == -(2**31) + 2
+    assert boxes[0].lost_rank() is None
+
+
+def test_a_program_that_rested_for_any_number_of_turns_still_waits(triton_device: str) -> None:
+    group, plain = GROUPS[0], Laid()
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4, polls=5)
+    flags = [box.memory[: group.flag_bytes].view(torch.int32).view(group.ranks, -1) for box in boxes]
+    gather(boxes, queries(group, TOKENS, 0, triton_device), [plain] * 2)
+    for box, set_by in zip(boxes, flags, strict=True):  # turns of one program, until its count is about to wrap
+        box.turns[0] = set_by[:, 0] = 2**31 - 1
+    q = queries(group, TOKENS, 1, triton_device)
+    for gathered in gather(boxes, q, [plain] * 2):
+        assert gathered.equal(interleave_ranks(torch.stack(q), 1))
+    flags[1][0, 0] += 1  # of rank 0's four programs only the first comes
+    got = direct.combine(partials(group, TOKENS, 16, 0, triton_device)[1], boxes[1], plain)
+    assert got.lse.view(-1)[direct.ROWS : 4 * direct.ROWS].isnan().all()
 
 
 def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not_send(triton_device: str) -> None:
@@ -178,9 +225,42 @@ def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not
         got = direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.WAIT)
         assert got.out.isnan().all()
         assert got.lse.isnan().all()
-        assert lost_rank(boxes[rank].state) == (1, 2)
+        assert boxes[rank].lost_rank() == (1, 2)
         direct.gather_heads(queries(group, 4, 0, triton_device)[rank], boxes[rank], plain[rank])
-        assert lost_rank(boxes[rank].state) == (1, 2), "the first loss is the one that is told"
+        assert boxes[rank].lost_rank() == (1, 2), "the first loss is the one that is told"
+
+
+def test_of_several_that_never_come_the_lowest_is_named(triton_device: str) -> None:
+    group = GROUPS[2]
+    box = mailboxes(group, tokens=4, device=triton_device, polls=5)[1]
+    direct.gather_heads(queries(group, 4, 0, triton_device)[1], box, Laid())
+    assert box.lost_rank() == (0, 1)
+
+
+def test_once_a_rank_is_lost_nothing_more_is_pushed_or_signalled(triton_device: str) -> None:
+    group = GROUPS[1]
+    boxes = mailboxes(group, tokens=4, device=triton_device, polls=5)
+    q = queries(group, 4, 0, triton_device)
+    direct.gather_heads(q[0], boxes[0], Laid())
+    assert boxes[0].lost_rank() == (1, 1)
+    before = [box.memory.clone() for box in boxes]
+    direct.gather_heads(-q[0], boxes[0], Laid())
+    direct.combine(partials(group, 4, 18, 0, triton_device)[0], boxes[0], Laid())
+    for box, memory in zip(boxes, before, strict=True):
+        assert box.memory.equal(memory)
+
+
+def test_compiled_for_a_gpu_rows_move_16_bytes_at_once_and_no_argument_is_specialised_on() -> None:
+    compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, COMPILED], env=compiling, capture_output=True, text=True, check=True)
+    seen = json.loads(ran.stdout)
+    for kernel, loads, stores in (("_gather", 2, 4), ("_combine", 8, 4)):
+        assert seen[kernel]["specialised"] == []
+        aligned = seen[kernel]["aligned"]
+        assert aligned.get("ld.global.v4.b32") == loads
+        assert aligned.get("st.global.v4.b32") == stores
+        assert not {"ld.global.b16", "st.global.b16"} & aligned.keys()
+        assert "ld.global.b16" in seen[kernel]["not aligned"]
 
 
 @pytest.mark.parametrize("launch", ["one", "many"])

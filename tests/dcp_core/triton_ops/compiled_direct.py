@@ -1,0 +1,62 @@
+"""Compile the direct exchange's kernels for an H100, which needs none, and print as JSON what they consist of.
+
+A program of its own, since a session without a GPU interprets every kernel that it imports.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dcp_core.triton_ops import direct
+
+H100 = GPUTarget("cuda", 90, 32)
+POINTERS = {
+    **dict.fromkeys(("q", "out", "own", "result"), "*bf16"),
+    **dict.fromkeys(("lses", "own_lses", "total_lses"), "*fp32"),
+    **dict.fromkeys(("base_to_natural", "own_to_natural"), "fp32"),
+    **dict.fromkeys(("places", "turns"), "*i32"),
+    **dict.fromkeys(("rooms", "loss", "told"), "*i64"),
+}
+CONSTANTS = {
+    "RANKS": 2,
+    "KV_HEADS": 1,
+    "GROUP": 8,
+    "FOLD": 1,
+    "PLACED": False,
+    "HEAD_DIM": 128,
+    "COLUMNS": 128,
+    "HEIGHT": direct.ROWS,
+}
+INSTRUCTION = re.compile(r"^\s*(?:@\S+ )?((?:ld|st)\.global\S*)", re.MULTILINE)
+
+
+def instructions(kernel: triton.JITFunction, *, aligned: bool) -> dict[str, int]:
+    """Count a compiled kernel's loads and stores by width."""
+    constants = {**CONSTANTS, "ALIGNED": aligned}
+    names = [param.name for param in kernel.params]
+    types = {
+        param.name: "constexpr" if param.is_constexpr else POINTERS.get(param.name, param.annotation_type or "i32")
+        for param in kernel.params
+    }
+    source = ASTSource(kernel, types, {(names.index(name),): value for name, value in constants.items()})
+    compiled = triton.compile(source, target=H100, options={"num_warps": direct.WARPS})
+    return dict(Counter(INSTRUCTION.findall(compiled.asm["ptx"])))
+
+
+def found(kernel: triton.JITFunction) -> dict[str, object]:
+    free = [param for param in kernel.params if not param.is_constexpr]
+    return {
+        "specialised": [param.name for param in free if not param.do_not_specialize],
+        "aligned": instructions(kernel, aligned=True),
+        "not aligned": instructions(kernel, aligned=False),
+    }
+
+
+json.dump({kernel.__name__: found(kernel) for kernel in (direct._gather, direct._combine)}, sys.stdout)
