@@ -10,9 +10,7 @@ from dcp_core.settings import Case
 from dcp_core.shapes import MAX_TOKENS, ModelShape
 
 PAGED_WORKSPACE_BYTES, RAGGED_WORKSPACE_BYTES = 394 << 20, 64 << 20
-"""FlashInfer's float workspaces, shared by the passes of a device: of paged passes (vLLM's default), and of ragged ones."""
-WORKSPACE_BYTES = PAGED_WORKSPACE_BYTES + RAGGED_WORKSPACE_BYTES
-"""Both, whatever the layout."""
+"""Float workspaces that the core gives FlashInfer's passes on a device: of paged ones (vLLM's default), and of ragged ones."""
 
 _UNITS = {"": 1, "b": 1} | {
     f"{prefix}{binary}b": (1024 if binary else 1000) ** power

@@ -6,12 +6,14 @@ and decodes, eager or in one CUDA graph per captured batch size. They share one 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import gcd
 
 from dcp_core.layout import DcpLayout
 from dcp_core.shapes import ModelShape, Request, Workload
+from dcp_core.spelling import nearest
 from dcp_core.workspace import (
     FA3_WORKS_PER_HEAD,
     NEWEST_READ,
@@ -36,6 +38,22 @@ LARGEST_CAPTURE = 512
 """Decodes of the largest batch that vLLM captures unless told otherwise."""
 MULTIPROCESSORS = {"a100": 108, "l40s": 142, "h20": 78, "h100": 132, "h200": 132, "b200": 148}
 """By GPU; of the H100, the SXM module (the PCIe card has 114)."""
+
+
+def multiprocessors_of(gpu: str) -> int:
+    """Return the multiprocessors of a GPU by its name, as ``h200``, or by their number itself, for one that is not listed.
+
+    Raises:
+        WorkspaceError: naming the nearest known GPU.
+    """
+    word = gpu.strip().lower().removeprefix("nvidia ")
+    if re.fullmatch(r"[1-9][0-9]{0,3}", word, re.ASCII):
+        return int(word)
+    if word not in MULTIPROCESSORS:
+        known = ", ".join(sorted(MULTIPROCESSORS))
+        hint = nearest(word, MULTIPROCESSORS)
+        raise WorkspaceError(f"unknown GPU {gpu[:40]!r}{hint}; known: {known}, or give its number of multiprocessors")
+    return MULTIPROCESSORS[word]
 
 
 @dataclass(frozen=True, slots=True)

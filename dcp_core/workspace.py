@@ -115,7 +115,7 @@ def release_of(version: str) -> tuple[int, int, int]:
     if not OLDEST_READ <= release < (0, 8, 0):
         oldest = ".".join(map(str, OLDEST_READ))
         raise WorkspaceError(
-            f"workspaces are known for FlashInfer {oldest} to 0.7, not {version[:40]!r}; say --flashinfer 0.7.2"
+            f"workspaces are known for FlashInfer {oldest} to 0.7, not {version[:40]!r}; write it as {NEWEST_READ}"
         )
     return release
 

@@ -1,9 +1,9 @@
-"""``dcpbench memory``: what dcp does to the KV cache, computed."""
+"""``dcpbench memory``: what dcp does to the KV cache, and what FlashInfer needs beside it; computed, never measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,86 @@ from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Json, values_of, whole_number
 from bench.cli.screen import draw, emit, say
+from bench.errors import UsageError
+from dcp_core.layout import DcpLayout, legal_dcps
+from dcp_core.memory import parse_size, parse_tokens
+from dcp_core.serving import Limits, Server, multiprocessors_of
+from dcp_core.shapes import ModelShape
+from dcp_core.workspace import NEWEST_READ
 
-if TYPE_CHECKING:
-    from bench.report.grid import Grid
-    from dcp_core.memory import KvMemory
+_SERVER = "The server: what its scheduler may send"
+_MEMORY = "Memory of a rank"
+DEFAULT_MEMORY = "40GiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The server whose workspace is computed."""
+
+    max_batched_tokens: Annotated[
+        str, typer.Option(help="New tokens of a batch, at most.", metavar="TOKENS", rich_help_panel=_SERVER)
+    ] = "8k"
+    max_sequences: Annotated[
+        int, typer.Option(help="Requests of a batch, at most.", min=1, max=65536, rich_help_panel=_SERVER)
+    ] = 1024
+    max_model_len: Annotated[
+        str, typer.Option(help="Tokens of a request, at most.", metavar="TOKENS", rich_help_panel=_SERVER)
+    ] = "128k"
+    captured: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode batches captured in CUDA graphs, or none; else vLLM's.",
+            metavar="1,2,4",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None
+    gpu: Annotated[
+        str, typer.Option(help="A GPU, or its number of multiprocessors.", metavar="NAME", rich_help_panel=_SERVER)
+    ] = "h200"
+    flashinfer: Annotated[
+        str, typer.Option(help="FlashInfer's version.", metavar="VERSION", rich_help_panel=_SERVER)
+    ] = NEWEST_READ
+
+    def limits(self) -> Limits:
+        """Return what the scheduler may send.
+
+        Raises:
+            ValueError: in a sentence, for a limit that is none.
+        """
+        limits = Limits(parse_tokens(self.max_batched_tokens), self.max_sequences, parse_tokens(self.max_model_len))
+        if self.captured is None:
+            return limits.captured_as_vllm_does()
+        if self.captured.strip() == "none":
+            return limits
+        sizes = {whole_number("--captured", text) for text in values_of("captured", [self.captured])}
+        return replace(limits, captured=tuple(sorted(sizes)))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The memory that is shared out."""
+
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What weights and activations leave; else {DEFAULT_MEMORY}.", metavar="SIZE", rich_help_panel=_MEMORY
+        ),
+    ] = None
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Memory for the KV cache alone, nothing taken off.", metavar="SIZE", rich_help_panel=_MEMORY),
+    ] = None
+    exchange_buffers: Annotated[
+        str | None, typer.Option(help="What exchanges keep beside the cache.", metavar="SIZE", rich_help_panel=_MEMORY)
+    ] = None
+    length: Annotated[str, typer.Option(help="Tokens of a request.", metavar="TOKENS", rich_help_panel=_MEMORY)] = "32k"
+    page_size: Annotated[int, typer.Option(min=1, max=65536, help="Tokens per page.", rich_help_panel=_MEMORY)] = 16
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.gpu_memory is not None:
+            raise UsageError(
+                "--budget is memory for the KV cache alone, and --gpu-memory for workspaces and buffers too: give one of them"
+            )
 
 
 def memory(
@@ -25,104 +101,46 @@ def memory(
         ),
     ],
     tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel size.")],
+    room: Room,
+    serving: Serving,
     dcp: Annotated[
         str | None, typer.Option("--dcp", help="Sizes to compare; else every legal one.", metavar="1,2")
     ] = None,
-    budget: Annotated[
-        str, typer.Option("--budget", help="Memory for the KV cache on each rank.", metavar="SIZE")
-    ] = "40GiB",
-    length: Annotated[str, typer.Option("--length", help="Tokens of a request.", metavar="TOKENS")] = "32k",
-    page_size: Annotated[int, typer.Option("--page-size", min=1, max=65536, help="Tokens per page.")] = 16,
     json: Json = False,
 ) -> int:
-    """Compute KV bytes per token and rank, the tokens and requests that fit, and workspace bytes, per dcp size.
+    """Compute KV bytes per token and rank, the tokens and requests that fit, and FlashInfer's workspace, per dcp size.
 
-    Tensor parallelism beyond the KV heads copies them to several ranks; dcp shares out what was copied. Nothing is
-    measured, and no GPU is needed.
+    Tensor parallelism beyond the KV heads copies them to several ranks; dcp shares out what was copied. The workspace is
+    what the worst batch needs that a scheduler may send to vLLM's FlashInfer backend. Nothing is measured, and no GPU is
+    needed.
 
     Examples:
       dcpbench memory --model qwen3-235b-a22b --tp 8
-      dcpbench memory --model llama-3.1-70b --tp 16 --dcp 1,2 --budget 60GiB --length 128k
+      dcpbench memory --model llama-3.1-70b --tp 16 --dcp 1,2 --gpu-memory 60GiB --length 128k
+      dcpbench memory --model qwen3-30b-a3b --tp 8 --gpu l40s --flashinfer 0.6.14
     """
-    from dcp_core.layout import DcpLayout, legal_dcps
-    from dcp_core.memory import (
-        PAGED_WORKSPACE_BYTES,
-        RAGGED_WORKSPACE_BYTES,
-        KvMemory,
-        format_size,
-        parse_size,
-        parse_tokens,
-    )
-    from dcp_core.shapes import ModelShape
-
-    shape, room, tokens = ModelShape.parse(model), parse_size(budget), parse_tokens(length)
-    base = KvMemory(shape, DcpLayout(tp), page_size)
-    base.layout.check(shape)
-    sizes = (
-        [whole_number("--dcp", text) for text in values_of("dcp", [dcp])] if dcp is not None else legal_dcps(shape, tp)
-    )
-    rows = []
-    for size in sizes:
-        layout = DcpLayout(tp, size)
+    shape, length, limits = ModelShape.parse(model), parse_tokens(room.length), serving.limits()
+    size = parse_size(room.budget or room.gpu_memory or DEFAULT_MEMORY)
+    exchange = parse_size(room.exchange_buffers) if room.exchange_buffers is not None else 0
+    multiprocessors = multiprocessors_of(serving.gpu)
+    DcpLayout(tp).check(shape)
+    sizes = legal_dcps(shape, tp)
+    if dcp is not None:
+        sizes = [whole_number("--dcp", text) for text in values_of("dcp", [dcp])]
+    layouts = [DcpLayout(tp, one) for one in sizes]
+    for layout in layouts:
         layout.check(shape)
-        rows.append(KvMemory(shape, layout, page_size))
+    from bench.report.memory_table import Rank, kv_grid, sentences, workspace_grid
+
+    servers = [Server(shape, layout, limits, multiprocessors, room.page_size, serving.flashinfer) for layout in layouts]
+    ranks = [Rank(one, one.worst_case(), size, exchange, kv_alone=room.budget is not None) for one in servers]
     if json:
-        emit([_json(row, base, room, tokens) for row in rows])
+        emit([rank.to_json(length) for rank in ranks])
         return Exit.DONE
-    draw(_grid(rows, base, room, tokens))
+    draw(kv_grid(ranks, length))
     say()
-    say(f"In {format_size(room)} of KV cache on each of {tp} ranks; pages of {page_size} tokens; {shape.cache_dtype}.")
-    paged, ragged = format_size(PAGED_WORKSPACE_BYTES), format_size(RAGGED_WORKSPACE_BYTES)
-    say(
-        f"Workspace: what dcpbench gives FlashInfer beside the cache, {paged} for paged passes (vLLM's default), "
-        f"{ragged} for ragged."
-    )
+    draw(workspace_grid(ranks, serving.gpu))
+    say()
+    for sentence in sentences(ranks):
+        say(sentence)
     return Exit.DONE
-
-
-def _grid(rows: Sequence[KvMemory], base: KvMemory, room: int, tokens: int) -> Grid:
-    from bench.report.grid import Column, Grid
-    from bench.report.style import tokens as short
-    from dcp_core.memory import WORKSPACE_BYTES, format_size
-
-    columns = (
-        Column("dcp", right=True),
-        Column("KV bytes per token", right=True),
-        Column("copies", right=True),
-        Column("tokens that fit", right=True),
-        Column(f"requests of {short(tokens)}", right=True),
-        Column("saved", right=True),
-        Column("workspace", right=True),
-    )
-    cells = tuple(
-        (
-            str(row.layout.dcp),
-            f"{row.bytes_per_token:,.0f}",
-            f"{row.copies:g}",
-            f"{row.tokens_in(room):,}",
-            f"{row.requests_in(room, tokens):,}",
-            f"{row.saved_against(base):.0%}",
-            format_size(WORKSPACE_BYTES),
-        )
-        for row in rows
-    )
-    layers = "one layer" if base.shape.layers == 1 else f"all {base.shape.layers} layers"
-    return Grid(f"{base.shape.name}, tp {base.layout.tp}: one rank, {layers}", columns, cells)
-
-
-def _json(row: KvMemory, base: KvMemory, room: int, tokens: int) -> dict[str, object]:
-    from dcp_core.memory import WORKSPACE_BYTES
-
-    return {
-        "model": row.shape.name,
-        "tp": row.layout.tp,
-        "dcp": row.layout.dcp,
-        "bytes_per_token": row.bytes_per_token,
-        "copies": row.copies,
-        "budget_bytes": room,
-        "tokens": row.tokens_in(room),
-        "request_tokens": tokens,
-        "requests": row.requests_in(room, tokens),
-        "saved": row.saved_against(base),
-        "workspace_bytes": WORKSPACE_BYTES,
-    }

@@ -794,17 +794,73 @@ def test_memory_is_computed_per_legal_dcp(capsys: pytest.CaptureFixture[str]) ->
         run("memory", "--model", "qwen3-235b-a22b", "--tp", "16", "--budget", "40GiB", "--length", "32k") == Exit.DONE
     )
     out = capsys.readouterr().out
-    assert re.search(r"^ +1 +48,128 +4 +892,400 +27 +0% +458.0 MiB$", out, re.MULTILINE)
-    assert re.search(r"^ +4 +12,032 +1 +3,569,600 +108 +75% +458.0 MiB$", out, re.MULTILINE)
-    assert (
-        "Workspace: what dcpbench gives FlashInfer beside the cache, 394.0 MiB for paged passes (vLLM's default)" in out
-    )
+    assert re.search(r"^ +1 +48,128 +4 +892,400 +27 +0% ", out, re.MULTILINE)
+    assert re.search(r"^ +4 +12,032 +1 +3,569,600 +108 +75% ", out, re.MULTILINE)
     assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "16", "--dcp", "2", "--json") == Exit.DONE
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["dcp"], row["bytes_per_token"], row["saved"]) == (2, 24064, 0.5)
-    assert row["workspace_bytes"] == 458 << 20
     assert run("memory", "--model", "q64,kv4,d128", "--tp", "8") == Exit.DONE
     assert "one rank, one layer\n" in capsys.readouterr().out
+
+
+def test_memory_takes_off_what_stands_beside_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("memory", "--model", "qwen3-235b-a22b", "--tp", "8", "--dcp", "2", "--json")
+    assert run(*asked, "--gpu-memory", "40GiB", "--exchange-buffers", "24MiB") == Exit.DONE
+    (net,) = json.loads(capsys.readouterr().out)
+    assert run(*asked, "--budget", "40GiB") == Exit.DONE
+    (whole,) = json.loads(capsys.readouterr().out)
+    assert net["wrapper_bytes"] == (3 + 51) * 8 << 20
+    assert net["beside_bytes"] == net["allocated_bytes"] + net["wrapper_bytes"] + (24 << 20)
+    assert (net["memory_bytes"], net["budget_bytes"]) == (40 << 30, (40 << 30) - net["beside_bytes"])
+    assert whole["budget_bytes"] == 40 << 30
+    assert 0 < whole["tokens"] - net["tokens"] <= (net["beside_bytes"] // (94 * 512) + 16) * 2
+
+
+def test_memory_says_what_to_set_and_what_that_gives_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "8", "--dcp", "2") == Exit.DONE
+    out = capsys.readouterr().out
+    assert re.search(r"^ +2 +16 +17436672 +q5s67334 +394\.0 MiB +266\.0 MiB +11,584$", out, re.MULTILINE)
+    assert (
+        "dcp 2: nothing fails at vLLM's default; VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE=17436672 gives 266.0 MiB back, "
+        "since vLLM then allocates 128.0 MiB." in out
+    )
+    assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "8", "--max-batched-tokens", "32k") == Exit.DONE
+    assert "less gives nothing back: vLLM allocates 512.0 MiB whatever is set." in capsys.readouterr().out
+
+
+def test_memory_names_the_batch_that_fails_at_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("memory", "--model", "q32,kv2,d256", "--tp", "1", "--max-batched-tokens", "2k", "--flashinfer", "0.6.14")
+    assert run(*asked) == Exit.DONE
+    out = capsys.readouterr().out
+    setting = "set VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE=538441728."
+    assert f"dcp 1: 512q1 in a graph fails at vLLM's default, 394.0 MiB here; {setting}" in out
+    assert run(*asked, "--captured", "none", "--json") == Exit.DONE
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["fails_at_default"], row["wrapper_bytes"]) == (False, 3 * 8 << 20)
+    assert run("memory", "--model", "q96,kv8,d128", "--tp", "1", "--max-batched-tokens", "512k") == Exit.DONE
+    assert "of int workspace, and a wrapper has 8.0 MiB: such a batch fails." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--gpu h201", "unknown GPU 'h201'; did you mean 'h20'?"),
+        ("--flashinfer 9", "known for FlashInfer 0.2.9 to 0.7, not '9'"),
+        ("--captured 0", "--captured takes whole numbers"),
+        ("--captured 4096", "a captured batch has 1 to 1024 decodes"),
+        ("--budget 1GiB --gpu-memory 1GiB", "give one of them"),
+        ("--max-model-len 0", "is no number of tokens"),
+        ("--exchange-buffers some", "is no size"),
+    ],
+)
+def test_what_memory_cannot_be_asked_is_said_in_a_sentence(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "8", *words.split()) == Exit.USAGE
+    out, err = capsys.readouterr()
+    assert not out
+    assert said in err
+    assert err.count("\n") == 1
 
 
 def test_doctor_says_what_runs_and_why_the_rest_does_not(

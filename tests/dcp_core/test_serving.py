@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dcp_core import DcpLayout, ModelShape, Workload
 from dcp_core.layout import IllegalLayout
-from dcp_core.serving import Limits, Server
+from dcp_core.serving import Limits, Server, multiprocessors_of
 from dcp_core.shapes import Request
 from dcp_core.workspace import WorkspaceError, WorkspaceNeed, fa2_need, fa3_need, graph_need
 
@@ -191,3 +191,17 @@ def test_impossible_limits_are_refused() -> None:
         replace(SERVER, layout=DcpLayout(7))
     with pytest.raises(WorkspaceError, match="known for FlashInfer"):
         replace(SERVER, version="9")
+
+
+def test_a_gpu_is_known_by_name_or_by_its_multiprocessors() -> None:
+    assert [multiprocessors_of(gpu) for gpu in ("h200", "NVIDIA H100", "A100", "l40s", "b200", "160")] == [
+        132,
+        132,
+        108,
+        142,
+        148,
+        160,
+    ]
+    for gpu in ("h201", "", "0", "١٣٢", "99999"):
+        with pytest.raises(WorkspaceError, match="known: a100, b200, h100, h20, h200, l40s, or give its number"):
+            multiprocessors_of(gpu)

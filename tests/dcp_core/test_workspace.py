@@ -100,7 +100,7 @@ def test_the_capture_of_512_decodes_that_failed_in_vllm() -> None:
 
 
 def test_the_prefill_that_failed_on_a_b200() -> None:
-    # "batch_prefill_tmp_v with size 155189248": flashinfer-ai/flashinfer issue 1353, with the batch and its pages of 32.
+    # "batch_prefill_tmp_v with size 155189248": flashinfer-ai/flashinfer issue 1353, days before 0.2.9, pages of 32.
     need = fa2_need(Planner(64, 8, 128, 148, 32, "0.2.9"), (1, 5, 129), (1328, 18, 463))
     assert partial_rows_bytes(need, 128) == 155_189_248
 
