@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
 FLUSH_FACTOR = 2
 """Bytes written to cool the L2 cache, as a multiple of its size."""
+REPETITIONS = 10
+"""Captured in one graph, each with the rendezvous and the cooling before it: the host has no part in what is between them."""
+
+Sampler = Callable[[int], list[float]]
+"""Repeats a call so many times, and returns each repetition's time in microseconds."""
 
 
 class Clock(Protocol):
@@ -24,14 +30,12 @@ class Clock(Protocol):
     name: str
     flushed_bytes: int
 
-    def prepare(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Return what to repeat instead of ``call``: the same work, captured in a graph, say."""
-        ...
+    def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
+        """Return what samples a call; capturing it in a graph, say, is done once, here.
 
-    def sample(self, call: Callable[[], None], count: int, align: Callable[[], None] | None = None) -> list[float]:
-        """Repeat a prepared call, and return each repetition's time in microseconds.
-
-        ``align`` is run before each repetition, outside the timed region: the ranks' rendezvous.
+        Args:
+            call: was made before, so that nothing is compiled or loaded by it now.
+            align: made before each repetition, outside the timed region: the ranks' rendezvous.
         """
         ...
 
@@ -42,27 +46,28 @@ class HostClock:
     name = "host"
     flushed_bytes = 0
 
-    def prepare(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Return the call itself."""
-        return call
+    def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
+        """Return what times each repetition on the host."""
 
-    def sample(self, call: Callable[[], None], count: int, align: Callable[[], None] | None = None) -> list[float]:
-        """Time each repetition on the host."""
-        times = []
-        for _ in range(count):
-            if align is not None:
-                align()
-            start = time.perf_counter_ns()
-            call()
-            times.append((time.perf_counter_ns() - start) / 1e3)
-        return times
+        def sample(count: int) -> list[float]:
+            times = []
+            for _ in range(count):
+                if align is not None:
+                    align()
+                start = time.perf_counter_ns()
+                call()
+                times.append((time.perf_counter_ns() - start) / 1e3)
+            return times
+
+        return sample
 
 
 class CudaClock:
     """CUDA events around each repetition, behind a write that empties the L2 cache if asked to be cold.
 
-    With ``graphs`` the call is captured once and replayed, so that its launches cost the device nothing; what cannot be
-    captured (a kernel that allocates or synchronises) is timed as it is launched, under another timer's name.
+    With ``graphs`` repetitions are captured, with their rendezvous and their events, and replayed: no launch is in the time,
+    and ranks start together. What cannot be captured (a kernel that allocates or synchronises) is timed as it is launched,
+    under another timer's name.
     """
 
     def __init__(self, device: torch.device, *, graphs: bool, cold: bool) -> None:
@@ -72,30 +77,57 @@ class CudaClock:
         self._flush = torch.zeros(size, dtype=torch.uint8, device=device)
         self.flushed_bytes = size
 
-    def prepare(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Capture the call in a graph if asked to; the call has run before, so nothing is compiled or loaded inside."""
-        if not self._graphs:
-            return call
+    def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
+        """Return what replays a graph of REPETITIONS, or launches each."""
+        return self._replayed(call, align) if self._graphs else partial(self._launched, call, align)
+
+    def _replayed(self, call: Callable[[], None], align: Callable[[], None] | None) -> Sampler:
+        # External events are recorded by the graph itself, and can be read after each replay.
+        pairs = [_events(external=True) for _ in range(REPETITIONS)]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         # thread_local: another thread, as the watchdog of NCCL, may query its events meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            call()
-        return graph.replay
+            for pair in pairs:
+                self._repeat(call, align, pair)
 
-    def sample(self, call: Callable[[], None], count: int, align: Callable[[], None] | None = None) -> list[float]:
-        """Launch every repetition, then wait once, so that the host stays ahead of the device."""
-        starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(count)] for _ in range(2))
-        for start, end in zip(starts, ends, strict=True):
-            if self.flushed_bytes:
-                self._flush.zero_()
-            if align is not None:
-                align()
-            start.record()
-            call()
-            end.record()
+        def sample(count: int) -> list[float]:
+            times: list[float] = []
+            while len(times) < count:
+                graph.replay()
+                times += self._read(pairs)
+            return times[:count]
+
+        return sample
+
+    def _launched(self, call: Callable[[], None], align: Callable[[], None] | None, count: int) -> list[float]:
+        """Launch every repetition, then wait once, so that the host stays ahead of the device where it can."""
+        pairs = [_events(external=False) for _ in range(count)]
+        for pair in pairs:
+            self._repeat(call, align, pair)
+        return self._read(pairs)
+
+    def _repeat(self, call: Callable[[], None], align: Callable[[], None] | None, pair: _Pair) -> None:
+        start, end = pair
+        if self.flushed_bytes:
+            self._flush.zero_()
+        if align is not None:
+            align()
+        start.record()
+        call()
+        end.record()
+
+    def _read(self, pairs: Sequence[_Pair]) -> list[float]:
         torch.cuda.synchronize(self._device)
-        return [start.elapsed_time(end) * 1e3 for start, end in zip(starts, ends, strict=True)]
+        return [start.elapsed_time(end) * 1e3 for start, end in pairs]
+
+
+_Pair = tuple[torch.cuda.Event, torch.cuda.Event]
+
+
+def _events(*, external: bool) -> _Pair:
+    start, end = (torch.cuda.Event(enable_timing=True, external=external) for _ in range(2))
+    return start, end
 
 
 class Scripted:
@@ -112,20 +144,20 @@ class Scripted:
     def __init__(self, latency_us: Callable[[int, random.Random], float], *, seed: int = 0) -> None:
         self._latency_us, self._noise, self._count = latency_us, random.Random(seed), 0
 
-    def prepare(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Return the call itself."""
-        return call
+    def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
+        """Return what makes every call and returns what the script says each took."""
 
-    def sample(self, call: Callable[[], None], count: int, align: Callable[[], None] | None = None) -> list[float]:
-        """Make every call and return what the script says each took."""
-        times = []
-        for _ in range(count):
-            if align is not None:
-                align()
-            call()
-            times.append(self._latency_us(self._count, self._noise))
-            self._count += 1
-        return times
+        def sample(count: int) -> list[float]:
+            times = []
+            for _ in range(count):
+                if align is not None:
+                    align()
+                call()
+                times.append(self._latency_us(self._count, self._noise))
+                self._count += 1
+            return times
+
+        return sample
 
 
 def floor_us(clock: Clock, device: torch.device) -> float:
@@ -136,5 +168,5 @@ def floor_us(clock: Clock, device: torch.device) -> float:
         element.zero_()
 
     smallest()
-    times = sorted(clock.sample(clock.prepare(smallest), 31))
+    times = sorted(clock.prepare(smallest)(31))
     return times[len(times) // 2]

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from bench.clock import Clock, CudaClock, HostClock, floor_us
+from bench.clock import Clock, CudaClock, HostClock, Sampler, floor_us
 from bench.need import case_bytes
 from bench.record import (
     Failed,
@@ -144,20 +144,28 @@ def _timed(
         flushed_bytes=clock.flushed_bytes,
         kv_bytes=max(mesh.share(stand.kv_bytes)),
         layers=stand.case.shape.layers,
-        flags=tuple(_flags(stand, step, summary.median, floor)),
+        flags=tuple(_flags(stand, step, summary.median, floor, policy.calls)),
     )
 
 
 def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Timed:
     """Warm up, then sample until the interval of the median is narrow enough. Ranks see the same samples and so agree."""
-    call()
-    prepared = clock.prepare(call)
-    align = mesh.align if mesh.size > 1 and not mesh.is_simulated else None
-    _warm_up(prepared, mesh, clock, policy, align)
+
+    def calls() -> None:
+        for _ in range(policy.calls):
+            call()
+
+    calls()
+    sampler = clock.prepare(calls, mesh.align if mesh.size > 1 and not mesh.is_simulated else None)
+
+    def sample(count: int) -> list[float]:
+        return [time_us / policy.calls for time_us in sampler(count)]
+
+    _warm_up(sample, mesh, policy)
     samples: list[list[float]] = [[] for _ in range(1 if mesh.is_simulated else mesh.size)]
     started = time.monotonic()
     while True:
-        block = clock.sample(prepared, policy.min_samples, align)
+        block = sample(policy.min_samples)
         # One clock decides for all: ranks that each looked at their own could stop at different times.
         shared = mesh.share((block, time.monotonic() - started))
         for own, (others, _) in zip(samples, shared, strict=True):
@@ -169,13 +177,11 @@ def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) ->
             return Timed(timed.ranks_us, StopReason.CAP)
 
 
-def _warm_up(
-    call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy, align: Callable[[], None] | None
-) -> None:
+def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> None:
     """Repeat until a block is no faster than the one before by more than 5 %, at most ten blocks."""
     last = float("inf")
     for _ in range(10):
-        block = sorted(clock.sample(call, policy.min_warmup, align))
+        block = sorted(sample(policy.min_warmup))
         now = max(mesh.share(block[len(block) // 2]))
         if now > 0.95 * last:
             return
@@ -236,9 +242,9 @@ def _open_clock(case: Case, mesh: Mesh, policy: Policy) -> Clock:
     return CudaClock(mesh.device, graphs=policy.graphs and not eager_only, cold=policy.cold)
 
 
-def _flags(stand: Stand, step: Timed, median_us: float, floor: float) -> list[str]:
+def _flags(stand: Stand, step: Timed, median_us: float, floor: float, calls: int) -> list[str]:
     flags = [f"{name} composed from all_gather: gloo lacks it here" for name in sorted(stand.mesh.composed)]
-    if median_us < FLOORS * floor:
+    if median_us * calls < FLOORS * floor:
         flags.append(f"under {FLOORS} timer floors")
     if lag1_correlation(step.slowest_us) > CORRELATED:
         flags.append("samples are correlated: the interval of the median does not hold")

@@ -17,9 +17,9 @@ from dcp_core.settings import Case
 
 SCHEMA = 2
 """Version of a trial's fields. An older one is read, a newer one refused."""
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of how a case is measured. Trials of different protocols are never compared. History: 1, the first; 2, planning
-is timed from taking the batch on, and inputs hold planted keys."""
+is timed from taking the batch on, and inputs hold planted keys; 3, repetitions, rendezvous and events are inside the graph."""
 MAX_SAMPLES = 64
 """Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
 
@@ -50,6 +50,7 @@ class Policy:
         max_seconds: of sampling one case.
         cold: flush the L2 cache before every repetition.
         graphs: on a GPU, time what can be captured as replays of a CUDA graph; else all as it is launched, eagerly.
+        calls: timed one after another, a sample being their mean; more than one leaves no room to cool the cache between.
         seed: of inputs, page order and case order.
 
     Raises:
@@ -64,8 +65,11 @@ class Policy:
     cold: bool = True
     seed: int = 0
     graphs: bool = True
+    calls: int = 1
 
     def __post_init__(self) -> None:
+        if self.calls > 1 and self.cold:
+            raise ValueError(f"{self.calls} calls one after another cannot be cold; set cold to false, or calls to 1")
         if not 0 < self.precision < 1:
             raise ValueError(f"precision is between 0 and 1, not {self.precision:g}")
         if not 0 < self.max_seconds < math.inf:
@@ -82,6 +86,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "min_samples": _REPETITIONS,
     "max_samples": _REPETITIONS,
     "min_warmup": _REPETITIONS,
+    "calls": (1, 1000),
     "seed": (0, (1 << 32) - 1),
 }
 """Of a policy's whole numbers."""
@@ -276,13 +281,14 @@ class Environment:
 
 
 class Key(NamedTuple):
-    """What makes two trials the same measurement. ``case``: its key; ``cold``, ``graphs``: as the policy asked."""
+    """What makes two trials the same measurement. ``case``: its key; ``cold``, ``graphs``, ``calls``: as the policy asked."""
 
     case: str
     ranks: int
     protocol: int
     cold: bool
     graphs: bool
+    calls: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,5 +323,5 @@ class Trial:
 
     @property
     def key(self) -> Key:
-        """What makes two trials the same measurement: the case, its real ranks, the protocol; cold or warm, in graphs or not."""
-        return Key(self.case.key, self.ranks, self.protocol, self.policy.cold, self.policy.graphs)
+        """What makes two trials the same measurement: the case, its real ranks, the protocol, and how it was timed."""
+        return Key(self.case.key, self.ranks, self.protocol, self.policy.cold, self.policy.graphs, self.policy.calls)

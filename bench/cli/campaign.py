@@ -123,7 +123,8 @@ class Campaign:
         """Return the key that a trial of this case will have."""
         from bench.estimate import local_ranks
 
-        return Key(case.key, case.layout.dcp // local_ranks(case), PROTOCOL, self.policy.cold, self.policy.graphs)
+        policy = self.policy
+        return Key(case.key, case.layout.dcp // local_ranks(case), PROTOCOL, policy.cold, policy.graphs, policy.calls)
 
     def _asked_as_now(self, trial: Trial) -> bool:
         ours, theirs = (environment.soft.get("dcpbench") for environment in (self.environment, trial.environment))

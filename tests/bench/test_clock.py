@@ -15,7 +15,7 @@ CLOCKS = [HostClock(), Scripted(lambda count, noise: 5.0)]
 @pytest.mark.parametrize("clock", CLOCKS, ids=lambda clock: clock.name)
 def test_every_repetition_is_aligned_called_and_timed(clock: Clock) -> None:
     events: list[str] = []
-    times = clock.sample(clock.prepare(lambda: events.append("call")), 4, lambda: events.append("align"))
+    times = clock.prepare(lambda: events.append("call"), lambda: events.append("align"))(4)
     assert events == ["align", "call"] * 4
     assert len(times) == 4
     assert all(time >= 0 for time in times)
@@ -25,7 +25,7 @@ def test_every_repetition_is_aligned_called_and_timed(clock: Clock) -> None:
 def test_the_host_clock_reads_microseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([1_000, 4_500, 10_000, 17_000])
     monkeypatch.setattr("bench.clock.time.perf_counter_ns", lambda: next(ticks))
-    assert HostClock().sample(lambda: None, 2) == [3.5, 7.0]
+    assert HostClock().prepare(lambda: None)(2) == [3.5, 7.0]
 
 
 def test_the_host_clock_leaves_aligning_out_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_the_host_clock_leaves_aligning_out_of_the_time(monkeypatch: pytest.Monk
         now[0] += 2_000
 
     monkeypatch.setattr("bench.clock.time.perf_counter_ns", lambda: now[0])
-    assert HostClock().sample(work, 3, wait) == [2.0, 2.0, 2.0]
+    assert HostClock().prepare(work, wait)(3) == [2.0, 2.0, 2.0]
 
 
 def test_the_same_script_gives_the_same_samples() -> None:
@@ -46,9 +46,10 @@ def test_the_same_script_gives_the_same_samples() -> None:
         return 100 + count + noise.gauss(0, 1)
 
     one, other = (Scripted(drifting, seed=3) for _ in range(2))
-    first = one.sample(lambda: None, 10) + one.sample(lambda: None, 10)
-    assert first == other.sample(lambda: None, 20)
-    assert first != Scripted(drifting, seed=4).sample(lambda: None, 20)
+    sample = one.prepare(lambda: None)
+    first = sample(10) + sample(10)
+    assert first == other.prepare(lambda: None)(20)
+    assert first != Scripted(drifting, seed=4).prepare(lambda: None)(20)
     assert first[-1] > first[0] + 10
 
 
