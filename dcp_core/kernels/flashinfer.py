@@ -14,7 +14,7 @@ from dcp_core.cache import PageTable
 from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer_batch import BatchSize, check_batch
 from dcp_core.kernels.flashinfer_refusals import refusal
-from dcp_core.kernels.flashinfer_workspace import float_workspace, graph_bytes
+from dcp_core.kernels.flashinfer_workspace import float_workspace, plan_bytes
 from dcp_core.kernels.flashinfer_wrappers import (
     GraphBuffers,
     make_wrapper,
@@ -137,11 +137,8 @@ class FlashInferPass:
         # A captured graph must not be one of a pass with nothing to do, unless no batch it has room for has any.
         room = self._first if self._first is not None and spec.replayable else size
         self._idle = size.rows == 0 or room.keys == 0
-        if self._wrapper is None and not self._idle:
-            if spec.replayable:
-                self._workspace = float_workspace(self._device, spec.kind, graph_bytes(spec, size))
-                self._buffers = GraphBuffers.sized(size, self._device)
-            self._wrapper = make_wrapper(self._name, spec, self._workspace.buffer, self._buffers)
+        if not self._idle:
+            self._make_room(batch, size)
         self._first = room
         self._batch = batch
         if self._idle:
@@ -149,6 +146,20 @@ class FlashInferPass:
         plan_wrapper(self._wrapper, spec, batch, self._device)
         self._arguments = run_arguments(spec, batch, self._buffers, self._device)
         self.resolved = resolved_backend(self._name, spec, self._wrapper)
+
+    def _make_room(self, batch: PassBatch, size: BatchSize) -> None:
+        """Make the wrapper, and make it anew for a batch that takes more scratch than it has; a graph's first takes most."""
+        spec = self._spec
+        if self._wrapper is not None and (spec.replayable or not spec.fixed_split_size):
+            return
+        needed = plan_bytes(spec, batch, size)
+        if self._wrapper is not None and needed <= self._workspace.buffer.numel():
+            return
+        if needed > self._workspace.buffer.numel():
+            self._workspace = float_workspace(self._device, spec.kind, needed)
+        if spec.replayable:
+            self._buffers = GraphBuffers.sized(size, self._device)
+        self._wrapper = make_wrapper(self._name, spec, self._workspace.buffer, self._buffers)
 
     def _check_same_rule(self, batch: PassBatch) -> None:
         """A graph holds a computed mask's dcp, rank and interleave by value."""

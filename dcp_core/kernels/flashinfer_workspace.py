@@ -7,15 +7,14 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from dcp_core.kernels.base import PassKind, PassSpec
+from dcp_core.kernels.base import PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer_batch import BatchSize
+from dcp_core.workspace import Planner, fa2_need, graph_need
 
 PAGED_BYTES = 394 << 20
 """vLLM's default for its FlashInfer backend."""
 RAGGED_BYTES = 64 << 20
 """Room for a wave of the largest tiles: an eager plan takes 17.4 MB at most on 132 SMs, whatever the batch."""
-LARGEST_QUERY_TILE = 128
-"""Of fa2, in (query, head) pairs."""
 
 
 class FloatWorkspace:
@@ -50,11 +49,20 @@ def float_workspace(device: torch.device, kind: PassKind, size: int = 0) -> Floa
     return workspace
 
 
-def graph_bytes(spec: PassSpec, size: BatchSize) -> int:
-    """Return a bound on what a plan for CUDA graphs takes beyond a wave of tiles: it splits KV whether that helps or not.
+def plan_bytes(spec: PassSpec, batch: PassBatch, size: BatchSize) -> int:
+    """Return the float bytes of a plan that may take more than a wave of tiles; 0 for one that never does.
 
-    A float32 partial result and LSE per query head, for every row and for the padding of each request's last query tile
-    (``PrefillPlanImpl`` of FlashInfer 0.7's scheduler.cuh).
+    Those are plans for graphs, which split KV whether that helps or not, and plans whose KV chunks are of a fixed size.
     """
-    padding = -(-size.requests * LARGEST_QUERY_TILE // spec.group)
-    return 4 * spec.q_heads * (spec.head_dim + 1) * (size.rows + padding + 1)
+    planner = Planner(
+        spec.q_heads,
+        spec.kv_heads,
+        spec.head_dim,
+        multiprocessors=1,  # any device's wave of tiles has room in a shared workspace
+        page_size=spec.page_size,
+        fixed_split_pages=spec.fixed_split_size or 0,
+        split_kv=not spec.disable_split_kv,
+    )
+    if spec.replayable:
+        return graph_need(planner, rows=size.rows, requests=size.requests).float_bytes
+    return fa2_need(planner, batch.q_lens, batch.kv_lens).float_bytes if spec.fixed_split_size else 0

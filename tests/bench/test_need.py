@@ -53,14 +53,14 @@ def test_every_simulated_rank_holds_scores_of_the_reference_kernel_at_once() -> 
 
 
 def test_what_is_predicted_without_torch_is_what_torch_then_does() -> None:
-    from dcp_core import memory, oracle
+    from dcp_core import memory, oracle, workspace
     from dcp_core.kernels import flashinfer_workspace, reference
 
     assert (need.ORACLE_SCORES, need.ORACLE_ROWS) == (oracle.FULL_SCORES, oracle.SAMPLED_ROWS)
     assert need.REFERENCE_SCORES == reference.SCORE_ELEMENTS
     assert memory.PAGED_WORKSPACE_BYTES == flashinfer_workspace.PAGED_BYTES
     assert memory.RAGGED_WORKSPACE_BYTES == flashinfer_workspace.RAGGED_BYTES
-    assert need.QUERY_TILE == flashinfer_workspace.LARGEST_QUERY_TILE
+    assert workspace.query_tile(1 << 20, 128) == need.QUERY_TILE
     assert need.SPARE_PAGES == stand.SPARE_PAGES
     h200_l2_bytes = 60 << 20
     assert clock.FLUSH_FACTOR * h200_l2_bytes <= need.FLUSH_BYTES

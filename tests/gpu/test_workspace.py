@@ -15,9 +15,14 @@ import torch
 from torch import Tensor
 
 from dcp_core import DcpLayout, ModelShape
-from dcp_core.cache import PagedCache
+from dcp_core.cache import PagedCache, PageTable
+from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
+from dcp_core.kernels.flashinfer import FlashInfer
+from dcp_core.kernels.flashinfer_workspace import PAGED_BYTES
+from dcp_core.lse import Partial
 from dcp_core.memory import KvMemory, RankMemory
 from dcp_core.serving import WRAPPER_BYTES, Limits, Server
+from dcp_core.settings import KernelName, KvLayout
 from dcp_core.workspace import (
     ALIGNMENT,
     Planner,
@@ -263,6 +268,24 @@ def test_fa3_plans_in_the_computed_int_bytes_and_in_no_fewer() -> None:
     less = replace(exact, int_bytes=(need.int_bytes - 1) // ALIGNMENT * ALIGNMENT)
     with pytest.raises(RuntimeError, match="Buffer overflow when allocating memory for batch_prefill_sm90"):
         planned(planner, EAGER, less, decode=False, backend="fa3")
+
+
+def test_chunks_of_a_fixed_size_get_more_scratch_than_passes_share() -> None:
+    spec = PassSpec(PassKind.PAGED, Masking.NONE, 16, 1, 128, DTYPE, DTYPE, 16, KvLayout.NHD)
+    lengths = Batch((64,), (32768,), 16)
+    batch = PassBatch(lengths.q_lens, lengths.kv_lens, PageTable.over(lengths.kv_lens, 16))
+    q, pages = inputs(planner_here(16, 1), lengths)
+    results = []
+    for fixed in (None, 1):
+        opened = FlashInfer(KernelName.FA2).open(replace(spec, fixed_split_size=fixed), DEVICE)
+        opened.plan(batch)
+        got = Partial.empty(*q.shape, dtype=DTYPE, device=DEVICE)
+        results.append(opened.run(q, pages, got).natural())
+        needed = fa2_need(planner_here(16, 1, fixed_split_pages=fixed or 0), lengths.q_lens, lengths.kv_lens)
+        assert (needed.float_bytes > PAGED_BYTES) is (fixed is not None)
+        assert opened._workspace.buffer.numel() >= needed.float_bytes
+    torch.testing.assert_close(results[0].out, results[1].out, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(results[0].lse, results[1].lse, rtol=1e-3, atol=1e-3)
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------------

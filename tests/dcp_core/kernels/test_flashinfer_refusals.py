@@ -11,7 +11,7 @@ from dcp_core.cache import PageTable
 from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer import FlashInfer
 from dcp_core.kernels.flashinfer_batch import BatchSize, Indices, check_batch
-from dcp_core.kernels.flashinfer_workspace import PAGED_BYTES, float_workspace, graph_bytes
+from dcp_core.kernels.flashinfer_workspace import PAGED_BYTES, float_workspace, plan_bytes
 from dcp_core.kernels.refused import REFUSED
 from dcp_core.mask import InterleavedMask, PackedMask
 from dcp_core.settings import KernelName, KvLayout, Unsupported
@@ -236,6 +236,10 @@ def test_paged_passes_share_scratch_and_ragged_ones_have_their_own(monkeypatch: 
 
 
 def test_scratch_for_graphs_holds_a_partial_result_per_row_and_head() -> None:
+    graph = replace(SPEC, replayable=True)
+    batch = PassBatch((8,), (8,), table(8))
     small, large = (BatchSize(requests=1, rows=rows, keys=1, mask_bytes=0) for rows in (8, 1 << 17))
-    assert graph_bytes(SPEC, small) < PAGED_BYTES
-    assert graph_bytes(SPEC, large) > 4 * 16 * 129 * (1 << 17) > PAGED_BYTES
+    assert plan_bytes(graph, batch, small) < PAGED_BYTES
+    assert plan_bytes(graph, batch, large) == 4 * 16 * 129 * (1 << 17) > PAGED_BYTES
+    assert plan_bytes(replace(graph, disable_split_kv=True), batch, large) == 0
+    assert plan_bytes(SPEC, batch, large) == 0

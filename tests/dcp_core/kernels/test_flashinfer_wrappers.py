@@ -157,7 +157,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(f"module {backend}")
         return prefill_kernel(asked)
 
-    monkeypatch.setattr("dcp_core.kernels.flashinfer.float_workspace", lambda device, *_: FloatWorkspace(device, 64))
+    def scratch(device: torch.device, _kind: PassKind, size: int = 0) -> FloatWorkspace:
+        return FloatWorkspace(device, max(size, 64))
+
+    monkeypatch.setattr("dcp_core.kernels.flashinfer.float_workspace", scratch)
     empty = torch.empty
 
     def unpinned(*args: Any, pin_memory: bool = False, **options: Any) -> Tensor:
@@ -385,3 +388,15 @@ def test_how_kv_is_split_is_told_to_the_planner(asked: list[str], monkeypatch: p
             monkeypatch.setattr(wrapper, "plan", lambda *_, told=told, **options: told.update(options))
             opened.plan(inputs_of(spec)[0])
             assert split.items() <= told.items()
+
+
+def test_chunks_of_a_fixed_size_get_the_scratch_that_they_take(asked: list[str]) -> None:
+    spec = replace(spec_of(PAGED, Masking.NONE), fixed_split_size=1)
+    opened = FlashInferPass(FA2, spec, CPU)
+    sizes = []
+    for keys in (8, 800, 80, 1600):
+        opened.plan(PassBatch((3,), (keys,), PageTable.over((keys,), 8)))
+        sizes.append(opened._workspace.buffer.numel())
+        assert opened._wrapper._float_workspace_buffer is opened._workspace.buffer
+    # Pages of 8 tokens: of 100 and 200 chunks come as many tiles of 16, which hold 8 rows of a group of 2.
+    assert sizes == [64, 4 * 4 * 100 * 8 * 65, 4 * 4 * 100 * 8 * 65, 4 * 4 * 200 * 8 * 65]
