@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from enum import StrEnum
 
-from bench.record import Label
+from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Case, ExchangeName, KernelName, PathName, Settings, canonical, is_legal
-from dcp_core.shapes import DType, Workload
+from dcp_core.shapes import MAX_SIZE, DType, Workload
 
 MAX_ENTRIES = 2048
 """Of one profile. It is asked while an engine starts: a sweep that needs more batches than this needs another method."""
+UNKNOWN_REGRET = 1.0
+"""Supposed of settings that were not measured with a batch: twice the best time."""
+MAX_READINGS = 1 << 24
+"""Requests of all batches, each times its candidates: reading a profile looks at every one of them."""
+
+
+class Source(StrEnum):
+    """Where an answer comes from: this very batch, the nearest measured one, a tree over batches, or the engine's default."""
+
+    EXACT = "exact"
+    NEIGHBOUR = "neighbour"
+    TREE = "tree"
+    DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +42,11 @@ class Geometry:
     kv_dtype: DType
 
     def __post_init__(self) -> None:
-        if min(self.q_heads, self.kv_heads, self.head_dim) < 1 or self.q_heads % self.kv_heads:
-            raise ValueError(f"{self}: head counts and head_dim are positive, and KV heads divide the query heads")
+        sizes = self.q_heads, self.kv_heads, self.head_dim
+        if not (min(sizes) >= 1 and max(sizes) <= MAX_SIZE) or self.q_heads % self.kv_heads:
+            raise ValueError(
+                f"{self}: head counts and head_dim are positive, at most {MAX_SIZE}, and KV heads divide the query heads"
+            )
 
     @classmethod
     def of(cls, case: Case) -> Geometry:
@@ -55,19 +73,47 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Settings that were measured: the median of a step with its 95 % interval, and the key of the case that proves it."""
+    """Settings that were measured: the median of a step with its 95 % interval, and the trial that proves it.
+
+    Args:
+        case: the key of its case.
+        time: when the trial ended (ISO 8601, UTC); empty if unknown. It and the case find the line of the run.
+    """
 
     settings: Settings
     median_us: float
     low_us: float
     high_us: float
     case: str
+    time: str = ""
 
     def __post_init__(self) -> None:
+        if self.settings.exchange is ExchangeName.LOOPBACK:
+            raise ValueError("loopback is no exchange that an engine could run; a simulation chooses none")
         if not 0 < self.low_us <= self.median_us <= self.high_us < float("inf"):
             raise ValueError(
                 f"an interval of {self.low_us} to {self.high_us} µs does not hold a median of {self.median_us}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """By how much more a step of a batch would take, relative to its best, had the batch not been measured.
+
+    Answered by the nearest of the others, or by a tree grown on them; None where what those answer was not measured.
+    """
+
+    neighbour: float | None = None
+    tree: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A time over another, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +126,11 @@ class Entry:
         candidates: fastest first.
         settings: those chosen among the candidates.
         default: those the engine would run, if they were measured.
-        left_out_regret: by how much more a step would take, relative to the best, had this batch been left out and its
-            nearest neighbour's settings been used; None where that neighbour's settings were not measured here.
+        left_out: what it would have paid for being left out.
+
+    Raises:
+        ValueError: for a modelled entry, candidates that are not the fastest first or come twice, and settings chosen or
+            compared with that are none of them.
     """
 
     layout: DcpLayout
@@ -92,9 +141,15 @@ class Entry:
     candidates: tuple[Candidate, ...]
     settings: Settings
     default: Settings | None = None
-    left_out_regret: float | None = None
+    left_out: LeftOut = LeftOut()
 
     def __post_init__(self) -> None:
+        if self.label is Label.MODELLED:
+            raise ValueError(
+                f"the entry of {self.workload} is modelled; a profile holds what was measured or simulated"
+            )
+        if len({candidate.settings for candidate in self.candidates}) < len(self.candidates):
+            raise ValueError(f"the entry of {self.workload} has two candidates of the same settings")
         medians = [candidate.median_us for candidate in self.candidates]
         if not medians or medians != sorted(medians):
             raise ValueError(f"the entry of {self.workload} needs candidates, the fastest first")
@@ -119,10 +174,44 @@ class Entry:
         return next((candidate for candidate in self.candidates if candidate.settings != self.settings), None)
 
     @property
-    def ratio_to_default(self) -> float | None:
+    def to_default(self) -> Ratio | None:
         """The chosen settings' time over the default's: below 1 is a gain. None if the default was not measured."""
         default = self.find(self.default) if self.default else None
-        return self.chosen.median_us / default.median_us if default else None
+        return _ratio(self.chosen, default) if default else None
+
+    @property
+    def ratio_to_default(self) -> float | None:
+        """That ratio without its interval."""
+        return self.to_default.value if self.to_default else None
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """What sorts entries for people: the lone rank first, then batches by what is new, how many and how long."""
+        workload = self.workload
+        size = (workload.is_mixed, max(workload.new_lens), len(workload), max(workload.total_lens))
+        return self.layout.dcp, self.layout.interleave, self.label, *size, str(workload)
+
+    @property
+    def measured_last(self) -> str:
+        """When the last of its trials ended; empty if unknown."""
+        return max(candidate.time for candidate in self.candidates)
+
+    def left_out_regret(self, source: Source) -> float | None:
+        """Return the regret of an answer from a source had this batch been left out; None where it is unknown."""
+        match source:
+            case Source.EXACT:
+                return self.regret(self.settings)
+            case Source.NEIGHBOUR:
+                return self.left_out.neighbour
+            case Source.TREE:
+                return self.left_out.tree
+            case Source.DEFAULT:
+                return self.regret(self.default) if self.default else None
+
+    @property
+    def supposed_regret(self) -> float:
+        """What is supposed of settings that were not measured: ``UNKNOWN_REGRET``, or that of the slowest that were."""
+        return max(UNKNOWN_REGRET, self.candidates[-1].median_us / self.candidates[0].median_us - 1)
 
     def regret(self, settings: Settings) -> float | None:
         """Return how much longer a step takes than with the best, relative to it; None if that was not measured."""
@@ -159,9 +248,36 @@ def default_settings(
     return canonical(settings, layout, workload)
 
 
-def carried(entry: Entry, workload: Workload) -> Settings | None:
-    """Return an entry's settings as they run another batch; None if they cannot: what decodes takes one new token each."""
-    if entry.settings.kernel is KernelName.CUDA_CORE and not workload.is_decode:
+def engine_defaults(
+    layout: DcpLayout, workload: Workload, environment: Environment, *, reference: bool = False
+) -> tuple[Settings, ...]:
+    """Return what the engine runs by default, under each of the names that it has on a machine.
+
+    Args:
+        reference: where the reference kernel alone runs.
+    """
+    if reference:
+        kernel = KernelName.REFERENCE
+        return (default_settings(layout, workload, kernel=kernel, decode_kernel=kernel),)
+    names = [KernelName.AUTO]
+    if capability := environment.soft.get("compute_capability"):
+        names.append(KernelName.FA3 if capability.startswith("9.") else KernelName.FA2)  # FlashInfer's rule for auto
+    return tuple(default_settings(layout, workload, kernel=name) for name in names)
+
+
+def carried(settings: Settings, layout: DcpLayout, workload: Workload) -> Settings | None:
+    """Return settings as they run another batch; None if they cannot: what decodes takes one new token each."""
+    if settings.kernel is KernelName.CUDA_CORE and not workload.is_decode:
         return None
-    settings = canonical(entry.settings, entry.layout, workload)
-    return settings if is_legal(settings, entry.layout, workload) else None
+    settings = canonical(settings, layout, workload)
+    return settings if is_legal(settings, layout, workload) else None
+
+
+def _ratio(over: Candidate, under: Candidate) -> Ratio:
+    """Divide two medians. The interval joins theirs in logarithms, by squares and sums: Newcombe 1998, Zou and Donner 2008."""
+    value = over.median_us / under.median_us
+    if over is under:
+        return Ratio(value, value, value)
+    shorter = math.hypot(math.log(over.median_us / over.low_us), math.log(under.high_us / under.median_us))
+    longer = math.hypot(math.log(over.high_us / over.median_us), math.log(under.median_us / under.low_us))
+    return Ratio(value, value * math.exp(-shorter), value * math.exp(longer))

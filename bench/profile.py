@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
-from bench.entry import MAX_ENTRIES, Entry, Geometry, default_settings
+from bench.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, carried, default_settings
 from bench.errors import UsageError
-from bench.files import read_capped, write_whole
-from bench.nearest import Region
+from bench.files import FileError, read_capped, write_whole
+from bench.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
 from bench.record import Environment, Label
+from bench.tree import Sizes, decide, lengths
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, Settings
 from dcp_core.shapes import Workload
 
+__all__ = ["MAX_PROFILE_BYTES", "Choice", "Profile", "Source"]
+
 MAX_PROFILE_BYTES = 32 << 20
-
-
-class Source(StrEnum):
-    """Where a choice comes from: this very batch, the nearest measured one, or nothing that was measured."""
-
-    EXACT = "exact"
-    NEIGHBOUR = "neighbour"
-    DEFAULT = "default"
+_Lengths = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +30,12 @@ class Choice:
     Args:
         settings: to run; legal for the batch and layout that were asked.
         source: where they come from.
-        distance: from the batch to the entry that answers for it, 1 per doubling of requests, new tokens or context;
-            infinite if nothing was measured.
-        expected_regret: relative to the best settings: measured of this very batch, of a neighbour's as leaving out
-            measured batches showed; None where unknown.
-        entry: the evidence; None for a default.
+        distance: from the batch to the nearest entry of its dcp and interleave that could answer for it, 1 per doubling of
+            requests, new tokens or context; infinite if there is none.
+        expected_regret: relative to the best settings: measured of this very batch; of a neighbour's, a tree's or the
+            default among measured batches, what it cost those left out, on average; None where unknown.
+        entry: the evidence: of this batch, or of the nearest; None for a default.
+        outside: the batch lies beyond what was measured, so that only the default can be answered.
     """
 
     settings: Settings
@@ -48,22 +43,25 @@ class Choice:
     distance: float
     expected_regret: float | None
     entry: Entry | None = None
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """The entries of one geometry, all from machines whose hard fields agree.
 
+    ``regions``: its entries by (dcp, interleave, mixed or not, label), those that may answer for one another.
+
     Raises:
         UsageError: for too many entries.
-        ValueError: for an entry of a layout that does not have this geometry.
+        ValueError: for an entry of a layout that does not have this geometry, or a second one of a batch and label.
     """
 
     geometry: Geometry
     environment: Environment
     entries: tuple[Entry, ...]
-    _exact: dict[tuple[int, int, Workload], Entry] = field(init=False, repr=False, compare=False)
-    _regions: dict[tuple[int, int, bool, Label], Region] = field(init=False, repr=False, compare=False)
+    regions: dict[RegionKey, Region] = field(init=False, repr=False, compare=False)
+    _exact: dict[tuple[int, int, _Lengths], Choice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.entries) > MAX_ENTRIES:
@@ -71,17 +69,15 @@ class Profile:
                 f"the profile of {self.geometry} would have {len(self.entries)} entries, and {MAX_ENTRIES} are the limit: "
                 f"tune fewer batches, or some of them into another folder (--results); what was measured is kept"
             )
+        if sum(len(entry.workload) * len(entry.candidates) for entry in self.entries) > MAX_READINGS:
+            raise UsageError(
+                f"the profile of {self.geometry} would have more requests, each times its candidates, than {MAX_READINGS}: "
+                f"tune fewer or smaller batches, or some of them into another folder (--results)"
+            )
         for layout in {entry.layout for entry in self.entries}:
             self.geometry.check(layout)
-        # Those measured on as many devices stand before simulated ones, and so answer first.
-        ordered = sorted(self.entries, key=lambda entry: entry.label is not Label.MEASURED)
-        exact: dict[tuple[int, int, Workload], Entry] = {}
-        regions: dict[tuple[int, int, bool, Label], list[Entry]] = defaultdict(list)
-        for entry in ordered:
-            exact.setdefault((*_shared_out(entry.layout), entry.workload), entry)
-            regions[_region(entry)].append(entry)
-        object.__setattr__(self, "_exact", exact)
-        object.__setattr__(self, "_regions", {key: Region(tuple(inside)) for key, inside in regions.items()})
+        object.__setattr__(self, "_exact", _exact_choices(self.entries))
+        object.__setattr__(self, "regions", regions_of(self.entries))
 
     @property
     def file_name(self) -> str:
@@ -97,10 +93,25 @@ class Profile:
             FileError: if the file is absent, no profile, or of a newer version.
             StorageError: if it may not be read.
         """
+        return cls.parse(read_capped(Path(path), MAX_PROFILE_BYTES, "a profile"), str(path))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Profile:
+        """Read a profile's text.
+
+        Args:
+            where: it comes from, for messages.
+
+        Raises:
+            FileError: if it is no profile, or one of a newer version.
+        """
         from bench.profile_file import parse
 
-        path = Path(path)
-        return cls(*parse(read_capped(path, MAX_PROFILE_BYTES, "a profile"), str(path)))
+        found = parse(text, where)
+        try:
+            return cls(*found)
+        except ValueError as error:
+            raise FileError(f"{where}: {error}") from None
 
     def save(self, folder: str | Path) -> Path:
         """Write the profile to a folder, in place of an older one of the same geometry and device; return its path.
@@ -108,34 +119,68 @@ class Profile:
         Raises:
             StorageError: if the disk does not take it; an older one is kept then.
         """
-        from bench.profile_file import render
-
         path = Path(folder) / self.file_name
-        write_whole(path, render(self.geometry, self.environment, self.entries).encode())
+        self.write(path)
         return path
+
+    def write(self, path: Path) -> None:
+        """Write the profile to a file of any name.
+
+        Raises:
+            StorageError: if the disk does not take it; an older one is kept then.
+        """
+        write_whole(path, self.to_text().encode())
+
+    def to_text(self) -> str:
+        """Return the profile as its file has it."""
+        from bench.profile_text import render
+
+        return render(self.geometry, self.environment, self.entries, self.regions)
 
     def lookup(self, workload: Workload, layout: DcpLayout) -> Choice:
         """Choose settings for a batch on a layout with this profile's geometry.
 
-        The very batch if it was measured; else the nearest that was, if the batch lies among them; else what the engine
-        does by default.
+        Those of the very batch if it was measured; else, if it lies among measured ones, those of the nearest of them, of
+        a tree grown on them or the default, whichever cost least when measured batches were left out; else the default,
+        which is what the engine does.
 
         Raises:
             IllegalSettings: for an interleave beyond any page size.
         """
-        found = self._exact.get((*_shared_out(layout), workload))
+        new, total = lengths(workload)
+        dcp, interleave = _shared_out(layout)
+        found = self._exact.get((dcp, interleave, (new, total)))
         if found is not None:
-            return Choice(found.settings, Source.EXACT, 0.0, found.regret(found.settings), found)
-        shortest = math.inf
+            return found
+        sizes, shortest = Sizes.of(new, total), math.inf
+        here, mixed = place(sizes), 1 in new and max(new) > 1
         for label in (Label.MEASURED, Label.SIMULATED):
-            region = self._regions.get((*_shared_out(layout), workload.is_mixed, label))
-            near = region.nearest(workload) if region else None
+            region = self.regions.get((dcp, interleave, mixed, label))
+            near = region.nearest(workload, here) if region else None
             if region is None or near is None:
                 continue
-            if region.covers(workload, near.distance):
-                return Choice(near.settings, Source.NEIGHBOUR, near.distance, region.regret, near.entry)
+            if region.covers(here, near.distance):
+                return self._among(region, near, workload, layout, sizes)
             shortest = min(shortest, near.distance)
-        return Choice(self._default(workload, layout), Source.DEFAULT, shortest, None)
+        return Choice(self._default(workload, layout), Source.DEFAULT, shortest, None, outside=True)
+
+    def answering(self, layout: DcpLayout) -> list[Entry]:
+        """Return the entries that answer for the batches of a layout: one a batch, measured before simulated."""
+        shared = _shared_out(layout)
+        found = (choice.entry for key, choice in self._exact.items() if key[:2] == shared)
+        return sorted((entry for entry in found if entry), key=lambda entry: entry.order)
+
+    def _among(self, region: Region, near: Neighbour, workload: Workload, layout: DcpLayout, sizes: Sizes) -> Choice:
+        """Answer for a batch that a region covers."""
+        found = region.regrets.get(region.way)
+        regret = found.mean if found else None
+        if region.way is Source.DEFAULT:
+            return Choice(self._default(workload, layout), Source.DEFAULT, near.distance, regret)
+        told = carried(decide(region.tree, sizes), layout.canonical, workload) if region.tree else None
+        if told is not None:
+            return Choice(told, Source.TREE, near.distance, regret, near.entry)
+        regret = region.regrets[Source.NEIGHBOUR].mean if Source.NEIGHBOUR in region.regrets else None
+        return Choice(near.settings, Source.NEIGHBOUR, near.distance, regret, near.entry)
 
     def _default(self, workload: Workload, layout: DcpLayout) -> Settings:
         kernels = {candidate.settings.kernel for entry in self.entries for candidate in entry.candidates}
@@ -144,8 +189,35 @@ class Profile:
         return default_settings(layout, workload)
 
 
-def _region(entry: Entry) -> tuple[int, int, bool, Label]:
-    return *_shared_out(entry.layout), entry.workload.is_mixed, entry.label
+def merged(one: Profile, other: Profile) -> Profile:
+    """Join two profiles of one geometry and machine. Of a batch that both have, the one measured last counts, or ``other``'s.
+
+    How the result generalises is worked out anew.
+
+    Raises:
+        UsageError: if their geometries differ, or hard fields of their environments, naming them.
+    """
+    if one.geometry != other.geometry:
+        raise UsageError(f"profiles of {one.geometry} and of {other.geometry} cannot be merged: each has its own file")
+    if apart := one.environment.differences(other.environment):
+        raise UsageError(f"these profiles are of two machines, and stay apart: {'; '.join(apart)}")
+    by_batch: dict[tuple[object, ...], Entry] = {}
+    for entry in (*one.entries, *other.entries):
+        place = (*_shared_out(entry.layout), entry.workload, entry.label)
+        if place not in by_batch or by_batch[place].measured_last <= entry.measured_last:
+            by_batch[place] = entry
+    latest = [max((entry.measured_last for entry in side.entries), default="") for side in (one, other)]
+    environment = one.environment if latest[0] > latest[1] else other.environment
+    return Profile(one.geometry, environment, leave_each_out(by_batch.values()))
+
+
+def _exact_choices(entries: tuple[Entry, ...]) -> dict[tuple[int, int, _Lengths], Choice]:
+    """Return what is answered for each measured batch; measured on as many devices goes before simulated."""
+    exact: dict[tuple[int, int, _Lengths], Choice] = {}
+    for entry in sorted(entries, key=lambda entry: entry.label is not Label.MEASURED):
+        choice = Choice(entry.settings, Source.EXACT, 0.0, entry.regret(entry.settings), entry)
+        exact.setdefault((*_shared_out(entry.layout), lengths(entry.workload)), choice)
+    return exact
 
 
 def _shared_out(layout: DcpLayout) -> tuple[int, int]:

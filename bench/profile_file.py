@@ -1,30 +1,27 @@
-"""A profile as text: JSON for people and diffs, checked on the way in. See docs/format.md."""
+"""A profile's file, checked on the way in: whatever is wrong with it is one sentence. See docs/format.md."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry
+from bench.entry import MAX_ENTRIES, MAX_READINGS, Candidate, Entry, Geometry, LeftOut
 from bench.files import FileError
+from bench.profile_text import SCHEMA, Regions, Value, derived, regions_json
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Case, Settings
-from dcp_core.shapes import DType, ModelShape, Workload
+from dcp_core.shapes import MAX_SIZE, DType, ModelShape, Workload
 from dcp_core.spelling import nearest
 
-SCHEMA = 1
-"""Version of the file. History: 1, the first."""
-LINE_WIDTH = 220
-"""Wide enough for a candidate on one line."""
-
 Name = TypeVar("Name", bound=StrEnum)
-Value = str | int | bool | None
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Microseconds = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+Regret = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Text = Annotated[str, Field(max_length=4096)]
 
 
@@ -33,9 +30,9 @@ class _Strict(BaseModel):
 
 
 class _Geometry(_Strict):
-    q_heads: int
-    kv_heads: int
-    head_dim: int
+    q_heads: Size
+    kv_heads: Size
+    head_dim: Size
     dtype: Text
     kv_dtype: Text
 
@@ -46,17 +43,23 @@ class _Environment(_Strict):
 
 
 class _Layout(_Strict):
-    tp: int
-    dcp: int
-    interleave: int
+    tp: Size
+    dcp: Size
+    interleave: Size
 
 
 class _Candidate(_Strict):
     settings: dict[str, Value]
-    median_us: Positive
-    low_us: Positive
-    high_us: Positive
-    case: Text
+    median_us: Microseconds
+    low_us: Microseconds
+    high_us: Microseconds
+    case: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    time: Annotated[str, Field(max_length=40)] = ""
+
+
+class _LeftOut(_Strict):
+    neighbour: Regret | None
+    tree: Regret | None
 
 
 class _Entry(_Strict):
@@ -67,13 +70,15 @@ class _Entry(_Strict):
     cold: bool
     settings: dict[str, Value]
     default: dict[str, Value] | None
-    left_out_regret: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    left_out: _LeftOut
     candidates: Annotated[list[_Candidate], Field(min_length=1, max_length=10_000)]
     # For the reader alone: derived from the candidates, and not read back.
     median_us: object = None
     low_us: object = None
     high_us: object = None
     ratio_to_default: object = None
+    ratio_low: object = None
+    ratio_high: object = None
     runner_up: object = None
 
 
@@ -83,46 +88,24 @@ class _Profile(_Strict):
     geometry: _Geometry
     environment: _Environment
     unless_given: dict[str, Value]
+    regions: object = None  # for the reader alone: derived from the entries
     entries: Annotated[list[_Entry], Field(max_length=MAX_ENTRIES)]
 
 
-def render(geometry: Geometry, environment: Environment, entries: Iterable[Entry]) -> str:
-    """Return the text of a profile."""
-    unless_given = Settings()
-    content = {
-        "schema": SCHEMA,
-        "kind": "dcpbench profile",
-        "geometry": {
-            "q_heads": geometry.q_heads,
-            "kv_heads": geometry.kv_heads,
-            "head_dim": geometry.head_dim,
-            "dtype": str(geometry.dtype),
-            "kv_dtype": str(geometry.kv_dtype),
-        },
-        "environment": {"hard": environment.hard, "soft": environment.soft},
-        "unless_given": unless_given.to_json(),
-        "entries": [_entry(entry, unless_given) for entry in entries],
-    }
-    return _pretty(content) + "\n"
-
-
 def parse(text: str, where: str) -> tuple[Geometry, Environment, tuple[Entry, ...]]:
-    """Read what ``render`` wrote.
+    """Read a profile's text, of this version or an older one.
 
     Raises:
         FileError: saying where in the file what is wrong.
     """
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("kind") != "dcpbench profile":
-        raise FileError(f"{where}: no profile: it should be an object whose kind is 'dcpbench profile'")
+    data = _read_json(text, where)
     schema = data.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise FileError(
-            f"{where}: a profile of version {schema}, this dcpbench reads up to {SCHEMA}; use a newer dcpbench"
+            f"{where}: a profile of version {str(schema)[:20]}, this dcpbench reads up to {SCHEMA}; use a newer dcpbench"
         )
+    if schema == 1:
+        _upgrade(data)
     try:
         profile = _Profile.model_validate(data)
     except ValidationError as error:
@@ -133,48 +116,63 @@ def parse(text: str, where: str) -> tuple[Geometry, Environment, tuple[Entry, ..
         geometry = _read_geometry(profile.geometry)
     except ValueError as error:
         raise FileError(f"{where}: {error}") from None
-    entries = []
+    entries: list[Entry] = []
+    readings = 0
     for number, form in enumerate(profile.entries, start=1):
         try:
-            entries.append(_read_entry(form, geometry, profile.unless_given))
+            workload = Workload.parse(form.workload)
+            readings += len(workload) * len(form.candidates)
+            if readings > MAX_READINGS:
+                raise ValueError(f"requests, each times its candidates, exceed the {MAX_READINGS} of a profile")
+            entries.append(_read_entry(form, workload, geometry, profile.unless_given))
         except ValueError as error:
             raise FileError(f"{where}, entry {number}: {error}") from None
     return geometry, Environment(profile.environment.hard, profile.environment.soft), tuple(entries)
 
 
-def _entry(entry: Entry, unless_given: Settings) -> dict[str, Any]:
-    def given(settings: Settings | None) -> dict[str, Value] | None:
-        if settings is None:
-            return None
-        plain = settings.to_json()
-        return {name: plain[name] for name, _, _ in settings.differences(unless_given)}
+def check_derived(text: str, where: str, entries: Sequence[Entry], regions: Regions) -> None:
+    """Refuse a file that ``parse`` has read if what it says for the reader is not what its candidates tell.
 
-    chosen, runner_up, ratio = entry.chosen, entry.runner_up, entry.ratio_to_default
-    return {
-        "workload": str(entry.workload),
-        "layout": {"tp": entry.layout.tp, "dcp": entry.layout.dcp, "interleave": entry.layout.interleave},
-        "label": str(entry.label),
-        "timer": entry.timer,
-        "cold": entry.cold,
-        "settings": given(entry.settings),
-        "median_us": chosen.median_us,
-        "low_us": chosen.low_us,
-        "high_us": chosen.high_us,
-        "default": given(entry.default),
-        "ratio_to_default": None if ratio is None else round(ratio, 4),
-        "runner_up": given(runner_up.settings) if runner_up else None,
-        "left_out_regret": entry.left_out_regret,
-        "candidates": [
-            {
-                "settings": given(candidate.settings),
-                "median_us": candidate.median_us,
-                "low_us": candidate.low_us,
-                "high_us": candidate.high_us,
-                "case": candidate.case,
-            }
-            for candidate in entry.candidates
-        ],
-    }
+    Raises:
+        FileError: for the first number that is not.
+    """
+    data = _read_json(text, where)
+    for number, (entry, said) in enumerate(zip(entries, data["entries"], strict=True), start=1):
+        for name, told in derived(entry).items():
+            if name in said and said[name] != told:
+                raise FileError(f"{where}, entry {number}: {name} should be {told}, as its candidates tell")
+    if data["schema"] == SCHEMA and data.get("regions") != json.loads(json.dumps(regions_json(regions))):
+        raise FileError(
+            f"{where}: regions are not what its entries tell; save it anew, as with 'dcpbench profile merge'"
+        )
+
+
+def _read_json(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once_each)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("kind") != "dcpbench profile":
+        raise FileError(f"{where}: no profile: it should be an object whose kind is 'dcpbench profile'")
+    return data
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; of a key given twice nobody could tell which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:40]!r} stands twice in one object")
+    return found
+
+
+def _upgrade(data: dict[str, Any]) -> None:
+    """Turn version 1 into version 2: what a batch left out would have paid was known of its neighbour alone."""
+    entries = data.get("entries")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and "left_out_regret" in entry:
+            entry["left_out"] = {"neighbour": entry.pop("left_out_regret"), "tree": None}
 
 
 def _read_geometry(form: _Geometry) -> Geometry:
@@ -189,9 +187,8 @@ def _member(kind: type[Name], text: str, what: str) -> Name:
         raise ValueError(f"unknown {what} {text[:40]!r}{nearest(text[:40], kind)}; known: {', '.join(kind)}") from None
 
 
-def _read_entry(form: _Entry, geometry: Geometry, unless_given: Mapping[str, Value]) -> Entry:
+def _read_entry(form: _Entry, workload: Workload, geometry: Geometry, unless_given: Mapping[str, Value]) -> Entry:
     layout = DcpLayout(form.layout.tp, form.layout.dcp, form.layout.interleave)
-    workload = Workload.parse(form.workload)
     geometry.check(layout)
     # The legality of settings does not depend on the model: any shape that the layout can split will do.
     shape = ModelShape(layout.tp, 1, geometry.head_dim)
@@ -207,11 +204,12 @@ def _read_entry(form: _Entry, geometry: Geometry, unless_given: Mapping[str, Val
         form.timer,
         form.cold,
         tuple(
-            Candidate(read(one.settings), one.median_us, one.low_us, one.high_us, one.case) for one in form.candidates
+            Candidate(read(one.settings), one.median_us, one.low_us, one.high_us, one.case, one.time)
+            for one in form.candidates
         ),
         read(form.settings),
         None if form.default is None else read(form.default),
-        form.left_out_regret,
+        LeftOut(form.left_out.neighbour, form.left_out.tree),
     )
 
 
@@ -220,7 +218,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     *outside, last = first["loc"] or ("the profile",)
     if first["type"] == "extra_forbidden":
-        models = (_Profile, _Entry, _Candidate, _Layout, _Environment, _Geometry)
+        models = (_Profile, _Entry, _Candidate, _Layout, _Environment, _Geometry, _LeftOut)
         known = ["schema", *(name for model in models for name in model.model_fields)]
         key = str(last)[:40]
         return f"{_place(outside)}: unknown key {key!r}{nearest(key, known)}".removeprefix(": ")
@@ -235,6 +233,7 @@ _SAID = {
     "model_type": "should be an object",
     "dict_type": "should be an object",
     "list_type": "should be a list",
+    "string_pattern_mismatch": "should be 16 hexadecimal digits",
     "too_short": "should not be empty",
     "string_type": "should be a text",
     "int_type": "should be a whole number",
@@ -252,22 +251,9 @@ def _place(path: Sequence[str | int]) -> str:
         if isinstance(step, int) and parts:
             parts[-1] = f"{_ONE_OF.get(parts[-1], parts[-1])} {step + 1}"
         else:
-            parts.append(str(step)[:80])
+            word = str(step)[:80]
+            parts.append(word if word.isprintable() else repr(word))
     return ", ".join(parts)
-
-
-def _pretty(value: object, indent: int = 0) -> str:
-    """Write JSON with whatever fits on one line there, so that a candidate is a line of a diff."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    pad = " " * (indent + 2)
-    if indent + len(line) <= LINE_WIDTH or not isinstance(value, (dict, list)) or not value:
-        return line
-    if isinstance(value, dict):
-        inside = [
-            f"{pad}{json.dumps(name, ensure_ascii=False)}: {_pretty(part, indent + 2)}" for name, part in value.items()
-        ]
-        return "{\n" + ",\n".join(inside) + f"\n{' ' * indent}}}"
-    return "[\n" + ",\n".join(pad + _pretty(part, indent + 2) for part in value) + f"\n{' ' * indent}]"
 
 
 def _refuse_constant(name: str) -> float:

@@ -6,7 +6,11 @@ travel (``force-include`` in pyproject.toml says what goes where).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from bench.errors import UsageError
+from dcp_core.spelling import nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -27,6 +31,49 @@ def reference_folder() -> Path:
         FileNotFoundError: if the installation is incomplete.
     """
     return _shipped("reference", "results/reference")
+
+
+def shipped_gpus() -> list[str]:
+    """Return the GPUs that reference runs ship for, as ``h200``.
+
+    Raises:
+        FileNotFoundError: if the installation is incomplete.
+    """
+    return sorted(path.name for path in reference_folder().iterdir() if path.is_dir())
+
+
+def shipped_profiles(geometry: str, gpu: str | None = None) -> list[Path]:
+    """Return the files of the profiles that ship for a geometry, as ``q16,kv1,d128,dtype=bfloat16``.
+
+    Args:
+        gpu: of this one only: its folder, or the name that its driver gives it (``h200``, ``NVIDIA H200``).
+
+    Raises:
+        UsageError: for a GPU that nothing ships for.
+        FileNotFoundError: if the installation is incomplete.
+    """
+    return [path for path in _profiles(gpu) if _geometry(path) == geometry]
+
+
+def shipped_geometries(gpu: str | None = None) -> list[str]:
+    """Return the geometries that profiles ship for; see ``shipped_profiles``."""
+    return sorted({_geometry(path) for path in _profiles(gpu)})
+
+
+def _profiles(gpu: str | None) -> list[Path]:
+    gpus = shipped_gpus()
+    if gpu is not None:
+        folder = re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia")).strip("-")
+        if folder not in gpus:
+            raise UsageError(
+                f"no reference ships for GPU {gpu[:40]!r}{nearest(folder, gpus)}; known: {', '.join(gpus)}"
+            )
+        gpus = [folder]
+    return sorted(path for name in gpus for path in (reference_folder() / name / "profiles").glob("*.json"))
+
+
+def _geometry(profile: Path) -> str:
+    return profile.name.partition(",device_name=")[0]
 
 
 def _shipped(in_wheel: str, in_checkout: str) -> Path:

@@ -208,6 +208,8 @@ def coerce(name: str, value: object) -> Any:
     """
     check_name(name)
     default = _DEFAULTS[name]
+    if type(value) is type(default) and isinstance(value, (StrEnum, bool)):  # as almost always
+        return value
     if value is None or (value == "" and name in _OPTIONAL):
         if name in _OPTIONAL:
             return None
@@ -231,6 +233,7 @@ def coerce(name: str, value: object) -> Any:
 
 _OPTIONAL: dict[str, Any] = {"new_kernel": KernelName.AUTO, "decode_kernel": KernelName.AUTO, "fixed_split_size": 1}
 _DEFAULTS: dict[str, Any] = {field.name: _OPTIONAL.get(field.name, field.default) for field in fields(Settings)}
+_PLAIN = Settings()
 
 
 def _plain(value: Any) -> str | int | bool | None:
@@ -327,7 +330,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     Two settings that run the very same step become equal, so that a sweep measures it once. A batch of decodes only
     has nothing to batch apart; a mask's form matters to ``mask`` alone; and so on.
     """
-    path, default = settings.path, Settings()
+    path, default = settings.path, _PLAIN
     mixed = workload.is_mixed and path is not PathName.DECODE
     apart = mixed and settings.batching is not Batching.JOINED
     shared = mixed and settings.batching is Batching.SHARED

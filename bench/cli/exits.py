@@ -9,6 +9,7 @@ class Exit(IntEnum):
     """What the shell, or a CI job, is told."""
 
     DONE = 0
+    DIFFERENT = 1
     USAGE = 2
     FAILED_CASES = 3
     UNFIT = 4

@@ -1,4 +1,4 @@
-"""``dcpbench profile``: read a profile, and ask it."""
+"""``dcpbench profile``: read profiles, ask them, compare them, and turn them into a server's flags."""
 
 from __future__ import annotations
 
@@ -8,33 +8,42 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.exits import Exit
+from bench.cli.known import Placed, Sources, find
 from bench.cli.options import Json, Results, add
-from bench.cli.screen import draw, emit, say
+from bench.cli.screen import draw, emit, say, warn
 
 if TYPE_CHECKING:
     from bench.profile import Profile
 
-app = typer.Typer(name="profile", help="Read a profile, and ask it what to run.")
+app = typer.Typer(name="profile", help="Read profiles, and ask them what to run.")
 Files = Annotated[
     list[Path] | None, typer.Argument(metavar="[FILE]...", help="Profiles; all of the results folder if none.")
 ]
 
 
 def show_profile(file: Files = None, results: Results = Path("results"), json: Json = False) -> int:
-    """Print what profiles chose for each batch.
+    """Print what profiles chose for each batch, and how they answer for others.
 
     Examples:
       dcpbench profile show
       dcpbench profile show results/profiles/*H200.json --json
     """
-    from bench.report.choices import entries_grid, entries_json
+    from bench.profile_text import regions_json
+    from bench.report.choices import entries_grid, entries_json, regions_grid
 
     profiles = _profiles(file or [], results)
     if json:
-        emit([{"file": str(path), "entries": entries_json(profile)} for path, profile in profiles])
+        emit(
+            [
+                {"file": str(path), "entries": entries_json(profile), "regions": regions_json(profile.regions)}
+                for path, profile in profiles
+            ]
+        )
         return Exit.DONE
     for path, profile in profiles:
         draw(entries_grid(profile))
+        say()
+        draw(regions_grid(profile))
         say(str(path))
         say()
     return Exit.DONE
@@ -42,66 +51,155 @@ def show_profile(file: Files = None, results: Results = Path("results"), json: J
 
 def lookup(
     batch: Annotated[str, typer.Argument(help="The batch to run, as 8q1s32k.")],
-    model: Annotated[str, typer.Option(help="Preset, config.json, or q64,kv4,d128.")],
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel size.")],
-    dcp: Annotated[int, typer.Option(min=1, help="Decode-context-parallel size.")] = 1,
-    interleave: Annotated[int, typer.Option(min=1, help="Tokens kept on a rank in a row.")] = 1,
-    file: Annotated[
-        list[Path] | None, typer.Option(help="Profiles to ask; else the results folder's, then the shipped ones.")
-    ] = None,
-    results: Results = Path("results"),
+    placed: Placed,
+    sources: Sources,
     json: Json = False,
 ) -> int:
-    """Ask which settings to run for a batch: those of the same batch, of the nearest measured one, or the default.
+    """Ask which settings to run for a batch: those measured with it, or what measured ones nearby tell, or the default.
 
     Where the results folder has no profile for this model and layout, the reference profiles that ship with dcpbench
-    answer; the answer says which file it is from.
+    answer; the answer says which file it is from. A profile of another GPU, FlashInfer or torch is refused unless
+    [bold]--anyway[/bold] is given; without a GPU here, any will do.
 
     Examples:
       dcpbench profile lookup 8q1s32k --model qwen3-235b-a22b --tp 8 --dcp 2
       dcpbench profile lookup q4ks36k --model qwen3-30b-a3b --tp 8 --dcp 2 --json
     """
-    from bench.entry import Geometry
-    from bench.errors import UsageError
-    from dcp_core.layout import DcpLayout
-    from dcp_core.settings import Case, ExchangeName, PathName, Settings
-    from dcp_core.shapes import ModelShape, Workload
+    from bench.report.answer import answer_json, evidence_lines, source_line
+    from dcp_core.shapes import Workload
 
-    shape, layout, workload = ModelShape.parse(model), DcpLayout(tp, dcp, interleave), Workload.parse(batch)
-    layout.check(shape)
-    plain = Settings(path=PathName.SPLIT, exchange=ExchangeName.AG_RS if dcp > 1 else ExchangeName.ALONE)
-    geometry = Geometry.of(Case(shape, layout, workload, plain))
-    profiles = _profiles(file, results) if file else _known_profiles(results)
-    found = [(path, profile) for path, profile in profiles if profile.geometry == geometry]
-    if not found:
-        known = ", ".join(sorted({str(profile.geometry) for _, profile in profiles}))
-        raise UsageError(
-            f"no profile here is for {geometry}, which {shape.name} with {layout} computes; there are: {known}"
-        )
-    source, profile = found[-1]
-    choice = profile.lookup(workload, layout)
-    regret = choice.expected_regret
+    shape, layout, geometry = placed.read()
+    workload = Workload.parse(batch)
+    known = find(geometry, sources, f"{shape.name} with {layout}")
+    choice = known.profile.lookup(workload, layout)
     if json:
-        finite = choice.distance if choice.distance != float("inf") else None
-        answer = {"source": str(choice.source), "distance": finite, "expected_regret": regret, "file": str(source)}
-        emit({"settings": choice.settings.to_json(), **answer})
+        emit({**answer_json(choice), "file": str(known.path), "notes": list(known.notes)})
         return Exit.DONE
-    expected = "" if regret is None else f", expected {regret:.1%} over the best"
-    say(f"{workload} with {layout} of {shape.name}: {choice.source}{expected}")
+    for note in known.notes:
+        warn(note)
+    say(f"{workload} with {layout} of {shape.name}: {source_line(choice)}")
     for name, value in choice.settings.to_json().items():
         if value is not None:
             say(f"  {name:<20} {value}")
-    say(f"From {source}")
+    for line in evidence_lines(choice):
+        say(line)
+    say(f"From {known.path}")
     return Exit.DONE
 
 
-def _known_profiles(results: Path) -> list[tuple[Path, Profile]]:
-    """Load the profiles that ship with dcpbench and all of a results folder, which come last: the last one answers."""
-    from bench.profile import Profile
-    from bench.shipped import reference_folder
+def export(
+    placed: Placed,
+    sources: Sources,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(help="A batch that matters, as 8q1s32k; repeatable. All of the profile if none.", metavar="BATCH"),
+    ] = None,
+    workspace_bytes: Annotated[
+        int | None, typer.Option(min=1, help="FlashInfer's buffer to ask vLLM for; left to vLLM if not given.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Write the flags and environment of the vLLM server that comes nearest to what a profile tells.
 
-    paths = [*sorted(reference_folder().glob("*/profiles/*.json")), *sorted((results / "profiles").glob("*.json"))]
-    return [(path, Profile.load(path)) for path in paths]
+    vLLM's FlashInfer backend chooses path and kernels by itself; flags decide the exchange and the page size. The comments
+    above the command say how far that is from what was measured to be best.
+
+    Examples:
+      dcpbench profile export --model qwen3-235b-a22b --tp 8 --dcp 2
+      dcpbench profile export --model qwen3-235b-a22b --tp 8 --dcp 2 --batch 64q1s32k --batch q2ks34k
+    """
+    from bench.report.vllm import serving
+    from dcp_core.shapes import Workload
+
+    shape, layout, geometry = placed.read()
+    workloads = [Workload.parse(text) for text in batch or []]
+    known = find(geometry, sources, f"{shape.name} with {layout}")
+    choices = [known.profile.lookup(workload, layout) for workload in workloads]
+    entries = [choice.entry for choice in choices if choice.entry] if batch else known.profile.answering(layout)
+    environment = known.profile.environment
+    found = serving(entries, environment, layout, workspace_bytes=workspace_bytes)
+    if json:
+        emit(
+            {"flags": dict(found.flags), "environment": dict(found.environment), "notes": [*found.notes, *known.notes]}
+        )
+        return Exit.DONE
+    for note in known.notes:
+        warn(note)
+    say(f"# {shape.name} with {layout}, from {known.path}")
+    for line in found.to_text().splitlines():
+        say(line)
+    return Exit.DONE
+
+
+First = Annotated[Path, typer.Argument(metavar="A", help="A profile.")]
+Second = Annotated[Path, typer.Argument(metavar="B", help="Another one of the same geometry.")]
+
+
+def diff(a: First, b: Second, json: Json = False) -> int:
+    """Compare two profiles: where they choose differently, and by how much a step is longer with the other's settings.
+
+    Ends with 0 if both choose alike for the same batches, with 1 if not. Times may differ all the same: they are summed up.
+
+    Examples:
+      dcpbench profile diff before.json after.json
+    """
+    from bench.errors import UsageError
+    from bench.profile import Profile
+    from bench.report.apart import apart_grid, compare, summary
+
+    first, second = Profile.load(a), Profile.load(b)
+    if first.geometry != second.geometry:
+        raise UsageError(f"{a} is for {first.geometry}, {b} for {second.geometry}: only like can be compared")
+    found = compare(first, second)
+    machines = first.environment.differences(second.environment)
+    if json:
+        emit({"same": found.same, "machines": machines, "summary": list(summary(found))})
+    else:
+        if machines:
+            warn(f"Two machines, A here and B there: {'; '.join(machines)}.")
+        if found.differing:
+            draw(apart_grid(found))
+        else:
+            say("\n".join(summary(found)))
+    return Exit.DONE if found.same else Exit.DIFFERENT
+
+
+def merge(
+    a: First,
+    b: Second,
+    to: Annotated[Path, typer.Option("--to", "-o", help="File to write; none may be there yet.", dir_okay=False)],
+) -> int:
+    """Join two profiles of one geometry and machine: of a batch that both have, what was measured last counts.
+
+    Examples:
+      dcpbench profile merge decode.json prefill.json -o both.json
+    """
+    from bench.errors import UsageError
+    from bench.profile import Profile, merged
+
+    if to.exists():
+        raise UsageError(f"{to} is there already, and is not replaced: name a new file, or remove it first")
+    joined = merged(Profile.load(a), Profile.load(b))
+    joined.write(to)
+    say(f"{len(joined.entries)} entries of {joined.geometry} in {to}")
+    return Exit.DONE
+
+
+def validate(file: Annotated[Path, typer.Argument(help="A profile.")]) -> int:
+    """Check a profile to the last number: its form, the legality of its settings, and whether what it says agrees.
+
+    Examples:
+      dcpbench profile validate mine.json
+    """
+    from bench.files import read_capped
+    from bench.profile import MAX_PROFILE_BYTES, Profile
+    from bench.profile_file import check_derived
+
+    text = read_capped(file, MAX_PROFILE_BYTES, "a profile")
+    profile = Profile.parse(text, str(file))
+    check_derived(text, str(file), profile.entries, profile.regions)
+    say(f"{file}: a profile of {profile.geometry}, {len(profile.entries)} entries, all in order")
+    return Exit.DONE
 
 
 def _profiles(files: list[Path], results: Path) -> list[tuple[Path, Profile]]:
@@ -123,4 +221,5 @@ def _profiles(files: list[Path], results: Path) -> list[tuple[Path, Profile]]:
 
 
 add(app, show_profile, name="show")
-add(app, lookup)
+for _command in (lookup, export, diff, merge, validate):
+    add(app, _command)

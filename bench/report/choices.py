@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from bench.entry import Candidate, Entry
+from bench.entry import Entry, Ratio
+from bench.nearest import WAYS, LeftOutRegret
 from bench.profile import Profile
 from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, Footnotes, exchange_of, kernels_of, micros
@@ -16,7 +17,9 @@ Batches = Collection[tuple[int, int, Workload]]
 
 
 def entries_grid(profile: Profile, batches: Batches | None = None) -> Grid:
-    """Return a profile's choices: the settings of each batch, their step, and its ratio to the engine's default.
+    """Return a profile's choices: the settings of each batch, their step, its ratio to the engine's default.
+
+    ``next`` is the runner-up's time over it.
 
     Args:
         batches: to show; all if None.
@@ -28,8 +31,8 @@ def entries_grid(profile: Profile, batches: Batches | None = None) -> Grid:
         Column("kernel"),
         Column("via"),
         Column("step µs", right=True),
-        Column("95%", right=True),
         Column("/default", right=True),
+        Column("next", right=True),
         Column("label"),
     )
     device = profile.environment.hard.get("device_name", "unknown device")
@@ -53,7 +56,11 @@ def entries_json(profile: Profile, batches: Batches | None = None) -> list[dict[
             "low_us": entry.chosen.low_us,
             "high_us": entry.chosen.high_us,
             "ratio_to_default": entry.ratio_to_default,
+            "ratio_interval": (entry.to_default.low, entry.to_default.high) if entry.to_default else None,
+            "runner_up": entry.runner_up.settings.to_json() if entry.runner_up else None,
+            "runner_up_us": entry.runner_up.median_us if entry.runner_up else None,
             "case": entry.chosen.case,
+            "time": entry.chosen.time or None,
         }
         for entry in _wanted(profile, batches)
     ]
@@ -68,7 +75,7 @@ def _wanted(profile: Profile, batches: Batches | None) -> list[Entry]:
 
 
 def _row(entry: Entry, footnotes: Footnotes) -> tuple[str, ...]:
-    settings, chosen, ratio = entry.settings, entry.chosen, entry.ratio_to_default
+    settings, chosen, runner_up = entry.settings, entry.chosen, entry.runner_up
     interleave = f"i{entry.layout.interleave}" if entry.layout.interleave > 1 else ""
     return (
         str(entry.workload),
@@ -77,13 +84,52 @@ def _row(entry: Entry, footnotes: Footnotes) -> tuple[str, ...]:
         kernels_of(settings),
         exchange_of(settings),
         micros(chosen.median_us),
-        _interval(chosen),
-        NOT_MEASURED if ratio is None else f"{ratio:.2f}",
+        shown_ratio(entry.to_default),
+        f"{runner_up.median_us / chosen.median_us:.2f}" if runner_up else NOT_MEASURED,
         str(entry.label),
     )
 
 
-def _interval(candidate: Candidate) -> str:
-    percent = 100 * max(candidate.high_us - candidate.median_us, candidate.median_us - candidate.low_us)
-    percent /= candidate.median_us
-    return f"±{percent:.1f}%" if percent < 10 else f"±{percent:.0f}%"
+def shown_ratio(ratio: Ratio | None) -> str:
+    """Return a ratio with the half width of its interval: ``0.83±1.5%``; 1 where the default is what was chosen."""
+    if ratio is None:
+        return NOT_MEASURED
+    percent = 100 * max(ratio.high / ratio.value - 1, 1 - ratio.low / ratio.value)
+    return f"{ratio.value:.2f}±{percent:.1f}%" if percent else f"{ratio.value:.0f}"
+
+
+def regions_grid(profile: Profile) -> Grid:
+    """Return how a profile answers for batches it did not measure: the regret of each way, each batch left out in turn."""
+    columns = (
+        Column("dcp"),
+        Column("batches"),
+        Column("label"),
+        *(Column(str(way), right=True) for way in WAYS),
+        Column("answers by"),
+    )
+    rows = []
+    unknown = False
+    for (dcp, interleave, mixed, label), region in sorted(profile.regions.items()):
+        where = f"{dcp}i{interleave}" if interleave > 1 else str(dcp)
+        batches = f"{len(region.entries)}{' mixed' if mixed else ''}"
+        unknown = unknown or any(regret.unknown for regret in region.regrets.values())
+        regrets = (_regret(region.regrets.get(way)) for way in WAYS)
+        rows.append((where, batches, str(label), *regrets, str(region.way)))
+    notes = [
+        "Mean regret (worst) of batches left out, each in turn, relative to their best;",
+        "the way with the least mean answers for batches between them, the default beyond.",
+    ]
+    if unknown:
+        notes.append("?N: what N batches were answered was not measured with them, and counts as slow.")
+    return Grid("Between what was measured", columns, tuple(rows), footnotes=tuple(notes))
+
+
+def _regret(regret: LeftOutRegret | None) -> str:
+    if regret is None:
+        return NOT_MEASURED
+    unknown = f" ?{regret.unknown}" if regret.unknown else ""
+    return f"{_percent(regret.mean)} ({_percent(regret.worst)}){unknown}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"

@@ -122,10 +122,14 @@ def case_name(case: Case) -> str:
 
     For example ``qwen3-32b tp 16 dcp 2 8q1s32k decode fa2 ag_rs page_size=64``.
     """
-    how = [kernels_of(case.settings), exchange_of(case.settings)]
     what = f"{case.shape.name} tp {case.layout.tp} dcp {dcp_of(case)} {_clipped(str(case.workload))}"
-    others = _others(case.settings)
-    return " ".join([what, path_of(case.settings), *(part for part in how if part != NOT_MEASURED), *others])
+    return f"{what} {settings_line(case.settings)}"
+
+
+def settings_line(settings: Settings) -> str:
+    """Return settings in a line, those left out that are at their default: ``decode fa2 ag_rs page_size=64``."""
+    how = [kernels_of(settings), exchange_of(settings)]
+    return " ".join([path_of(settings), *(part for part in how if part != NOT_MEASURED), *_others(settings)])
 
 
 def case_line(trial: Trial) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry, default_settings
+from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry, engine_defaults
 from bench.errors import UsageError
 from bench.nearest import leave_each_out
 from bench.profile import Profile
@@ -82,20 +82,8 @@ def _profile(geometry: Geometry, timings: Sequence[_Timing]) -> Profile:
     for timing in timings:
         case = timing.trial.case
         places[_Place(case.layout.dcp, case.layout.interleave, case.workload, timing.outcome.label)].append(timing)
-    regions: dict[tuple[int, int, bool, Label], list[Entry]] = defaultdict(list)
-    for place, found in sorted(places.items(), key=lambda item: _order(item[0])):
-        key = place.dcp, place.interleave, place.workload.is_mixed, place.label
-        regions[key].append(_entry(place, _one_way(found), environment))
-    return Profile(
-        geometry, environment, tuple(entry for inside in regions.values() for entry in leave_each_out(inside))
-    )
-
-
-def _order(place: _Place) -> tuple[object, ...]:
-    """Sort for people: the lone rank first, then batches by what is new, how many and how long they are."""
-    workload = place.workload
-    size = (workload.is_mixed, max(workload.new_lens), len(workload), max(workload.total_lens))
-    return place.dcp, place.interleave, place.label, *size, str(workload)
+    entries = [_entry(place, _one_way(found), environment) for place, found in places.items()]
+    return Profile(geometry, environment, leave_each_out(entries))
 
 
 def _one_way(timings: Sequence[_Timing]) -> list[_Timing]:
@@ -139,7 +127,7 @@ def _candidate(timing: _Timing) -> Candidate:
     median, low, high = (
         float(f"{time_us:.6g}") for time_us in (step.median, step.low, step.high)
     )  # no clock tells more
-    return Candidate(settings, median, low, high, timing.trial.case.key)
+    return Candidate(settings, median, low, high, timing.trial.case.key, timing.trial.time)
 
 
 def _default(
@@ -147,11 +135,5 @@ def _default(
 ) -> Candidate | None:
     """Return the engine's default, if it was measured under one of the names that it has on this machine."""
     layout, kernels = timing.trial.case.layout, {settings.kernel for settings in candidates}
-    names = [KernelName.AUTO]
-    if capability := environment.soft.get("compute_capability"):
-        names.append(KernelName.FA3 if capability.startswith("9.") else KernelName.FA2)  # FlashInfer's rule for auto
-    options = [default_settings(layout, place.workload, kernel=name) for name in names]
-    if kernels == {KernelName.REFERENCE}:
-        reference = KernelName.REFERENCE
-        options = [default_settings(layout, place.workload, kernel=reference, decode_kernel=reference)]
+    options = engine_defaults(layout, place.workload, environment, reference=kernels == {KernelName.REFERENCE})
     return next((candidates[settings] for settings in options if settings in candidates), None)

@@ -199,7 +199,7 @@ def test_regret_of_leaving_a_batch_out() -> None:
         timed(SPLIT_FA3, 50, batch="q64s8k"),
         *(timed(FOLD_FA2, us, batch=batch) for batch, us in (("q1ks8k", 200), ("q2ks8k", 300), ("q64s8k", 40))),
     ]
-    regrets = {str(entry.workload): entry.left_out_regret for entry in only(trials).entries}
+    regrets = {str(entry.workload): entry.left_out.neighbour for entry in only(trials).entries}
     assert regrets == {"q64s8k": pytest.approx(0.25), "q1ks8k": 0, "q2ks8k": 0}
 
 

@@ -118,8 +118,11 @@ def test_a_batch_among_the_measured_takes_its_neighbours_settings() -> None:
     assert 0 < choice.distance < 1
     assert choice.entry is not None
     assert str(choice.entry.workload) == "4q1s32k"
-    known = [one.left_out_regret for one in GRID.entries if one.left_out_regret is not None]
-    assert choice.expected_regret == pytest.approx(sum(known) / len(known))
+    paid = [one.left_out.neighbour for one in GRID.entries]
+    assert choice.expected_regret == pytest.approx(
+        sum(one.supposed_regret if regret is None else regret for one, regret in zip(GRID.entries, paid, strict=True))
+        / len(paid)
+    )
 
 
 def test_one_token_settings_are_never_carried_to_longer_batches() -> None:
@@ -196,10 +199,10 @@ def test_more_entries_than_a_profile_holds_are_refused_in_a_sentence(tmp_path: P
         UsageError, match=r"would have 2112 entries, and 2048 are the limit: .* what was measured is kept"
     ):
         Profile(GEOMETRY, H200, tuple(batches))
-    from bench.profile_file import render
+    from bench.profile_text import render
 
     path = tmp_path / "large.json"
-    path.write_text(render(GEOMETRY, H200, batches))
+    path.write_text(render(GEOMETRY, H200, batches, {}))
     with pytest.raises(FileError, match=r"large\.json: entries.* 2048"):
         Profile.load(path)
 
@@ -233,9 +236,7 @@ def test_lookup_is_fast() -> None:
 
 def wrong(change: dict[str, object], *place: str | int) -> str:
     """Return GRID's text with some keys changed at a place."""
-    import bench.profile_file
-
-    data = json.loads(bench.profile_file.render(GRID.geometry, GRID.environment, GRID.entries[:2]))
+    data = json.loads(profile(*GRID.entries[:2]).to_text())
     part = data
     for step in place:
         part = part[step]
@@ -249,7 +250,7 @@ WRONG = [
     ("[" * 100_000, "not valid JSON"),
     ("[]", "no profile"),
     ('{"kind": "recipe"}', "no profile"),
-    (wrong({"schema": 2}), "a profile of version 2, this dcpbench reads up to 1; use a newer dcpbench"),
+    (wrong({"schema": 3}), "a profile of version 3, this dcpbench reads up to 2; use a newer dcpbench"),
     (wrong({"schema": 0}), "there is no version 0"),
     (wrong({"entires": []}), "unknown key 'entires'; did you mean 'entries'?"),
     (wrong({"lable": "x"}, "entries", 0), "entry 1: unknown key 'lable'; did you mean 'label'?"),
@@ -270,7 +271,8 @@ WRONG = [
     (wrong({"path": "splitt"}, "entries", 0, "settings"), "unknown path 'splitt'; did you mean 'split'"),
     (wrong({"workload": "8z"}, "entries", 0), "batch '8z', character 2"),
     (wrong({"dcp": 3}, "entries", 0, "layout"), "a DCP group of 3 cannot have gathered 16 query heads"),
-    (wrong({"kv_heads": 0}, "geometry"), "head counts and head_dim are positive"),
+    (wrong({"kv_heads": 0}, "geometry"), "geometry, kv_heads should be greater than or equal to 1"),
+    (wrong({"kv_heads": 3}, "geometry"), "KV heads divide the query heads"),
     (wrong({"q_heads": "16"}, "geometry"), "geometry, q_heads should be a whole number"),
 ]
 

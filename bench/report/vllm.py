@@ -1,0 +1,155 @@
+"""How a vLLM server runs what a profile tells: its flags and environment, as of vLLM 0.33, and what it cannot run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import geometric_mean
+
+from bench.entry import Candidate, Entry, engine_defaults
+from bench.record import Environment, Label
+from dcp_core.layout import DcpLayout
+from dcp_core.settings import ExchangeName, Settings
+
+VERSION = "0.33"
+BACKEND = "FLASHINFER"
+BLOCK_SIZES = (16, 32, 64)
+"""Pages that its FlashInfer backend takes."""
+WORKSPACE = "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What to give ``vllm serve``: flags and environment variables, by name, and what a reader should know, a line each."""
+
+    flags: Mapping[str, str]
+    environment: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def to_text(self) -> str:
+        """Return the command as a shell reads it, what should be known as comments above it."""
+        notes = [f"# {note}" for note in self.notes]
+        variables = [f"{name}={value} \\" for name, value in self.environment.items()]
+        flags = [f"{name} {value}" for name, value in self.flags.items()]
+        return "\n".join([*notes, *variables, " \\\n  ".join(["vllm serve MODEL", *flags])])
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What a server chooses once, for all its batches."""
+
+    exchange: ExchangeName
+    page_size: int
+
+
+def serving(
+    entries: Sequence[Entry], environment: Environment, layout: DcpLayout, *, workspace_bytes: int | None = None
+) -> Serving:
+    """Return the flags of the server that runs these batches best, of those that vLLM can be.
+
+    Its FlashInfer backend chooses path and kernels by itself; flags decide the exchange and the page size, once for all
+    batches. Those with the least mean regret over the entries are taken, the default ones among equals.
+
+    Args:
+        entries: of the layout's dcp and interleave; the batches that matter, all as much as each other.
+        environment: where they were measured.
+        workspace_bytes: of FlashInfer's buffer; left to vLLM if None.
+    """
+    able = [_able(entry, environment) for entry in entries]
+    timed = [place for place, entry in enumerate(entries) if entry.label is Label.MEASURED] or range(len(entries))
+    choice, measured = _best([entries[place] for place in timed], [able[place] for place in timed], layout)
+    flags = {"--tensor-parallel-size": str(layout.tp)}
+    if layout.dcp > 1:
+        flags |= {
+            "--decode-context-parallel-size": str(layout.dcp),
+            "--dcp-comm-backend": str(choice.exchange),
+            "--cp-kv-cache-interleave-size": str(layout.interleave),
+        }
+    flags |= {"--block-size": str(choice.page_size), "--attention-backend": BACKEND}
+    variables = {} if workspace_bytes is None else {WORKSPACE: str(workspace_bytes)}
+    notes = [
+        f"Flags of vLLM {VERSION}. Measured was its FlashInfer backend; FLASH_ATTN, its default on Hopper, was not.",
+        *_exchange_notes(entries, layout, choice),
+        _lost(entries, [found.get(choice) for found in able]) if measured else _unknown(len(entries)),
+    ]
+    return Serving(flags, variables, tuple(notes))
+
+
+def _able(entry: Entry, environment: Environment) -> dict[_Choice, Candidate]:
+    """Return the candidates that vLLM runs: its own path and kernels, over any of its exchanges and page sizes."""
+    plain = [_unflagged(one) for one in engine_defaults(entry.layout, entry.workload, environment)]
+    exchanges = (ExchangeName.ALONE, ExchangeName.AG_RS, ExchangeName.A2A)
+    return {
+        _Choice(candidate.settings.exchange, candidate.settings.page_size): candidate
+        for candidate in reversed(entry.candidates)
+        if _unflagged(candidate.settings) in plain
+        and candidate.settings.exchange in exchanges
+        and candidate.settings.page_size in BLOCK_SIZES
+    }
+
+
+def _unflagged(settings: Settings) -> Settings:
+    """Return settings without what flags decide."""
+    exchange = settings.exchange if settings.exchange is ExchangeName.ALONE else ExchangeName.AG_RS
+    return replace(settings, exchange=exchange, page_size=Settings().page_size)
+
+
+def _best(
+    entries: Sequence[Entry], able: Sequence[Mapping[_Choice, Candidate]], layout: DcpLayout
+) -> tuple[_Choice, bool]:
+    """Return the choice with the least mean regret, the default one among equals, and whether any was measured."""
+    exchange = ExchangeName.AG_RS if layout.dcp > 1 else ExchangeName.ALONE
+    least = next((size for size in BLOCK_SIZES if size % layout.canonical.interleave == 0), BLOCK_SIZES[0])
+    usual = _Choice(exchange, least)
+    choices = {choice for found in able for choice in found}
+
+    def regret(choice: _Choice) -> float:
+        both = [(entry, found.get(choice)) for entry, found in zip(entries, able, strict=True)]
+        regrets = (entry.regret(one.settings) if one else None for entry, one in both)
+        known = zip(entries, regrets, strict=True)
+        return sum(entry.supposed_regret if one is None else one for entry, one in known)
+
+    def order(choice: _Choice) -> tuple[float, bool, str, int]:
+        return regret(choice), choice != usual, choice.exchange, choice.page_size
+
+    return min(choices, key=order, default=usual), bool(choices)
+
+
+def _exchange_notes(entries: Iterable[Entry], layout: DcpLayout, choice: _Choice) -> list[str]:
+    if layout.dcp == 1:
+        return []
+    if all(entry.label is Label.SIMULATED for entry in entries):
+        return [
+            f"No exchange was timed, all batches were simulated on one device: {choice.exchange} is vLLM's default."
+        ]
+    return []
+
+
+def _lost(entries: Sequence[Entry], ran: Sequence[Candidate | None]) -> str:
+    """Say how far what vLLM runs is from what the profile chooses."""
+    pairs = [(entry, one) for entry, one in zip(entries, ran, strict=True) if one is not None]
+    ratios = [one.median_us / entry.chosen.median_us for entry, one in pairs]
+    behind = Counter(_named(entry.settings) for entry, one in pairs if one.settings != entry.settings)
+    unknown = len(entries) - len(pairs)
+    tail = f"; with {unknown} more it is not known" if unknown else ""
+    if not behind:
+        return f"vLLM runs what the profile chose with {_batches(len(pairs))}{tail}."
+    lacks = ", ".join(name for name, _ in behind.most_common(4))
+    return (
+        f"With {sum(behind.values())} of {_batches(len(pairs))} the profile chose otherwise ({lacks}): vLLM's step takes "
+        f"{geometric_mean(ratios):.2f} of the chosen one's time in the geometric mean, at most {max(ratios):.2f}{tail}."
+    )
+
+
+def _unknown(count: int) -> str:
+    return f"What vLLM runs was not measured with any of {_batches(count)}: these flags are its defaults."
+
+
+def _batches(count: int) -> str:
+    return f"{count} batch" if count == 1 else f"{count} batches"
+
+
+def _named(settings: Settings) -> str:
+    exchange = f" {settings.exchange}" if settings.exchange is ExchangeName.DIRECT else ""
+    return f"{settings.path} {settings.kernel}{exchange}"
