@@ -15,8 +15,10 @@ MAX_ENTRIES = 2048
 """Of one profile. It is asked while an engine starts: a sweep that needs more batches than this needs another method."""
 UNKNOWN_REGRET = 1.0
 """Supposed of settings that were not measured with a batch: twice the best time."""
-MAX_READINGS = 1 << 24
+MAX_READINGS = 1 << 22
 """Requests of all batches, each times its candidates: reading a profile looks at every one of them."""
+_LEAST_US, _MOST_US = 1e-3, 7 * 86_400 * 1e6
+_PAGE_SIZE = Settings().page_size
 
 
 class Source(StrEnum):
@@ -90,7 +92,11 @@ class Candidate:
     def __post_init__(self) -> None:
         if self.settings.exchange is ExchangeName.LOOPBACK:
             raise ValueError("loopback is no exchange that an engine could run; a simulation chooses none")
-        if not 0 < self.low_us <= self.median_us <= self.high_us < float("inf"):
+        if not (self.low_us >= _LEAST_US and self.high_us <= _MOST_US):
+            raise ValueError(
+                f"no step takes {self.low_us} to {self.high_us} µs, less than a nanosecond or beyond a week"
+            )
+        if not self.low_us <= self.median_us <= self.high_us:
             raise ValueError(
                 f"an interval of {self.low_us} to {self.high_us} µs does not hold a median of {self.median_us}"
             )
@@ -242,7 +248,7 @@ def default_settings(
         kernel=decode_kernel if workload.is_decode else kernel,
         decode_kernel=decode_kernel,
         exchange=ExchangeName.ALONE if layout.dcp == 1 else ExchangeName.AG_RS,
-        page_size=-(-Settings().page_size // interleave) * interleave,
+        page_size=-(-_PAGE_SIZE // interleave) * interleave,
         skip_empty_context=False,
     )
     return canonical(settings, layout, workload)

@@ -62,6 +62,7 @@ class Profile:
     entries: tuple[Entry, ...]
     regions: dict[RegionKey, Region] = field(init=False, repr=False, compare=False)
     _exact: dict[tuple[int, int, _Lengths], Choice] = field(init=False, repr=False, compare=False)
+    _reference_alone: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.entries) > MAX_ENTRIES:
@@ -76,6 +77,8 @@ class Profile:
             )
         for layout in {entry.layout for entry in self.entries}:
             self.geometry.check(layout)
+        kernels = {candidate.settings.kernel for entry in self.entries for candidate in entry.candidates}
+        object.__setattr__(self, "_reference_alone", kernels == {KernelName.REFERENCE})
         object.__setattr__(self, "_exact", _exact_choices(self.entries))
         object.__setattr__(self, "regions", regions_of(self.entries))
 
@@ -183,8 +186,7 @@ class Profile:
         return Choice(near.settings, Source.NEIGHBOUR, near.distance, regret, near.entry)
 
     def _default(self, workload: Workload, layout: DcpLayout) -> Settings:
-        kernels = {candidate.settings.kernel for entry in self.entries for candidate in entry.candidates}
-        if kernels == {KernelName.REFERENCE}:
+        if self._reference_alone:
             return default_settings(layout, workload, kernel=KernelName.REFERENCE, decode_kernel=KernelName.REFERENCE)
         return default_settings(layout, workload)
 

@@ -19,7 +19,7 @@ from dcp_core.shapes import MAX_SIZE, DType, ModelShape, Workload
 from dcp_core.spelling import nearest
 
 Name = TypeVar("Name", bound=StrEnum)
-Microseconds = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Regret = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Text = Annotated[str, Field(max_length=4096)]

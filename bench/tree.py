@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import add, attrgetter, sub
 from typing import NamedTuple
 
-from bench.entry import Entry, carried
+from bench.entry import MAX_READINGS, Entry, carried
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 
 MAX_DEPTH = 3
+MAX_CHOICES = 64
+"""Settings that a tree chooses among; fewer for huge batches, each of which is looked at once for each of them."""
 
 
 class Sizes(NamedTuple):
@@ -75,11 +78,13 @@ class Row(NamedTuple):
 
 
 def rows_of(entries: Sequence[Entry]) -> tuple[list[Settings], list[Row]]:
-    """Return every settings that entries measured, and each entry's regret under each of them.
+    """Return the settings that most entries measured, and each entry's regret under each of them.
 
     Settings that were not measured with a batch, or cannot run it, have its ``supposed_regret``.
     """
-    choices = list(dict.fromkeys(candidate.settings for entry in entries for candidate in entry.candidates))
+    most = max(1, min(MAX_CHOICES, MAX_READINGS // sum(len(entry.workload) for entry in entries)))
+    measured = Counter(candidate.settings for entry in entries for candidate in entry.candidates)
+    choices = [settings for settings, _ in measured.most_common(most)]
     rows = []
     for entry in entries:
         best, unknown = entry.candidates[0].median_us, entry.supposed_regret

@@ -217,7 +217,7 @@ def coerce(name: str, value: object) -> Any:
     if isinstance(default, bool):
         truth = {"true": True, "false": False, "1": True, "0": False}.get(str(value).lower())
         if truth is None:
-            raise IllegalSettings(f"{name} is true or false, not {value!r}")
+            raise IllegalSettings(f"{name} is true or false, not {repr(value)[:40]}")
         return truth
     if isinstance(default, int):
         text = str(value)
@@ -355,7 +355,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     )
     # Nor whether exchanging once for all requests does.
     told = layout.dcp > 1 and settings.exchange is not ExchangeName.LOOPBACK
-    return replace(
+    return _changed(
         settings,
         kernel=settings.kernel_for_decode if decoding else settings.kernel,
         new_kernel=settings.new_kernel if ragged and settings.new_kernel is not settings.kernel else None,
@@ -370,6 +370,13 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         fold_limit=settings.fold_limit if splits else default.fold_limit,
         overlap=settings.overlap and ragged and layout.dcp > 1 and not (empty and settings.skip_empty_context),
     )
+
+
+def _changed(settings: Settings, **values: Any) -> Settings:
+    """Return settings with these values: the very same where they have them, which costs less than to make new ones."""
+    if all(getattr(settings, name) == value for name, value in values.items()):
+        return settings
+    return replace(settings, **values)
 
 
 def is_legal(settings: Settings, layout: DcpLayout, workload: Workload) -> bool:

@@ -142,6 +142,7 @@ def diff(a: First, b: Second, json: Json = False) -> int:
 
     Examples:
       dcpbench profile diff before.json after.json
+      dcpbench profile diff before.json after.json --json
     """
     from bench.errors import UsageError
     from bench.profile import Profile
@@ -173,6 +174,7 @@ def merge(
 
     Examples:
       dcpbench profile merge decode.json prefill.json -o both.json
+      dcpbench profile merge monday.json tuesday.json --to week.json
     """
     from bench.errors import UsageError
     from bench.profile import Profile, merged
@@ -190,6 +192,7 @@ def validate(file: Annotated[Path, typer.Argument(help="A profile.")]) -> int:
 
     Examples:
       dcpbench profile validate mine.json
+      dcpbench profile validate downloaded.json && cp downloaded.json results/profiles/
     """
     from bench.files import read_capped
     from bench.profile import MAX_PROFILE_BYTES, Profile

@@ -117,7 +117,7 @@ def regions_grid(profile: Profile) -> Grid:
         rows.append((where, batches, str(label), *regrets, str(region.way)))
     notes = [
         "Mean regret (worst) of batches left out, each in turn, relative to their best;",
-        "the way with the least mean answers for batches between them, the default beyond.",
+        "the way with the least mean answers for batches among them, else the default.",
     ]
     if unknown:
         notes.append("?N: what N batches were answered was not measured with them, and counts as slow.")

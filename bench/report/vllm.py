@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import geometric_mean
 
 from bench.entry import Candidate, Entry, engine_defaults
+from bench.errors import UsageError
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import ExchangeName, Settings
@@ -55,6 +56,9 @@ def serving(
         entries: of the layout's dcp and interleave; the batches that matter, all as much as each other.
         environment: where they were measured.
         workspace_bytes: of FlashInfer's buffer; left to vLLM if None.
+
+    Raises:
+        UsageError: for an interleave that no page of vLLM's takes.
     """
     able = [_able(entry, environment) for entry in entries]
     timed = [place for place, entry in enumerate(entries) if entry.label is Label.MEASURED] or range(len(entries))
@@ -100,7 +104,13 @@ def _best(
 ) -> tuple[_Choice, bool]:
     """Return the choice with the least mean regret, the default one among equals, and whether any was measured."""
     exchange = ExchangeName.AG_RS if layout.dcp > 1 else ExchangeName.ALONE
-    least = next((size for size in BLOCK_SIZES if size % layout.canonical.interleave == 0), BLOCK_SIZES[0])
+    interleave = layout.canonical.interleave
+    least = next((size for size in BLOCK_SIZES if size % interleave == 0), None)
+    if least is None:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise UsageError(
+            f"vLLM's FlashInfer backend has pages of {sizes} tokens, none of which interleave {interleave} divides"
+        )
     usual = _Choice(exchange, least)
     choices = {choice for found in able for choice in found}
 
@@ -116,10 +126,8 @@ def _best(
     return min(choices, key=order, default=usual), bool(choices)
 
 
-def _exchange_notes(entries: Iterable[Entry], layout: DcpLayout, choice: _Choice) -> list[str]:
-    if layout.dcp == 1:
-        return []
-    if all(entry.label is Label.SIMULATED for entry in entries):
+def _exchange_notes(entries: Sequence[Entry], layout: DcpLayout, choice: _Choice) -> list[str]:
+    if layout.dcp > 1 and entries and all(entry.label is Label.SIMULATED for entry in entries):
         return [
             f"No exchange was timed, all batches were simulated on one device: {choice.exchange} is vLLM's default."
         ]
@@ -137,12 +145,14 @@ def _lost(entries: Sequence[Entry], ran: Sequence[Candidate | None]) -> str:
         return f"vLLM runs what the profile chose with {_batches(len(pairs))}{tail}."
     lacks = ", ".join(name for name, _ in behind.most_common(4))
     return (
-        f"With {sum(behind.values())} of {_batches(len(pairs))} the profile chose otherwise ({lacks}): vLLM's step takes "
-        f"{geometric_mean(ratios):.2f} of the chosen one's time in the geometric mean, at most {max(ratios):.2f}{tail}."
+        f"With {sum(behind.values())} of {_batches(len(pairs))} the profile chose otherwise ({lacks}): over all, vLLM's step "
+        f"takes {geometric_mean(ratios):.2f} times as long in the geometric mean, {max(ratios):.2f} times at most{tail}."
     )
 
 
 def _unknown(count: int) -> str:
+    if not count:
+        return "Nothing was measured for this: these flags are vLLM's defaults."
     return f"What vLLM runs was not measured with any of {_batches(count)}: these flags are its defaults."
 
 

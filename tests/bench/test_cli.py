@@ -25,16 +25,32 @@ from bench.cli.exits import Exit
 from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock, screen
+from bench.environment import Device
 from bench.errors import UnfitError
+from bench.profile import Profile
 from bench.record import Environment, Failed, Outcome, Policy, Skipped, Trial, Verified
-from bench.shipped import reference_folder
+from bench.shipped import reference_folder, shipped_geometries, shipped_profiles
 from bench.store import Store
 from bench.tune.pick import pick
 from dcp_core.check import Check
 from dcp_core.settings import Case
 from tests.bench.made_up import CPU, QWEN, trial, trials
 
-COMMANDS = ("tune", "sweep", "verify", "show", "plot", "memory", "doctor", "profile show", "profile lookup")
+COMMANDS = (
+    "tune",
+    "sweep",
+    "verify",
+    "show",
+    "plot",
+    "memory",
+    "doctor",
+    "profile show",
+    "profile lookup",
+    "profile export",
+    "profile diff",
+    "profile merge",
+    "profile validate",
+)
 TYPED = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
 RIGHT = Check(rows=3, out_error=0.001, out_budget=0.01, lse_error=1e-6, lse_budget=1e-4)
 
@@ -747,6 +763,113 @@ def test_a_profile_answers_for_a_batch(scripted: Scripted, results: Path, capsys
     assert Path(answer["file"]).parent == results / "profiles"
     assert run("profile", "lookup", "q8", "--model", "q63,kv7,d96", "--tp", "7", "--results", results) == Exit.USAGE
     assert "no profile here is for q9,kv1,d96" in capsys.readouterr().err
+
+
+def shipped(geometry: str) -> Path:
+    """Return the file of the profile that ships for a geometry on the H200."""
+    (path,) = shipped_profiles(f"{geometry},dtype=bfloat16", "h200")
+    return path
+
+
+def test_every_shipped_profile_is_in_order_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [path for name in shipped_geometries("h200") for path in shipped_profiles(name, "h200")]
+    assert len(files) >= 3
+    for path in files:
+        assert run("profile", "validate", path) == Exit.DONE
+        assert "all in order" in capsys.readouterr().out
+        assert run("profile", "show", path) == Exit.DONE
+        out = capsys.readouterr().out
+        assert "Between what was measured" in out
+        assert max(len(line) for line in out.splitlines() if not line.startswith(str(path))) <= 80
+
+
+def test_a_profile_that_contradicts_itself_is_not_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "edited.json"
+    text = shipped("q2,kv1,d128").read_text(encoding="utf-8")
+    path.write_text(re.sub(r'"ratio_to_default": 0\.\d+', '"ratio_to_default": 0.0001', text), encoding="utf-8")
+    assert run("profile", "validate", path) == Exit.USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.search(r"entry \d+: ratio_to_default should be 0\.\d+, as its candidates tell$", said.err.strip())
+
+
+def test_a_lookup_says_how_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("profile", "lookup", "--model", "qwen3-235b-a22b", "--tp", "8", "--dcp", "2")
+    assert run(*asked, "8q4s32k") == Exit.DONE
+    out = capsys.readouterr().out
+    assert re.search(r": exact, expected 0\.0% over the best$", out, re.MULTILINE)
+    assert re.search(r"^8q4s32k simulated: .* µs .* with fold fa2 ag_rs, case [0-9a-f]{16}, 2026-", out, re.MULTILINE)
+    assert re.search(r"^Over the engine's default: 0\.\d\d±", out, re.MULTILINE)
+    assert re.search(r"^Runner-up: ", out, re.MULTILINE)
+    assert run(*asked, "9q4s32k") == Exit.DONE
+    assert re.search(r": (tree|neighbour), 0\.\d doublings from 8q4s32k, expected", capsys.readouterr().out)
+    assert run(*asked, "9q4s900k") == Exit.DONE
+    assert "default, since it lies outside what was measured (the nearest is" in capsys.readouterr().out
+
+
+def here(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    """Let this machine have the GPU of the shipped profiles, but for some fields."""
+    there = Profile.load(shipped("q16,kv1,d128")).environment
+    mine = Environment({**there.hard, **changes}, there.soft)
+    monkeypatch.setattr(bench.environment, "devices", lambda: (Device("a GPU", "uuid", 1 << 37, 1 << 37),))
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda _: mine)
+
+
+def test_a_profile_of_another_machine_is_refused_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["lookup", "8q1s32k"], ["export"]):
+        asked = ("profile", *words, "--model", "qwen3-235b-a22b", "--tp", "8", "--dcp", "2")
+        here(monkeypatch)
+        assert run(*asked) == Exit.DONE
+        assert capsys.readouterr().err == ""
+        here(monkeypatch, driver="1.2.3")
+        assert run(*asked) == Exit.DONE
+        assert re.search(r"^Measured elsewhere, .*driver \S+ there, 1\.2\.3 here", capsys.readouterr().err)
+        here(monkeypatch, device_name="NVIDIA B200")
+        assert run(*asked) == Exit.USAGE
+        refused = capsys.readouterr().err
+        assert "another machine (device_name NVIDIA H200 there, NVIDIA B200 here)" in refused
+        assert "--anyway" in refused
+        assert run(*asked, "--anyway") == Exit.DONE
+        assert "NVIDIA B200 here" in capsys.readouterr().err
+        assert run(*asked, "--gpu", "h200") == Exit.DONE
+        assert capsys.readouterr().err == "Asked for NVIDIA H200, on which it was measured.\n"
+
+
+def test_a_profile_becomes_flags_of_vllm(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("profile", "export", "--model", "qwen3-235b-a22b", "--tp", "8", "--dcp", "2", "--gpu", "h200")
+    assert run(*asked) == Exit.DONE
+    out = capsys.readouterr().out
+    assert "--attention-backend FLASHINFER" in out
+    assert "--decode-context-parallel-size 2" in out
+    assert run(*asked, "--batch", "8q4s32k", "--json") == Exit.DONE
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["flags"]["--tensor-parallel-size"] == "8"
+    assert any("(fold fa2)" in note for note in answer["notes"])
+    assert run(*asked, "--gpu", "b300") == Exit.USAGE
+    assert "no reference ships for GPU 'b300'" in capsys.readouterr().err
+
+
+def test_profiles_are_compared_and_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shipped("q8,kv1,d128")
+    whole = Profile.load(path)
+    parts = [replace(whole, entries=whole.entries[:40]), replace(whole, entries=whole.entries[40:])]
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for part, file in zip(parts, files, strict=True):
+        part.write(file)
+    assert run("profile", "diff", path, path) == Exit.DONE
+    assert "0 differ in their settings" in capsys.readouterr().out
+    assert run("profile", "diff", path, files[0]) == Exit.DIFFERENT
+    assert f"Only in A, {len(whole.entries) - 40}: " in capsys.readouterr().out
+    joined = tmp_path / "joined.json"
+    assert run("profile", "merge", *files, "-o", joined) == Exit.DONE
+    assert Profile.load(joined) == whole
+    capsys.readouterr()
+    assert run("profile", "merge", *files, "-o", joined) == Exit.USAGE
+    assert "is there already, and is not replaced" in capsys.readouterr().err
+    assert run("profile", "diff", path, shipped("q16,kv1,d128")) == Exit.USAGE
+    assert "only like can be compared" in capsys.readouterr().err
 
 
 def test_where_nothing_was_tuned_the_shipped_profiles_answer(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import bench.shipped
+from bench.errors import UsageError
 
 CHECKOUT = Path(bench.shipped.__file__).parent.parent
 
@@ -20,6 +21,17 @@ def files_below(folder: Path) -> set[str]:
 def test_a_checkout_serves_its_own_sweeps_and_reference() -> None:
     assert bench.shipped.sweeps_folder() == CHECKOUT / "sweeps"
     assert bench.shipped.reference_folder() == CHECKOUT / "results" / "reference"
+
+
+def test_a_shipped_profile_is_found_by_geometry_and_gpu() -> None:
+    for gpu in (None, "h200", "H200", "NVIDIA H200"):
+        (path,) = bench.shipped.shipped_profiles("q16,kv1,d128,dtype=bfloat16", gpu)
+        assert path.name == "q16,kv1,d128,dtype=bfloat16,device_name=NVIDIA_H200.json"
+        assert path.parent.parent.name == "h200"
+    assert bench.shipped.shipped_profiles("q1,kv1,d128,dtype=bfloat16") == []
+    assert "q8,kv1,d128,dtype=bfloat16" in bench.shipped.shipped_geometries("h200")
+    with pytest.raises(UsageError, match=r"no reference ships for GPU 'h20'; did you mean 'h200'\?; known: h200"):
+        bench.shipped.shipped_profiles("q16,kv1,d128,dtype=bfloat16", "h20")
 
 
 def test_an_incomplete_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
