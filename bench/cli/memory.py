@@ -17,6 +17,7 @@ from dcp_core.memory import parse_size, parse_tokens
 from dcp_core.serving import Limits, Server, multiprocessors_of
 from dcp_core.shapes import ModelShape
 from dcp_core.workspace import NEWEST_READ
+from dcp_core.worst_case import worst_case
 
 _SERVER = "The server: what its scheduler may send"
 _MEMORY = "Memory of a rank"
@@ -133,7 +134,7 @@ def memory(
     from bench.report.memory_table import Rank, kv_grid, sentences, workspace_grid
 
     servers = [Server(shape, layout, limits, multiprocessors, room.page_size, serving.flashinfer) for layout in layouts]
-    ranks = [Rank(one, one.worst_case(), size, exchange, kv_alone=room.budget is not None) for one in servers]
+    ranks = [Rank(one, worst_case(one), size, exchange, kv_alone=room.budget is not None) for one in servers]
     if json:
         emit([rank.to_json(length) for rank in ranks])
         return Exit.DONE

@@ -9,7 +9,8 @@ from bench.report.grid import Column, Grid
 from bench.report.style import tokens as short
 from dcp_core.layout import DcpLayout
 from dcp_core.memory import KvMemory, RankMemory, format_size
-from dcp_core.serving import WRAPPER_BYTES, Server, WorstCase
+from dcp_core.serving import WRAPPER_BYTES, Server
+from dcp_core.worst_case import WorstCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Rank:
             "int_workspace_bytes": worst.need.int_bytes,
             "worst_batch": None if worst.batch is None else str(worst.batch),
             "worst_batch_is_captured": worst.graph,
-            "worst_batch_is_exact": worst.exact,
+            "worst_batch_bytes": worst.batch_bytes,
             "default_bytes": self.default,
             "fails_at_default": self.fails,
             "allocated_bytes": self.allocated,
@@ -191,7 +192,11 @@ def _beside(rank: Rank) -> str:
 
 def _worst(ranks: Sequence[Rank]) -> str:
     limits = ranks[0].server.limits
-    exact = "the one named needs just that" if all(rank.worst.exact for rank in ranks) else "the one named comes close"
+    exact = (
+        "the one named needs just that"
+        if all(rank.worst.exact for rank in ranks)
+        else "it may be that none needs as much"
+    )
     return (
         f"No batch of up to {limits.max_batched_tokens:,} new tokens in {limits.max_sequences:,} requests of up to "
         f"{limits.max_model_len:,} tokens needs more float workspace in fa2 or fa3; {exact}."
@@ -202,7 +207,8 @@ def _outcome(rank: Rank) -> str:
     setting = f"VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE={rank.setting}"
     if rank.fails:
         default = format_size(rank.default)
-        return f"dcp {rank.dcp}: {_batch(rank.worst)} fails at vLLM's default, {default} here; set {setting}."
+        verb = "fails" if rank.worst.batch_bytes > rank.default else "may fail"
+        return f"dcp {rank.dcp}: {_batch(rank.worst)} {verb} at vLLM's default, {default} here; set {setting}."
     if not rank.given_back:
         return (
             f"dcp {rank.dcp}: nothing fails at vLLM's default, and less gives nothing back: vLLM allocates "

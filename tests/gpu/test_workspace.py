@@ -33,6 +33,7 @@ from dcp_core.workspace import (
     fa3_need,
     graph_need,
 )
+from dcp_core.worst_case import worst_eager, worst_graph
 
 # The first test of a kind compiles its kernel.
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -241,7 +242,7 @@ def test_the_worst_batch_of_a_scheduler_plans_in_what_is_told_and_in_no_less() -
     multiprocessors = planner_here(16, 1).multiprocessors
     limits = Limits().captured_as_vllm_does()
     server = Server(shape, layout, limits, multiprocessors, version=flashinfer.__version__)
-    worst = server.worst_eager()
+    worst = worst_eager(server)
     assert worst.batch is not None
     context = tuple(layout.local_len(request.context, 0) for request in worst.batch.requests)
     batch = Batch(worst.batch.new_lens, context, server.page_size)
@@ -249,7 +250,7 @@ def test_the_worst_batch_of_a_scheduler_plans_in_what_is_told_and_in_no_less() -
     planned(server.planner(), batch, need, decode=False)
     with pytest.raises(RuntimeError, match="Buffer overflow when allocating memory for batch_prefill_tmp_s"):
         planned(server.planner(), batch, replace(need, float_bytes=need.float_bytes - ALIGNMENT), decode=False)
-    graph = server.worst_graph()
+    graph = worst_graph(server)
     assert graph is not None
     decodes, planner = Batch((1,) * 512, (1000,) * 512, server.page_size), replace(server.planner(), replayable=True)
     assert graph.need == graph_need(planner, rows=512, requests=512)
