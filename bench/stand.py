@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from dcp_core.cache import PagedCache, PageTable, page_count, slot_mapping
 from dcp_core.check import Check
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
-from dcp_core.oracle import Truth, attend_rows, choose_rows, judge
+from dcp_core.oracle import Truth, attend_rows, choose_requests, choose_rows, judge
 from dcp_core.paths.base import Path, Step
 from dcp_core.settings import Case
 
@@ -59,18 +60,19 @@ class Sequences:
             for _ in range(2)
         )
         drawn = cls(queries, keys, values)
-        drawn._plant(case)
+        drawn._plant(case, seed)
         return drawn
 
-    def _plant(self, case: Case) -> None:
-        """Make some rows of each request depend on one key, from its last new token backwards.
+    def _plant(self, case: Case, seed: int) -> None:
+        """Make some rows of each request that will be checked depend on one key, from its last new token backwards.
 
         In turns it is the row's own key, which a mask one short would hide, and the next, which one too many would show.
         """
         layout, head_dim = case.layout, case.shape.head_dim
         kv_heads = layout.heads(case.shape).kv
-        start = 0
-        for request, keys in zip(case.workload.requests, self.keys, strict=True):
+        starts = list(accumulate(case.workload.new_lens, initial=0))
+        for index in choose_requests(case.workload, seed):
+            request, keys, start = case.workload.requests[index], self.keys[index], starts[index]
             rows = sorted({round(share * (request.new - 1) / (PLANTED - 1)) for share in range(PLANTED)}, reverse=True)
             for turn, row in enumerate(rows):
                 position = request.context + row + turn % 2
@@ -82,7 +84,6 @@ class Sequences:
                 score = (heads.mean((0, 2)).square().sum(-1) / math.sqrt(head_dim)).clamp(min=1e-6)
                 wanted = math.log(request.total) + QUERY_SCALE**2 / 2
                 keys[position].copy_(mean * (wanted / score).unsqueeze(-1))
-            start += request.new
 
     def truth(self, case: Case, rank: int, seed: int) -> Truth:
         """Return the oracle's results for a rank's queries, on rows chosen for the case's page borders."""

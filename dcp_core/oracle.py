@@ -23,8 +23,10 @@ KEYS_PER_SUM = 16
 """Keys that a tensor core adds up at once. A float32 sum that is truncated between them, and not rounded, loses up to one
 unit in the last place per step. That fits what was seen in size and in proportion: on an H200, fa2's LSE over 131072 keys is
 off by about 9e-4, and by half that over 65536."""
+SAMPLED_REQUESTS = 512
+"""Requests of a batch that are checked, whatever their number: each is a computation of its own."""
 SAMPLED_ROWS = 64
-"""Rows checked per batch beyond that, and never fewer than the first and the last of each request."""
+"""Rows checked per batch beyond that, and never fewer than the first and the last of each request that is checked."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +54,15 @@ class Truth:
     truncation: float
 
 
+def choose_requests(workload: Workload, seed: int) -> Sequence[int]:
+    """Return which requests of a batch to look at: all, or of very many the first, the last and random ones; ascending."""
+    count = len(workload)
+    if count <= SAMPLED_REQUESTS:
+        return range(count)
+    generator = torch.Generator().manual_seed(seed)
+    return sorted({0, count - 1, *torch.randperm(count, generator=generator)[: SAMPLED_REQUESTS - 2].tolist()})
+
+
 def choose_rows(workload: Workload, *, heads: int, borders: int, seed: int) -> Tensor:
     """Return which rows of a batch to check: all of a small one, else a sample of those where faults show.
 
@@ -59,17 +70,18 @@ def choose_rows(workload: Workload, *, heads: int, borders: int, seed: int) -> T
         borders: positions around multiples of this are sampled first: ``dcp * page_size`` covers pages, shards and runs.
 
     Returns:
-        int64, ascending: of each request the first and last row, then, as far as its part of SAMPLED_ROWS reaches, those
-        around its first and last border, then random ones.
+        int64, ascending: of each of ``choose_requests`` the first and last row, then, as far as its part of SAMPLED_ROWS
+        reaches, those around its first and last border, then random ones.
     """
     scores = sum(r.new * r.total for r in workload.requests) * heads
-    if scores <= FULL_SCORES:
+    if scores <= FULL_SCORES and len(workload) <= SAMPLED_REQUESTS:
         return torch.arange(workload.new_tokens)
     generator = torch.Generator().manual_seed(seed)
     starts = list(accumulate(workload.new_lens, initial=0))
-    each = max(1, SAMPLED_ROWS // len(workload))
+    some = choose_requests(workload, seed)
+    each = max(1, SAMPLED_ROWS // len(some))
     chosen: set[int] = set()
-    for request, start in zip(workload.requests, starts, strict=False):
+    for request, start in ((workload.requests[index], starts[index]) for index in some):
         wanted = [0, request.new - 1]
         first_border = -(-request.context // borders) * borders
         for border in (first_border, (request.total - 1) // borders * borders):

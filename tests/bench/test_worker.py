@@ -96,7 +96,7 @@ def test_an_error_is_an_outcome_and_the_next_case_is_right(
 
 def test_probing_says_why_each_kernel_and_exchange_does_not_run() -> None:
     found = worker.probe(Mesh.alone())
-    assert found["kernels"].keys() == {"reference", "fa2", "fa3", "auto", "cuda_core"}
+    assert found["kernels"].keys() == {"reference", "fa2", "fa3", "auto", "cuda_core", "persistent"}
     assert [name for name, why in found["kernels"].items() if not why] == ["reference"]
     assert found["exchanges"]["ag_rs"] == found["exchanges"]["a2a"] == "needs at least two ranks: start with --ranks N"
     assert (found["device"], found["backend"], found["ranks"]) == ("cpu", "none", 1)

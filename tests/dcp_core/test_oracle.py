@@ -14,7 +14,15 @@ from torch import Tensor
 from dcp_core.exchange.base import interleave_ranks
 from dcp_core.kernels.reference import attend
 from dcp_core.lse import LseBase, Partial, combine
-from dcp_core.oracle import SAMPLED_ROWS, Truth, attend_rows, choose_rows, judge
+from dcp_core.oracle import (
+    SAMPLED_REQUESTS,
+    SAMPLED_ROWS,
+    Truth,
+    attend_rows,
+    choose_requests,
+    choose_rows,
+    judge,
+)
 from dcp_core.shapes import Workload
 
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 64
@@ -94,6 +102,16 @@ def test_no_request_of_a_large_batch_goes_unchecked(text: str) -> None:
     for end, new in zip(ends, workload.new_lens, strict=True):
         assert {end - new, end - 1} <= rows
     assert rows <= set(range(workload.new_tokens))
+
+
+def test_of_thousands_of_requests_some_are_checked_first_and_last_among_them() -> None:
+    workload = Workload.parse("8000q1s16_192q2s16")
+    some = choose_requests(workload, seed=0)
+    assert {0, 8191} <= set(some)
+    assert SAMPLED_REQUESTS - 2 <= len(some) <= SAMPLED_REQUESTS
+    rows = set(choose_rows(workload, heads=16, borders=32, seed=0).tolist())
+    assert {0, 8382, 8383} <= rows
+    assert len(rows) <= 2 * SAMPLED_REQUESTS
 
 
 # --- What is true ---------------------------------------------------------------------------------------------------
