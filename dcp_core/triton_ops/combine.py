@@ -209,6 +209,8 @@ def _combine(
     added /= tl.where(total == 0.0, 1.0, total)[:, None]
 
     target = result + (token * result_t + head * result_h)[:, None] + column
+    # In place, a warp that is done would overwrite LSEs that another has yet to read.
+    tl.debug_barrier()
     tl.store(target, added.to(result.dtype.element_ty), inside)
     tl.store(total_lses + token * total_t + head * total_h, total_lse(top, total), live)
 
@@ -254,5 +256,7 @@ def _rescale(
     scaled = weighed(out + (token * out_t + head * out_h)[:, None] + column, inside, own, share)
 
     target = result + (token * result_t + head * result_h)[:, None] + column
+    # In place, a warp that is done would overwrite LSEs that another has yet to read.
+    tl.debug_barrier()
     tl.store(target, scaled.to(result.dtype.element_ty), inside)
     tl.store(total_lses + token * total_t + head * total_h, total_lse(top, total), live)

@@ -105,5 +105,7 @@ def _merge(
     added /= tl.where(total == 0.0, 1.0, total)[:, None]
 
     target = result + (token * result_t + head * result_h)[:, None] + column
+    # In place, a warp that is done would overwrite LSEs that another has yet to read.
+    tl.debug_barrier()
     tl.store(target, added.to(result.dtype.element_ty), inside)
     tl.store(total_lses + token * total_t + head * total_h, total_lse(top, total), live)
