@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -75,6 +75,7 @@ class GatheredRecipe:
     def __init__(self, site: Site, local: Local) -> None:
         self._site, self._local = site, local
         self._rows = rows_for(site, 0)
+        self._fused = site.exchange if isinstance(site.exchange, FusedExchange) else None
         self._ahead = _stream_ahead(site.device) if site.case.settings.overlap else None
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
@@ -90,47 +91,52 @@ class GatheredRecipe:
         """Return the stages of a step, gather and combine among them unless no other rank is needed."""
         if not self._local.exchanges:
             return self._local.finish()
-        gather = Stage("gather", self._gather, communicates=True)
-        combine = Stage("combine", self._combine, communicates=True)
-        if self._ahead is None or not self._local.apart():
-            return (gather, *self._local.attend(), *self._local.apart(), combine, *self._local.finish())
-        if self._local.beside is None:
-            return (self._beside(gather, (*self._local.attend(), combine), self._ahead), *self._local.finish())
-        return (self._beside(gather, self._local.attend(), self._ahead), combine, *self._local.finish())
+        if self._ahead is not None and self._local.apart():
+            overlapped = partial(self._overlapped, self._local.attend(), self._local.apart(), self._ahead)
+            return (Stage("overlapped", overlapped, communicates=True), *self._local.finish())
+        return (
+            Stage("gather", self._gather, communicates=True),
+            *self._local.attend(),
+            *self._local.apart(),
+            Stage("combine", self._combine, communicates=True),
+            *self._local.finish(),
+        )
 
     def result(self, out: Tensor) -> Partial:
         """Return ``out`` with the LSE that the last step left."""
         return Partial(out, self._rows.lse, self._rows.base)
 
-    def _beside(self, gather: Stage, others: tuple[Stage, ...], ahead: torch.cuda.Stream) -> Stage:
-        """Return one stage of what exchanges and what needs no other rank, side by side."""
-        apart = self._local.apart()
-
-        def run(step: Step) -> None:
-            here = torch.cuda.current_stream(self._site.device)
-            ahead.wait_stream(here)
-            # The gather first: it waits for peers on a few multiprocessors, which nothing else must hold by then.
-            with torch.cuda.stream(ahead):
-                gather.run(step)
-            for stage in apart:
+    def _overlapped(
+        self, attend: tuple[Stage, ...], apart: tuple[Stage, ...], ahead: torch.cuda.Stream, step: Step
+    ) -> None:
+        """Run what needs no other rank beside all else."""
+        here = torch.cuda.current_stream(self._site.device)
+        ahead.wait_stream(here)
+        # The gather first: it waits for peers on a few multiprocessors, which nothing else must hold by then.
+        with torch.cuda.stream(ahead):
+            self._gather(step)
+        for stage in apart:
+            stage.run(step)
+        with torch.cuda.stream(ahead):
+            for stage in attend:
                 stage.run(step)
-            with torch.cuda.stream(ahead):
-                for stage in others:
-                    stage.run(step)
-            here.wait_stream(ahead)
-
-        return Stage("overlapped", run, communicates=True)
+            if self._fused is None:
+                self._combine(step)
+            else:
+                self._fused.send(self._rows.partial)
+        here.wait_stream(ahead)
+        if self._fused is not None and self._local.beside is not None:
+            self._fused.receive(self._rows.partial, self._local.beside, into=Partial(step.out, self._rows.lse))
 
     def _gather(self, step: Step) -> None:
         self._rows.q = self._site.exchange.gather_heads(step.q)
 
     def _combine(self, step: Step) -> None:
-        exchange, into = self._site.exchange, Partial(step.out, self._rows.lse)
-        beside = self._local.beside
-        if beside is not None and isinstance(exchange, FusedExchange):
-            exchange.combine_beside(self._rows.partial, beside, into=into)
+        into, beside = Partial(step.out, self._rows.lse), self._local.beside
+        if self._fused is not None and beside is not None:
+            self._fused.combine_beside(self._rows.partial, beside, into=into)
         else:
-            exchange.combine(self._rows.partial, into=into)
+            self._site.exchange.combine(self._rows.partial, into=into)
 
 
 def rows_for(site: Site, tokens: int) -> GatheredRows:
