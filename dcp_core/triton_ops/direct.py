@@ -1,14 +1,14 @@
 """Gather and combine in one kernel each, by stores into the peers' own memory; docs/exchanges.md draws the protocol. Floor 3.
 
 Every rank owns a *mailbox*: flags, a gather room and a combine room. A call of either kind is a *turn*. In a turn, each
-program of the kernel writes its rows into every peer's room, then sets its flag there to its count of turns, and only then
+program of the kernel writes its rows into every peer's room, then sets its flag there to the turn's number, and only then
 waits for its peers' flags in its own mailbox. A program waits for the same program of its peers and for nobody else.
 
 Why nothing is lost or overwritten: a rank that has finished turn k has seen a flag of every peer for turn k, so every peer
 had by then finished whatever it did before turn k, reading what turn k - 1 brought it included. So turn k + 1 may write
 where turn k - 1 wrote: gathers and combines alternate, and one room of each kind is enough.
 
-The counts live on the device, so that a captured graph may be replayed. They only grow, and may wrap.
+The number of the turn lives on the device, so that a captured graph may be replayed. Flags only grow.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from dcp_core.triton_ops.turns import (
     OUTS,
     at_rows,
     await_peers,
-    begin,
     gathered_row,
+    may_be_told,
+    number_of,
     place_of,
     room_in,
     row_of,
@@ -141,7 +142,9 @@ def _turn(mailbox: Mailbox, laid: Laid, tokens: int, phase: Phase) -> dict[str, 
     """Return what every kernel here takes, by name."""
     group = mailbox.group
     return {
-        "places": mailbox.turns if laid.places is None else laid.places,
+        "places": mailbox.turns
+        if laid.places is None
+        else laid.places,  # where none is placed, a pointer that is not read
         "rooms": mailbox.rooms,
         "turns": mailbox.turns,
         "loss": mailbox.loss,
@@ -208,26 +211,27 @@ def _gather(
     ALIGNED: tl.constexpr,
 ):
     push = (phase & 1) != 0
-    turn, whole = begin(turns, loss, push)
     column = tl.arange(0, COLUMNS)[None, :]
     rows = tokens * KV_HEADS * GROUP
-    told_rows = tl.where(whole, rows, 0)  # once a rank is lost, what came late would be taken for what is missing
     if push:
         for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):
             row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
             inside = live[:, None] & (column < HEAD_DIM)
             queries = tl.load(at_rows(q, token, kv_head * GROUP + head, q_t, q_h, column, ALIGNED), inside)
+            telling = may_be_told(turns, loss, row, live)
             # Peers first, and not all the same one: the link is the slowest part of the way.
             for step in tl.static_range(1, RANKS + 1):
                 peer = (rank + step) % RANKS
                 place = place_of(places, peer, token, tokens, live, PLACED)
                 there = gathered_row(place, kv_head, rank, head, RANKS, KV_HEADS, GROUP, FOLD)
                 room = room_in(rooms, peer, GATHERED, RANKS, q.dtype.element_ty)
-                standing = ((row < told_rows) & (place >= 0))[:, None] & inside
+                standing = (telling & (place >= 0))[:, None] & inside
                 tl.store(at_rows(room, there, 0, HEAD_DIM, 0, column, False), queries, standing)
-        signal(rooms, turns, rank, turn, whole, RANKS)
+    turn = number_of(turns, push)
+    if push:
+        signal(rooms, turns, loss, rank, turn, RANKS)
     if phase & 2:
-        await_peers(rooms, turns, loss, told, rank, turn, whole, polls, RANKS)
+        await_peers(rooms, loss, told, rank, turn, polls, RANKS)
 
 
 @triton.jit(do_not_specialize=list(range(26)))
@@ -269,30 +273,31 @@ def _combine(
     ALIGNED: tl.constexpr,
 ):
     push = (phase & 1) != 0
-    turn, whole = begin(turns, loss, push)
     column = tl.arange(0, COLUMNS)[None, :]
     rows = tokens * KV_HEADS * GROUP
-    told_rows = tl.where(whole, rows, 0)  # once a rank is lost, what came late would be taken for what is missing
     if push:
         for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):
             row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
-            told_row = row < told_rows
+            telling = may_be_told(turns, loss, row, live)
             place = place_of(places, rank, token, tokens, live, PLACED)
             seeing = live & (place >= 0)
             inside = seeing[:, None] & (column < HEAD_DIM)
+            there = rank * rows + row
             for step in tl.static_range(1, RANKS):
                 peer = (rank + step) % RANKS
                 here = gathered_row(place, kv_head, peer, head, RANKS, KV_HEADS, GROUP, FOLD)
+                # All is loaded before anything is stored: what comes after a store waits twice for memory.
                 shares = tl.load(at_rows(out, here, 0, HEAD_DIM, 0, column, ALIGNED), inside)
-                room = room_in(rooms, peer, OUTS, RANKS, out.dtype.element_ty)
-                tl.store(
-                    at_rows(room, rank * rows + row, 0, HEAD_DIM, 0, column, False), shares, inside & told_row[:, None]
-                )
                 lse = tl.load(lses + here, seeing, float("-inf"))
-                tl.store(room_in(rooms, peer, LSES, RANKS, tl.float32) + rank * rows + row, lse, told_row)
-        signal(rooms, turns, rank, turn, whole, RANKS)
+                outs = room_in(rooms, peer, OUTS, RANKS, out.dtype.element_ty)
+                there_lses = room_in(rooms, peer, LSES, RANKS, tl.float32)
+                tl.store(at_rows(outs, there, 0, HEAD_DIM, 0, column, False), shares, inside & telling[:, None])
+                tl.store(there_lses + there, lse, telling)
+    turn = number_of(turns, push)
+    if push:
+        signal(rooms, turns, loss, rank, turn, RANKS)
     if phase & 2:
-        everybody = await_peers(rooms, turns, loss, told, rank, turn, whole, polls, RANKS)
+        everybody = await_peers(rooms, loss, told, rank, turn, polls, RANKS)
         outs = room_in(rooms, rank, OUTS, RANKS, out.dtype.element_ty)
         there_lses = room_in(rooms, rank, LSES, RANKS, tl.float32)
         for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):

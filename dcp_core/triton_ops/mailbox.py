@@ -38,8 +38,8 @@ class Group:
 
     @property
     def flag_bytes(self) -> int:
-        """Bytes at the beginning of a mailbox: int32 flags ``[ranks, MOST_PROGRAMS]``."""
-        return _aligned(4 * self.ranks * MOST_PROGRAMS)
+        """Bytes at the beginning of a mailbox: int64 flags ``[ranks, MOST_PROGRAMS]``."""
+        return _aligned(8 * self.ranks * MOST_PROGRAMS)
 
     def gather_bytes(self, places: int) -> int:
         """Bytes of a gather room of ``places`` tokens: queries ``[places, heads * ranks, head_dim]``."""
@@ -66,8 +66,8 @@ class Mailbox:
         memory: uint8, this rank's own; zero before the first turn of any rank.
         rooms: int64 ``[4, ranks]`` on the device: where, for this rank, the flags, the gather room, the outputs and the LSEs
             of the combine room begin in each rank's mailbox.
-        turns: int32 ``[MOST_PROGRAMS]`` on the device: how often each program has run. Programs of one number run in the
-            same turns on every rank, so that their counts, and the flags that say them, never drift apart.
+        turns: int64 ``[MOST_PROGRAMS]`` on the device: the last turn, once for each program, so that none reads what another
+            writes. int64 does not wrap; int32 would in three hours, and a flag that was not set since would look fresh.
         loss: int64 ``[1]`` on the device, zero until a rank is lost; see ``lost_rank``.
         told: the same, in memory of the host that the device writes: read without waiting for the device.
         tokens, places: rows that the rooms hold.
@@ -117,7 +117,7 @@ class Mailbox:
             rank,
             memory,
             starts[:, None] + addresses,
-            torch.zeros(MOST_PROGRAMS, dtype=torch.int32, device=memory.device),
+            torch.zeros(MOST_PROGRAMS, dtype=torch.int64, device=memory.device),
             torch.zeros(1, dtype=torch.int64, device=memory.device),
             torch.zeros(1, dtype=torch.int64, pin_memory=memory.is_cuda),
             tokens,
@@ -133,13 +133,13 @@ class Mailbox:
         return self.memory[start : start + prod(shape) * group.dtype.itemsize].view(group.dtype).view(shape)
 
     def lost_rank(self) -> tuple[int, int] | None:
-        """Return the rank that did not come and the turn (modulo 2**32) in which it was waited for; None if none is known.
+        """Return the rank that did not come and the turn in which it was waited for; None if none is known.
 
         The device is not waited for: a loss is known as soon as the device has written it, at the latest when the launch
         that gave up has ended.
         """
         loss = int(self.told)
-        return (loss % SEATS - 1, loss // SEATS % 2**32) if loss else None
+        return (loss % SEATS - 1, loss // SEATS) if loss else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

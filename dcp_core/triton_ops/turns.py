@@ -63,32 +63,54 @@ def at_rows(pointer, token, head, t, h, column, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def begin(turns, loss, push):
-    """Return this program's count of turns, this one included, and whether no rank was lost before it."""
-    turn = tl.load(turns + tl.program_id(0)) + push.to(tl.int32)
-    return turn, tl.load(loss) == 0
+def number_of(turns, push):
+    """Return the number of the turn: the launch that pushes begins a new one."""
+    return tl.load(turns + tl.program_id(0)) + push.to(tl.int64)
+
+
+@triton.jit
+def _is_whole(lost, turn):
+    """Tell from what a rank's ``loss`` says whether none was lost before this turn.
+
+    A loss of this very turn does not count: whenever the threads of a launch look, they all see the same.
+    """
+    return (lost == 0) | (lost >= turn * _SEATS)
+
+
+@triton.jit
+def may_be_told(turns, loss, row, live):
+    """Return which rows may be pushed: none once a rank is lost, since what came late would be taken for what is missing.
+
+    Asked row by row, and so not waited for before the rows themselves are asked for: a uniform answer would be.
+    """
+    nowhere = tl.zeros_like(row)
+    turn = tl.load(turns + tl.program_id(0) + nowhere) + 1
+    return live & _is_whole(tl.load(loss + nowhere), turn)
 
 
 @triton.jit
 def _flags(rooms, of_rank, by_rank, RANKS: tl.constexpr):
     """Return where, in one rank's mailbox, others set this program's flag."""
-    base = tl.load(rooms + FLAGS * RANKS + of_rank).to(tl.pointer_type(tl.int32))
+    base = tl.load(rooms + FLAGS * RANKS + of_rank).to(tl.pointer_type(tl.int64))
     return base + by_rank * _PROGRAMS + tl.program_id(0)
 
 
 @triton.jit
-def signal(rooms, turns, rank, turn, whole, RANKS: tl.constexpr):
-    """Set this program's flag on every peer, after all that its threads have stored, and count the turn."""
+def signal(rooms, turns, loss, rank, turn, RANKS: tl.constexpr):
+    """Set this program's flag on every peer, after all that its threads have stored, and write the turn's number down."""
     peer = tl.arange(0, _RANKS)
-    others = (peer < tl.where(whole, RANKS, 0)) & (peer != rank)
-    tl.debug_barrier()  # all have stored their rows, and all have read the count
+    others = (peer < tl.where(_is_whole(tl.load(loss), turn), RANKS, 0)) & (peer != rank)
+    tl.debug_barrier()  # all have stored their rows, and all have read the number
     there = _flags(rooms, tl.where(peer < RANKS, peer, 0), rank, RANKS)
     tl.atomic_xchg(there, turn, others, sem="release", scope="sys")
     tl.store(turns + tl.program_id(0), turn)
+    if tl.program_id(0) == 0:  # for those that rest
+        program = tl.arange(0, _PROGRAMS)
+        tl.store(turns + program, turn, program >= tl.num_programs(0))
 
 
 @triton.jit
-def await_peers(rooms, turns, loss, told, rank, turn, whole, polls, RANKS: tl.constexpr):
+def await_peers(rooms, loss, told, rank, turn, polls, RANKS: tl.constexpr):
     """Wait for this program's flag of every peer, and return whether all came; the first that did not is written down.
 
     Once a rank is lost none is waited for. Of several that are late, the first is that of the lowest number.
@@ -96,18 +118,16 @@ def await_peers(rooms, turns, loss, told, rank, turn, whole, polls, RANKS: tl.co
     peer = tl.arange(0, _RANKS)
     others = (peer < RANKS) & (peer != rank)
     here = _flags(rooms, rank, tl.where(peer < RANKS, peer, rank), RANKS)
-    # A difference, since counts may wrap; a peer is at most one turn ahead.
-    late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
+    whole = _is_whole(tl.load(loss), turn)
+    late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") < turn)
     left = tl.where(whole, polls, 0)
     while (tl.max(late.to(tl.int32)) > 0) & (left > 0):
-        late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") - turn < 0)
+        late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") < turn)
         left -= 1
     tl.debug_barrier()
     lost = tl.min(tl.where(late, peer, RANKS))
     if lost < RANKS:
-        # The first program's count is the turn's number. Volatile: what lies beside it may be cached here, from before.
-        number = tl.load(turns, volatile=True).to(tl.int64)
-        loss_now = number * _SEATS + lost + 1
+        loss_now = turn * _SEATS + lost + 1
         if tl.atomic_cas(loss, tl.cast(0, tl.int64), loss_now) == 0:
             tl.store(told, loss_now)
     return (lost == RANKS) & whole

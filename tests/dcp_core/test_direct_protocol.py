@@ -52,17 +52,17 @@ class World:
     Args:
         turn: per rank, the turn that it is in.
         at: per rank and program, its next step.
-        whole: per rank and program, whether no rank was known to be lost when it began, and it did not give up since.
-        lost: ranks that have given up on some peer.
+        whole: per rank and program, whether it may make a finite result: it did not give up in this turn.
+        lost: (rank, turn): who gave up on some peer, and when first.
         misled: ranks that read rows of a gather that were not all there: what they send from now on is made of garbage.
         rooms: per (rank, kind, source, row), what was written there.
-        flags: per (rank, source, program), the count that was told.
+        flags: per (rank, source, program), the turn that was told.
     """
 
     turn: tuple[int, ...]
     at: tuple[tuple[int, ...], ...]
     whole: tuple[tuple[bool, ...], ...]
-    lost: frozenset[int] = frozenset()
+    lost: frozenset[tuple[int, int]] = frozenset()
     misled: frozenset[int] = frozenset()
     rooms: frozenset[tuple[tuple[int, str, int, int], Row]] = frozenset()
     flags: frozenset[tuple[tuple[int, int, int], int]] = frozenset()
@@ -119,29 +119,29 @@ class Walk:
         rows, flags = [("push", peer) for peer in peers], [("flag", peer) for peer in peers]
         pushed = rows + flags if self.rules.flags_after_rows else flags + rows
         awaited = [("wait", peer) for peer in peers] if self.rules.awaits else []
-        begun = [("begin", rank)] if self.rules.gives_up else []  # what it looks at changes in such walks alone
-        return [*begun, *pushed, *awaited, ("read", rank)]
+        return [*pushed, *awaited, ("read", rank)]
 
     def _take(self, world: World, rank: int, program: int, step: tuple[str, int]) -> Iterator[World]:
-        turn, whole = world.turn[rank], world.whole[rank][program]
+        turn = world.turn[rank]
         now = self.turns[turn]
-        count = sum(program < one.programs for one in self.turns[: turn + 1])  # how often this program has run
-        tells = whole or not self.rules.silent_once_lost
+        before = any(
+            turn > since for who, since in world.lost if who == rank
+        )  # a loss of this very turn does not count
+        whole = world.whole[rank][program] and not before
+        tells = not before or not self.rules.silent_once_lost
         match step:
-            case ("begin", _):
-                yield replace(world, whole=_changed(world.whole, rank, program, rank not in world.lost))
             case ("push", peer):
                 row = Row(turn, rank not in world.misled)
                 rows = {(peer, now.kind, rank, number): row for number in now.of_program(program) if tells}
                 yield replace(world, rooms=frozenset((dict(world.rooms) | rows).items()))
             case ("flag", peer):
-                flags = {(peer, rank, program): count} if tells else {}
+                flags = {(peer, rank, program): turn + 1} if tells else {}
                 yield replace(world, flags=frozenset((dict(world.flags) | flags).items()))
             case ("wait", peer):
-                if dict(world.flags).get((rank, peer, program), 0) >= count or not whole:
+                if dict(world.flags).get((rank, peer, program), 0) > turn or not whole:
                     yield world  # once a rank is lost, none is waited for
                 elif self.rules.gives_up:
-                    known = replace(world, lost=world.lost | {rank})
+                    known = world if rank in dict(world.lost) else replace(world, lost=world.lost | {(rank, turn)})
                     yield replace(known, whole=_changed(world.whole, rank, program, False))
             case _:
                 finite = whole or not self.rules.nan_once_lost
@@ -153,7 +153,7 @@ class Walk:
         """End a rank's turn: what its stream does next reads all that a gather brought, lost or not."""
         turn = world.turn[rank]
         if self.turns[turn].kind == "gather" and (wrong := self._wrong(world, rank, range(self.turns[turn].rows))):
-            if rank not in world.lost:
+            if rank not in dict(world.lost):
                 raise Broken(wrong)
             world = replace(world, misled=world.misled | {rank})
         programs = self.turns[turn + 1].programs if turn + 1 < len(self.turns) else 0

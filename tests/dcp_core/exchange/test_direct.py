@@ -57,7 +57,7 @@ class Pretended:
 
     def set_flags(self, count: int) -> None:
         """Let every peer have come to so many turns."""
-        flags = self.mailboxes[0].view(torch.int32)[: self.size * MOST_PROGRAMS]
+        flags = self.mailboxes[0].view(torch.int64)[: self.size * MOST_PROGRAMS]
         flags.fill_(count)
 
 

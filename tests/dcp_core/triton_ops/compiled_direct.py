@@ -21,8 +21,8 @@ POINTERS = {
     **dict.fromkeys(("q", "out", "own", "result"), "*bf16"),
     **dict.fromkeys(("lses", "own_lses", "total_lses"), "*fp32"),
     **dict.fromkeys(("base_to_natural", "own_to_natural"), "fp32"),
-    **dict.fromkeys(("places", "turns"), "*i32"),
-    **dict.fromkeys(("rooms", "loss", "told"), "*i64"),
+    **dict.fromkeys(("rooms", "turns", "loss", "told"), "*i64"),
+    "places": "*i32",
 }
 CONSTANTS = {
     "RANKS": 2,

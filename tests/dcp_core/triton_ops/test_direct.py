@@ -183,34 +183,31 @@ def test_folded_rows_stand_where_folding_puts_them(
         assert_same(got, expected_of(unfolded, which, rank))
 
 
-def test_counts_of_turns_may_wrap(triton_device: str) -> None:
-    group = GROUPS[0]
-    boxes = mailboxes(group, tokens=3, device=triton_device)
-    last = 2**31 - 2
-    for box in boxes:
-        box.turns.fill_(last)
-        box.memory[: group.flag_bytes].view(torch.int32).fill_(last)
-    for turn in range(4):
-        q = queries(group, 3, turn, triton_device)
-        for gathered in gather(boxes, q, [Laid()] * 2):
-            assert gathered.equal(interleave_ranks(torch.stack(q), 1))
-    assert boxes[0].turns[0] == -(2**31) + 2
-    assert boxes[0].lost_rank() is None
-
-
 def test_a_program_that_rested_for_any_number_of_turns_still_waits(triton_device: str) -> None:
     group, plain = GROUPS[0], Laid()
     boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4, polls=5)
-    flags = [box.memory[: group.flag_bytes].view(torch.int32).view(group.ranks, -1) for box in boxes]
+    flags = [box.memory[: group.flag_bytes].view(torch.int64).view(group.ranks, -1) for box in boxes]
     gather(boxes, queries(group, TOKENS, 0, triton_device), [plain] * 2)
-    for box, set_by in zip(boxes, flags, strict=True):  # turns of one program, until its count is about to wrap
-        box.turns[0] = set_by[:, 0] = 2**31 - 1
+    for box, set_by in zip(boxes, flags, strict=True):  # more turns of one program than int32 counts: three hours
+        box.turns[:] = set_by[:, 0] = 2**31 + 7
     q = queries(group, TOKENS, 1, triton_device)
     for gathered in gather(boxes, q, [plain] * 2):
         assert gathered.equal(interleave_ranks(torch.stack(q), 1))
     flags[1][0, 0] += 1  # of rank 0's four programs only the first comes
     got = direct.combine(partials(group, TOKENS, 16, 0, triton_device)[1], boxes[1], plain)
     assert got.lse.view(-1)[direct.ROWS : 4 * direct.ROWS].isnan().all()
+    assert boxes[1].lost_rank() == (0, 2**31 + 9)
+
+
+def test_a_program_that_rests_knows_the_turn_when_it_is_needed_again(triton_device: str) -> None:
+    group = GROUPS[0]
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4)
+    for turn, tokens in enumerate((1, 1, TOKENS, 1, TOKENS)):
+        q = queries(group, tokens, turn, triton_device)
+        for gathered in gather(boxes, q, [Laid()] * 2):
+            assert gathered.equal(interleave_ranks(torch.stack(q), 1))
+        for box in boxes:
+            assert (box.turns == turn + 1).all()
 
 
 def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not_send(triton_device: str) -> None:
@@ -235,6 +232,17 @@ def test_of_several_that_never_come_the_lowest_is_named(triton_device: str) -> N
     box = mailboxes(group, tokens=4, device=triton_device, polls=5)[1]
     direct.gather_heads(queries(group, 4, 0, triton_device)[1], box, Laid())
     assert box.lost_rank() == (0, 1)
+
+
+def test_a_loss_silences_nobody_in_the_turn_in_which_it_is_found(triton_device: str) -> None:
+    group = GROUPS[0]
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4, polls=5)
+    q = queries(group, TOKENS, 0, triton_device)
+    direct.gather_heads(q[0], boxes[0], Laid())
+    assert boxes[0].lost_rank() == (1, 1)
+    flags = boxes[1].memory[: group.flag_bytes].view(torch.int64).view(group.ranks, -1)
+    assert (flags[0, :4] == 1).all(), "whoever sees half of a loss would tell of rows that were not pushed"
+    assert direct.gather_heads(q[1], boxes[1], Laid()).equal(interleave_ranks(torch.stack(q), 1))
 
 
 def test_once_a_rank_is_lost_nothing_more_is_pushed_or_signalled(triton_device: str) -> None:
