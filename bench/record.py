@@ -1,7 +1,7 @@
 """What a run leaves behind: one trial per case, and everything a reader needs to believe it. Standard library only.
 
-History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, and a stage between ranks holds
-samples of every rank. What an older line lacks has its default.
+History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, a stage between ranks holds
+samples of every rank, and a case may have been timed in a race. What an older line lacks has its default.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ PROTOCOL = 3
 is timed from taking the batch on, and inputs hold planted keys; 3, repetitions, rendezvous and events are inside the graph."""
 MAX_SAMPLES = 64
 """Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
+VISITS = 2
+"""To each case in a round of a race, as far from its middle the one as the other: a drift falls on all cases alike."""
 
 
 class Label(StrEnum):
@@ -159,6 +161,41 @@ class PlanTime:
     host_us: Summary
 
 
+class Heat(StrEnum):
+    """What a race was run for: a first look at many cases, telling the best apart, or proof in a fresh process."""
+
+    SCREENED = "screened"
+    RACED = "raced"
+    CONFIRMED = "confirmed"
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """How a case was timed in turns with others on one device, in rounds: every case VISITS times, in an order and its reverse.
+
+    Args:
+        name: of the race, the same in the trial of each case that took part: their samples pair round by round.
+        process: of the group of workers that ran it.
+        cases: that were timed in it; a race of which some trials are missing was interrupted while they were written.
+        repeats: samples taken one after another in a visit.
+
+    Raises:
+        ValueError: for a race of no cases, or a visit without a sample.
+    """
+
+    name: str
+    heat: Heat
+    process: str
+    cases: int
+    repeats: int
+
+    def __post_init__(self) -> None:
+        if min(self.cases, self.repeats) < 1:
+            raise ValueError(
+                f"a race times one case or more, not {self.cases}, and takes a sample or more a visit, not {self.repeats}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A case that was right, and its times.
@@ -171,7 +208,7 @@ class Measured:
             most keys and without the exchange.
         launch_us: host time to launch one step, eagerly.
         plan: host time of planning a batch, shared by all ``layers`` of the model.
-        stages: the breakdown, each stage timed alone.
+        stages: the breakdown, each stage timed alone; none where the case was only raced.
         rank_samples_us: raw samples of the step per rank, at most MAX_SAMPLES each.
         exchange_timed: False where the exchange's time is not in ``step_us``.
         stop: why sampling ended.
@@ -179,6 +216,7 @@ class Measured:
         flushed_bytes: written between repetitions to cool the L2 cache; 0 if warm.
         kv_bytes: allocated for the KV cache of one layer, largest rank.
         flags: what a reader should know, in words.
+        race: if the step was timed in turns with other cases; its raw samples are whole then, in the order they were taken.
 
     Raises:
         ValueError: for a case that was not right, or numbers that nothing measured has.
@@ -199,6 +237,7 @@ class Measured:
     kv_bytes: int
     layers: int
     flags: tuple[str, ...] = ()
+    race: Race | None = None
     kind: str = field(default="measured", init=False)
 
     def __post_init__(self) -> None:
@@ -210,6 +249,17 @@ class Measured:
         _check_amounts("timer_floor_us", (self.timer_floor_us,))
         for samples in self.rank_samples_us:
             _check_amounts("samples of a rank", samples)
+        if self.race and {len(samples) for samples in self.rank_samples_us} != {self.step_us.count}:
+            raise ValueError(f"a race keeps all samples of every rank, {self.step_us.count}")
+        if self.race and self.step_us.count % (VISITS * self.race.repeats):
+            raise ValueError(
+                f"{self.step_us.count} samples are no whole rounds of {VISITS} visits, {self.race.repeats} each"
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """True if each stage was timed as well, as of a case measured by itself, or confirmed."""
+        return self.race is None or bool(self.stages)
 
     @property
     def plan_us(self) -> float:
@@ -325,3 +375,17 @@ class Trial:
     def key(self) -> Key:
         """What makes two trials the same measurement: the case, its real ranks, the protocol, and how it was timed."""
         return Key(self.case.key, self.ranks, self.protocol, self.policy.cold, self.policy.graphs, self.policy.calls)
+
+
+def latest(trials: Iterable[Trial]) -> list[Trial]:
+    """Return the trial that counts for each case: the last, but one with every stage timed before one that only raced."""
+    found: dict[object, Trial] = {}
+    for trial in trials:
+        known = found.get(trial.key)
+        if known is None or _is_whole(trial) or not _is_whole(known):
+            found[trial.key] = trial
+    return list(found.values())
+
+
+def _is_whole(trial: Trial) -> bool:
+    return isinstance(trial.outcome, Measured) and trial.outcome.is_whole

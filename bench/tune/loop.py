@@ -1,0 +1,112 @@
+"""The order in which batches are searched, and how far within a budget of time. Standard library only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from bench.record import Heat, Trial
+from bench.tune.search import Batch, Step, first_step, next_step
+from dcp_core.settings import Case
+
+CONFIRMING_S = 20.0
+"""Kept of a budget for starting a fresh process, beside what its races take."""
+RACES_TO_CONFIRM = 3
+"""Of about the length of those before, for each batch."""
+
+
+class Track(Protocol):
+    """Where races are run."""
+
+    def race(self, step: Step) -> Sequence[Trial]:
+        """Run a race and keep what came of it: a trial for each case that took part, or could not.
+
+        A screening may take the first of its cases only, as memory allows; the others are asked for again.
+        """
+        ...
+
+    def renew(self) -> bool:
+        """End the process that races, so that the next race starts a fresh one. False if that is not possible here."""
+        ...
+
+
+def search(
+    batches: Sequence[Batch],
+    known: Iterable[Trial],
+    track: Track,
+    *,
+    budget_s: float | None = None,
+    now: Callable[[], float],
+) -> Iterator[tuple[Batch, list[Trial]]]:
+    """Search batches one after another, then confirm what was found, in a fresh process; yield the trials of each race.
+
+    With a budget every batch gets a coarse look before any is searched in full, and enough is left at the end to confirm
+    what was found: until then the default stays.
+
+    Args:
+        known: trials of these batches from before: what they hold is not measured again.
+        now: a clock, in seconds.
+    """
+    state = _State(batches, known, track, now, budget_s)
+    if budget_s is not None:
+        for batch in batches:
+            yield from state.run(batch, first_step, (Heat.SCREENED,))
+    for batch in batches:
+        yield from state.run(batch, next_step, (Heat.SCREENED, Heat.RACED))
+    state.reserve = False
+    if any(state.next(batch, next_step, (Heat.CONFIRMED,)) for batch in batches) and track.renew():
+        for batch in batches:
+            yield from state.run(batch, next_step, (Heat.CONFIRMED,))
+
+
+class _State:
+    """What is known of each batch, and the time that is left."""
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        known: Iterable[Trial],
+        track: Track,
+        now: Callable[[], float],
+        budget_s: float | None,
+    ) -> None:
+        self._track, self._now, self._started, self._budget_s = track, now, now(), budget_s
+        self._count, self.reserve = len(batches), True
+        self._spent_s: list[float] = []
+        home = {case: batch for batch in batches for case in batch.candidates}
+        self._trials: dict[int, list[Trial]] = defaultdict(list)
+        for trial in known:
+            if batch := home.get(trial.case):
+                self._trials[id(batch)].append(trial)
+
+    def next(
+        self, batch: Batch, plan: Callable[[Batch, Sequence[Trial]], Step | None], heats: Sequence[Heat]
+    ) -> Step | None:
+        """Return a batch's next race if it is one of some kinds."""
+        step = plan(batch, self._trials[id(batch)])
+        return step if step and step.heat in heats else None
+
+    def run(
+        self, batch: Batch, plan: Callable[[Batch, Sequence[Trial]], Step | None], heats: Sequence[Heat]
+    ) -> Iterator[tuple[Batch, list[Trial]]]:
+        """Run a batch's races of some kinds as long as there are any, and time for them."""
+        while self._has_time() and (step := self.next(batch, plan, heats)):
+            before = self._now()
+            trials = list(self._track.race(step))
+            self._spent_s.append(self._now() - before)
+            self._trials[id(batch)] += trials
+            yield batch, trials
+
+    def _has_time(self) -> bool:
+        if self._budget_s is None:
+            return True
+        usual_s = sum(self._spent_s) / len(self._spent_s) if self._spent_s else 0.0
+        kept_s = CONFIRMING_S + RACES_TO_CONFIRM * self._count * usual_s if self.reserve else usual_s
+        kept_s = min(kept_s, self._budget_s / 2)
+        return self._now() - self._started + kept_s < self._budget_s
+
+
+def cases_of(batches: Iterable[Batch]) -> list[Case]:
+    """Return every candidate, batch by batch."""
+    return [case for batch in batches for case in batch.candidates]

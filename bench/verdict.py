@@ -1,0 +1,110 @@
+"""Which of two settings is faster: paired times, a test, an interval, a verdict. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+
+from bench.record import VISITS
+from bench.stats import median_interval, signed_rank_p
+
+ALPHA = 0.01
+"""A difference is believed below this p."""
+MARGIN = 0.005
+"""Relative; a smaller difference is none worth a change of settings."""
+UNSTEADY = 0.15
+"""Relative; a device whose speed changed by more between quarters of a comparison was not one device."""
+
+
+class Verdict(StrEnum):
+    """What a comparison says of the first of two settings."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    SAME = "same"
+    AMBIGUOUS = "ambiguous"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One setting's time over another's.
+
+    Args:
+        ratio: the median of paired ratios; below 1 the first is faster.
+        low, high: its 95 % interval.
+        p: of the hypothesis that neither is faster.
+        pairs: compared.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}] {self.verdict}"
+
+
+def compare(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
+    """Compare two settings by times that were taken in the same rounds, interleaved on one device.
+
+    Faster, or slower, if p < ALPHA and the interval lies outside ±MARGIN; the same if it lies inside; else ambiguous, as it is
+    whatever the times where the device itself changed speed by more than UNSTEADY.
+
+    Raises:
+        ValueError: for no pairs, times without a partner, or one that is not positive.
+    """
+    if not mine or len(mine) != len(theirs):
+        raise ValueError(f"a comparison needs times in pairs, not {len(mine)} and {len(theirs)}")
+    if not all(0 < time < math.inf for time in (*mine, *theirs)):
+        raise ValueError("a comparison needs positive times")
+    differences = [math.log(one / other) for one, other in zip(mine, theirs, strict=True)]
+    low, high = median_interval(differences)
+    p = signed_rank_p(differences)
+    return Comparison(
+        math.exp(median(differences)),
+        math.exp(low),
+        math.exp(high),
+        p,
+        len(differences),
+        _verdict(low, high, p) if is_steady(mine, theirs) else Verdict.AMBIGUOUS,
+    )
+
+
+def is_steady(mine: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Tell whether the device kept its speed: whether the median pair of each quarter took about the same time."""
+    levels = [math.sqrt(one * other) for one, other in zip(mine, theirs, strict=True)]
+    size = math.ceil(len(levels) / 4)
+    quarters = [median(levels[start : start + size]) for start in range(0, len(levels), size)]
+    return max(quarters) <= (1 + UNSTEADY) * min(quarters)
+
+
+def rounds_of(samples: Sequence[float], repeats: int) -> list[float]:
+    """Return a time for each round of a race: of each visit the median, of the round's visits the geometric mean.
+
+    Args:
+        samples: of one case in the order they were taken.
+        repeats: samples a visit.
+
+    Raises:
+        ValueError: for samples that are no whole number of rounds, as of a case that was thinned.
+    """
+    size = VISITS * repeats
+    if repeats < 1 or not samples or len(samples) % size:
+        raise ValueError(f"{len(samples)} samples are no whole rounds of {VISITS} visits with {repeats} each")
+    visits = [median(samples[start : start + repeats]) for start in range(0, len(samples), repeats)]
+    return [math.sqrt(one * other) for one, other in zip(visits[::VISITS], visits[1::VISITS], strict=True)]
+
+
+def _verdict(low: float, high: float, p: float) -> Verdict:
+    margin = math.log1p(MARGIN)
+    if p < ALPHA and high < -margin:
+        return Verdict.FASTER
+    if p < ALPHA and low > margin:
+        return Verdict.SLOWER
+    return Verdict.SAME if -margin <= low <= high <= margin else Verdict.AMBIGUOUS

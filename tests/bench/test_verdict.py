@@ -1,0 +1,136 @@
+"""Verdicts: nothing is called faster that is not, 1 % is seen, and a device that changes speed is told."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+from statistics import mean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.noise import NOISES, Noise, dropping
+from bench.stats import median_interval, signed_rank_p
+from bench.verdict import Comparison, Verdict, compare, rounds_of
+
+REPEATS, ROUNDS, MOST_ROUNDS = 3, 10, 80
+
+
+def race(noise: Noise, seed: int, ratio: float, rounds: int) -> tuple[list[float], list[float]]:
+    """Time two settings in turns on one device; the first takes ``ratio`` times as long as the second."""
+    source, number = random.Random(seed), 0
+    samples: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        order = source.sample([0, 1], 2)
+        for which in (*order, *reversed(order)):
+            for _ in range(REPEATS):
+                samples[which].append((ratio, 1.0)[which] * noise(number, source))
+                number += 1
+    return rounds_of(samples[0], REPEATS), rounds_of(samples[1], REPEATS)
+
+
+def decided(noise: Noise, seed: int, ratio: float) -> Comparison:
+    """Race until the verdict is clear, looking after every race, as a search does."""
+    mine, theirs = race(noise, seed, ratio, MOST_ROUNDS)
+    for rounds in range(ROUNDS, MOST_ROUNDS + 1, ROUNDS):
+        found = compare(mine[:rounds], theirs[:rounds])
+        if found.verdict is not Verdict.AMBIGUOUS:
+            break
+    return found
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_of_two_equal_settings_neither_is_called_faster(name: str) -> None:
+    verdicts = [decided(NOISES[name](), seed, 1.0).verdict for seed in range(1000)]
+    assert mean(verdict in (Verdict.FASTER, Verdict.SLOWER) for verdict in verdicts) <= 0.02
+    assert mean(verdict is Verdict.SAME for verdict in verdicts) >= 0.95
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_one_percent_is_seen(name: str) -> None:
+    assert mean(decided(NOISES[name](), seed, 0.99).verdict is Verdict.FASTER for seed in range(400)) >= 0.95
+    assert mean(decided(NOISES[name](), seed, 1.01).verdict is Verdict.SLOWER for seed in range(400)) >= 0.95
+
+
+@pytest.mark.parametrize("ratio", [0.9, 1.0, 1.1])
+@pytest.mark.parametrize("where", [0.3, 0.5, 0.7])
+def test_a_drop_of_the_clock_in_the_middle_is_ambiguous(ratio: float, where: float) -> None:
+    repetitions = MOST_ROUNDS * 2 * 2 * REPEATS
+    for seed in range(20):
+        times = race(dropping(round(where * repetitions)), seed, ratio, MOST_ROUNDS)
+        assert compare(*times).verdict is Verdict.AMBIGUOUS
+
+
+def test_a_small_difference_is_none_however_sure() -> None:
+    steady = [100.0 + step / 100 for step in range(40)]
+    found = compare([0.997 * time for time in steady], steady)
+    assert found.p < 1e-6
+    assert found.verdict is Verdict.SAME
+    assert found.ratio == pytest.approx(0.997)
+
+
+def test_few_pairs_prove_nothing() -> None:
+    assert compare([50.0] * 7, [100.0] * 7).verdict is Verdict.AMBIGUOUS
+    assert compare([50.0] * 8, [100.0] * 8).verdict is Verdict.FASTER
+    assert compare([100.0] * 8, [50.0] * 8).verdict is Verdict.SLOWER
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [([], []), ([1.0], [1.0, 2.0]), ([0.0], [1.0]), ([float("nan")], [1.0])])
+def test_what_is_no_pair_of_times_is_refused(mine: list[float], theirs: list[float]) -> None:
+    with pytest.raises(ValueError, match="a comparison needs"):
+        compare(mine, theirs)
+
+
+def test_a_round_is_two_visits_each_worth_its_median() -> None:
+    assert rounds_of([1, 4, 99, 9, 9, 1, 2, 2, 2, 8, 8, 8], 3) == [6.0, 4.0]
+    with pytest.raises(ValueError, match="4 samples are no whole rounds of 2 visits with 3 each"):
+        rounds_of([1.0] * 4, 3)
+
+
+# --- The test behind it ---------------------------------------------------------------------------------------------
+
+
+def p_of_all_signs(differences: list[float]) -> float:
+    """Wilcoxon's p by trying every choice of signs."""
+    amounts = sorted(abs(value) for value in differences if value)
+    ranks = {size: mean(place for place, other in enumerate(amounts, start=1) if other == size) for size in amounts}
+    total = sum(ranks[size] for size in amounts)
+    seen = sum(ranks[abs(value)] for value in differences if value > 0)
+    least = min(seen, total - seen)
+    sums = [
+        sum(ranks[size] for size, up in zip(amounts, signs, strict=True) if up)
+        for signs in product((0, 1), repeat=len(amounts))
+    ]
+    return min(1.0, 2 * mean(found <= least for found in sums))
+
+
+@given(st.lists(st.integers(-6, 6).map(float), max_size=9))
+def test_p_is_exact_ties_and_zeros_included(differences: list[float]) -> None:
+    assert signed_rank_p(differences) == pytest.approx(p_of_all_signs(differences))
+
+
+@pytest.mark.parametrize(("count", "critical"), [(8, 0), (12, 7), (20, 37), (25, 68)])
+def test_p_meets_published_tables(count: int, critical: int) -> None:
+    """Two-sided 1 % critical values of the rank sum, as every table of Wilcoxon's test has them."""
+
+    def p_of_sum(wanted: int) -> float:
+        signs = [-1.0] * count
+        for rank in range(count, 0, -1):
+            if rank <= wanted:
+                signs[rank - 1], wanted = 1.0, wanted - rank
+        return signed_rank_p([rank * sign for rank, sign in enumerate(signs, start=1)])
+
+    assert p_of_sum(critical) <= 0.01 < p_of_sum(critical + 1)
+
+
+def test_p_of_many_is_uniform_where_nothing_differs() -> None:
+    source = random.Random(4)
+    found = [signed_rank_p([source.gauss(0, 1) for _ in range(80)]) for _ in range(1000)]
+    assert mean(p < 0.01 for p in found) < 0.02
+    assert mean(p < 0.5 for p in found) == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_interval_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        median_interval([])

@@ -1,0 +1,106 @@
+"""What the search promises, replayed on what an H200 took for every candidate, and on a space larger than was ever measured.
+
+``python -m bench.tune.replay results/reference/h200`` prints the whole table, over more seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from statistics import mean
+
+import pytest
+
+from bench.noise import NOISES, white
+from bench.shipped import reference_folder
+from bench.store import Store
+from bench.tune.replay import (
+    MADE_UP_ON,
+    STRATEGIES,
+    Score,
+    Table,
+    by_medians,
+    by_one_look,
+    by_oracle,
+    by_races,
+    made_up_table,
+    replay,
+    scores_grid,
+    table_of,
+    told_apart,
+)
+from bench.tune.search import Batch
+
+
+@cache
+def reference() -> tuple[Table, list[Batch]]:
+    trials, _ = Store.read(reference_folder() / "h200")
+    table = table_of(trials)
+    return table, told_apart(table, trials[-1].environment)
+
+
+@cache
+def large() -> tuple[Table, list[Batch]]:
+    table = made_up_table()
+    return table, told_apart(table, MADE_UP_ON)
+
+
+def regrets(scores: Sequence[Score]) -> list[float]:
+    return sorted(score.regret for score in scores)
+
+
+def p90(ordered: Sequence[float]) -> float:
+    return ordered[int(0.9 * (len(ordered) - 1))]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_on_what_was_measured_the_search_keeps_its_promises(noise: str) -> None:
+    table, batches = reference()
+    assert len(batches) > 100
+    scores = replay(table, batches, by_races, NOISES[noise], range(1))
+    found = regrets(scores)
+    assert mean(found) <= 0.01
+    assert p90(found) <= 0.03
+    assert mean(score.false_win for score in scores) <= 0.01
+    assert max(score.over_default for score in scores) <= 0.01
+
+
+@pytest.mark.parametrize("noise", ["white", "two clocks"])
+def test_of_many_candidates_a_tenth_is_measured(noise: str) -> None:
+    table, batches = large()
+    assert len(table) > 3000
+    scores = replay(table, batches, by_races, NOISES[noise], range(2))
+    found = regrets(scores)
+    assert mean(found) <= 0.01
+    assert p90(found) <= 0.03
+    assert mean(score.false_win for score in scores) <= 0.01
+    assert max(score.over_default for score in scores) <= 0.01
+    assert mean(score.cases for score in scores) <= 0.1
+    assert mean(score.seconds for score in scores) <= 0.1
+
+
+def test_measuring_one_after_another_is_fooled_where_races_are_not() -> None:
+    """A device with two clock rates: what each case took depends on when it was its turn."""
+    table, batches = reference()
+    some = batches[::3]
+    alone, raced = (replay(table, some, way, NOISES["two clocks"], range(1)) for way in (by_medians, by_races))
+    assert mean(score.false_win for score in raced) == 0
+    assert mean(regrets(raced)) < mean(regrets(alone))
+    looks = replay(table, some, by_one_look, NOISES["spiky"], range(1))
+    assert mean(score.false_win for score in looks) > 0
+
+
+def test_the_oracle_regrets_nothing_and_what_is_random_does() -> None:
+    table, batches = reference()
+    assert max(regrets(replay(table, batches, by_oracle(table), white, range(1)))) == 0
+    guessed = replay(table, batches, STRATEGIES["a random third"], white, range(1))
+    assert mean(regrets(guessed)) > 0.01
+    assert mean(score.cases for score in guessed) < 0.8
+
+
+def test_scores_are_printed_a_line_a_way() -> None:
+    table, batches = reference()
+    scores = {("white", name): replay(table, batches[:3], way, white, range(1)) for name, way in STRATEGIES.items()}
+    lines = scores_grid("what searching is worth", scores).to_text().splitlines()
+    assert len(lines) == 3 + len(STRATEGIES)
+    assert lines[3].split()[:2] == ["white", "races"]
