@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
-from dcp_core.triton_ops.direct import Phase, combine, gather_heads
+from dcp_core.triton_ops.direct import LARGE, SMALL, Phase, combine, gather_heads
 from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox
 
 HEAD_DIMS = (64, 256)
 PROGRAMS_PER_SM = 4
-"""They surely run side by side, being of 128 threads and at most 128 registers each.
+"""They surely run side by side, being of 128 threads and at most 128 registers each; of 256 threads half as many do.
 
 A program moves 4 KiB at a time, waiting for what it reads before it writes: with one to an SM, 132 SMs would need about a
 microsecond a tile to fill an NVLink of 450 GB/s, and a way to memory and back takes that long by itself.
@@ -140,14 +141,14 @@ class Direct:
         """
         group, device = self._group, self._mesh.device
         nowhere = Laid(torch.empty(group.ranks, 0, dtype=torch.int32, device=device), fold=group.ranks)
-        for laid in (Laid(), nowhere):
-            for apart in (16, 1):  # rows that begin at multiples of 16 bytes, and not
-                shape, strides = (0, group.heads, group.head_dim), (apart, apart, 1)
-                rows = torch.empty_strided(shape, strides, dtype=group.dtype, device=device)
-                gathered = gather_heads(rows, self._mailbox, laid)
-                nothing = Partial(gathered, torch.empty(gathered.shape[:2], device=device))
-                combine(nothing, self._mailbox, laid, into=Partial(rows, self._combined.lse))
-                torch.cuda.synchronize(device)
+        # Rows that begin at multiples of 16 bytes, and others.
+        for laid, apart, tile in product((Laid(), nowhere), (16, 1), (SMALL, LARGE)):
+            shape, strides = (0, group.heads, group.head_dim), (apart, apart, 1)
+            rows = torch.empty_strided(shape, strides, dtype=group.dtype, device=device)
+            gathered = gather_heads(rows, self._mailbox, laid, tile=tile)
+            nothing = Partial(gathered, torch.empty(gathered.shape[:2], device=device))
+            combine(nothing, self._mailbox, laid, into=Partial(rows, self._combined.lse), tile=tile)
+            torch.cuda.synchronize(device)
 
 
 def refusal(mesh: Mesh, head_dim: int) -> str:

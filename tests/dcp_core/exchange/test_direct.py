@@ -6,6 +6,7 @@ Without a GPU one rank of a group stands alone here, its peers' mailboxes beside
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial as given
 from types import SimpleNamespace
 
 import pytest
@@ -144,19 +145,21 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     loaded = [set(kernel.variants) for kernel in recorded]
-    assert [len(variants) for variants in loaded] == [4, 4]
+    assert [len(variants) for variants in loaded] == [8, 8]
     for kernel in recorded:
         kernel.variants.clear()
-    folds = [Fold.of([3, 5], [9, 5], 2, rank) for rank in range(2)]
-    for plan in (lambda: opened.reserve(8), lambda: opened.reserve_folded(8, folds)):
-        plan()
-        for gap in (0, 1):
-            gathered = opened.gather_heads(rows(8, 2, mesh.device, gap=gap).out)
-            partial = Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device))
-            opened.combine(partial)
-            opened.combine_beside(partial, rows(8, 2, mesh.device, gap=gap), into=rows(8, 2, mesh.device))
-            opened.send(partial)
-            opened.receive(partial, rows(8, 2, mesh.device), into=rows(8, 2, mesh.device, gap=gap))
+    for tokens in (8, 300):  # in small tiles, and in large ones
+        folds = [Fold.of([3, tokens - 3], [9, tokens - 3], 2, rank) for rank in range(2)]
+        for plan in (given(opened.reserve, tokens), given(opened.reserve_folded, tokens, folds)):
+            plan()
+            for gap in (0, 1):
+                gathered = opened.gather_heads(rows(tokens, 2, mesh.device, gap=gap).out)
+                made = Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device))
+                beside = rows(tokens, 2, mesh.device, gap=gap)
+                opened.combine(made)
+                opened.combine_beside(made, beside, into=rows(tokens, 2, mesh.device))
+                opened.send(made)
+                opened.receive(made, rows(tokens, 2, mesh.device), into=beside)
     assert [kernel.variants for kernel in recorded] == loaded
 
 

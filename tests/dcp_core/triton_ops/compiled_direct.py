@@ -32,21 +32,20 @@ CONSTANTS = {
     "PLACED": False,
     "HEAD_DIM": 128,
     "COLUMNS": 128,
-    "HEIGHT": direct.ROWS,
 }
 INSTRUCTION = re.compile(r"^\s*(?:@\S+ )?((?:ld|st)\.global\S*)", re.MULTILINE)
 
 
-def instructions(kernel: triton.JITFunction, *, aligned: bool) -> dict[str, int]:
+def instructions(kernel: triton.JITFunction, tile: direct.Tile, *, aligned: bool) -> dict[str, int]:
     """Count a compiled kernel's loads and stores by width."""
-    constants = {**CONSTANTS, "ALIGNED": aligned}
+    constants = {**CONSTANTS, "HEIGHT": tile.rows, "ALIGNED": aligned}
     names = [param.name for param in kernel.params]
     types = {
         param.name: "constexpr" if param.is_constexpr else POINTERS.get(param.name, param.annotation_type or "i32")
         for param in kernel.params
     }
     source = ASTSource(kernel, types, {(names.index(name),): value for name, value in constants.items()})
-    compiled = triton.compile(source, target=H100, options={"num_warps": direct.WARPS})
+    compiled = triton.compile(source, target=H100, options={"num_warps": tile.warps})
     return dict(Counter(INSTRUCTION.findall(compiled.asm["ptx"])))
 
 
@@ -54,8 +53,9 @@ def found(kernel: triton.JITFunction) -> dict[str, object]:
     free = [param for param in kernel.params if not param.is_constexpr]
     return {
         "specialised": [param.name for param in free if not param.do_not_specialize],
-        "aligned": instructions(kernel, aligned=True),
-        "not aligned": instructions(kernel, aligned=False),
+        "small": instructions(kernel, direct.SMALL, aligned=True),
+        "large": instructions(kernel, direct.LARGE, aligned=True),
+        "not aligned": instructions(kernel, direct.SMALL, aligned=False),
     }
 
 

@@ -195,7 +195,7 @@ def test_a_program_that_rested_for_any_number_of_turns_still_waits(triton_device
         assert gathered.equal(interleave_ranks(torch.stack(q), 1))
     flags[1][0, 0] += 1  # of rank 0's four programs only the first comes
     got = direct.combine(partials(group, TOKENS, 16, 0, triton_device)[1], boxes[1], plain)
-    assert got.lse.view(-1)[direct.ROWS : 4 * direct.ROWS].isnan().all()
+    assert got.lse.view(-1)[direct.SMALL.rows : 4 * direct.SMALL.rows].isnan().all()
     assert boxes[1].lost_rank() == (0, 2**31 + 9)
 
 
@@ -262,9 +262,16 @@ def test_compiled_for_a_gpu_rows_move_16_bytes_at_once_and_no_argument_is_specia
     compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run([sys.executable, COMPILED], env=compiling, capture_output=True, text=True, check=True)
     seen = json.loads(ran.stdout)
-    for kernel, loads, stores in (("_gather", 2, 4), ("_combine", 8, 4)):
+    # In either tile a thread's part of a row's source or target is 16 bytes, or twice as many.
+    each = (
+        ("_gather", "small", 1, 2),
+        ("_gather", "large", 2, 4),
+        ("_combine", "small", 4, 2),
+        ("_combine", "large", 8, 4),
+    )
+    for kernel, tile, loads, stores in each:
         assert seen[kernel]["specialised"] == []
-        aligned = seen[kernel]["aligned"]
+        aligned = seen[kernel][tile]
         assert aligned.get("ld.global.v4.b32") == loads
         assert aligned.get("st.global.v4.b32") == stores
         assert not {"ld.global.b16", "st.global.b16"} & aligned.keys()
