@@ -68,22 +68,25 @@ class CudaClock:
     With ``graphs`` repetitions are captured, with their rendezvous and their events, and replayed: no launch is in the time,
     and ranks start together. What cannot be captured (a kernel that allocates or synchronises) is timed as it is launched,
     under another timer's name.
+
+    Args:
+        repetitions: in one graph. Who samples fewer at a time waits for the others in vain.
     """
 
-    def __init__(self, device: torch.device, *, graphs: bool, cold: bool) -> None:
+    def __init__(self, device: torch.device, *, graphs: bool, cold: bool, repetitions: int = REPETITIONS) -> None:
         self.name = "cuda_graph_events" if graphs else "cuda_events"
-        self._graphs, self._device = graphs, device
+        self._graphs, self._device, self._repetitions = graphs, device, repetitions
         size = FLUSH_FACTOR * torch.cuda.get_device_properties(device).L2_cache_size if cold else 0
         self._flush = torch.zeros(size, dtype=torch.uint8, device=device)
         self.flushed_bytes = size
 
     def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
-        """Return what replays a graph of REPETITIONS, or launches each."""
+        """Return what replays a graph of so many repetitions, or launches each."""
         return self._replayed(call, align) if self._graphs else partial(self._launched, call, align)
 
     def _replayed(self, call: Callable[[], None], align: Callable[[], None] | None) -> Sampler:
         # External events are recorded by the graph itself, and can be read after each replay.
-        pairs = [_events(external=True) for _ in range(REPETITIONS)]
+        pairs = [_events(external=True) for _ in range(self._repetitions)]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         # thread_local: another thread, as the watchdog of NCCL, may query its events meanwhile.

@@ -26,6 +26,8 @@ VARIABLES = re.compile(
 """Environment variables that may change a time or a result."""
 
 POWER_CAP = "software power cap"
+SLOWDOWNS = ("hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "hardware power brake")
+"""Reasons for which a device lowers its clocks that say more of its cooling and its supply than of the case."""
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, from nvml.h.
 EVENT_REASONS: Mapping[int, str] = {
     0x001: "idle",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from bench.clock import Clock, CudaClock, HostClock, Sampler, floor_us
+from bench.clock import REPETITIONS, Clock, CudaClock, HostClock, Sampler, floor_us
 from bench.need import case_bytes
 from bench.record import (
     Failed,
@@ -18,6 +19,7 @@ from bench.record import (
     Outcome,
     PlanTime,
     Policy,
+    Race,
     Skipped,
     StageTime,
     StopReason,
@@ -55,11 +57,13 @@ class Timed:
         return [max(times) for times in zip(*self.ranks_us, strict=True)]
 
 
-def verify(case: Case, mesh: Mesh, *, seed: int, sequences: Sequences | None = None) -> tuple[Stand, Check] | Skipped:
+def verify(
+    case: Case, mesh: Mesh, *, seed: int, sequences: Sequences | None = None, beside: Sequence[Stand] = ()
+) -> tuple[Stand, Check] | Skipped:
     """Lay a case out, plan it, run it once and compare it with the oracle; every rank of the group must call this.
 
     Args:
-        sequences: as of ``Stand``.
+        sequences, beside: as of ``Stand``.
 
     Returns:
         The stand with the check over all ranks, or why some rank cannot run the case.
@@ -69,7 +73,7 @@ def verify(case: Case, mesh: Mesh, *, seed: int, sequences: Sequences | None = N
     stand = None
     if not problem:
         try:
-            stand = Stand(case, mesh, seed, sequences)
+            stand = Stand(case, mesh, seed, sequences, beside)
         except Unsupported as error:
             problem = str(error)
     problem = mesh.first_problem(problem)
@@ -79,6 +83,17 @@ def verify(case: Case, mesh: Mesh, *, seed: int, sequences: Sequences | None = N
     return stand, Check.worst(mesh.share(stand.check()))
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A case that was right, ready to be timed: where it stands, what planning took, and what the clock reads for nothing."""
+
+    stand: Stand
+    check: Check
+    plan: tuple[PlanTime, ...]
+    clock: Clock
+    floor_us: float
+
+
 def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
     """Check and time a case; every rank of the group must call this, and all return the same.
 
@@ -86,7 +101,34 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
         mesh: of ``dcp`` real ranks, or a whole simulated group. In a simulation every rank is checked, the one with most
             keys is timed by itself, and the exchange is not timed.
     """
-    verified = verify(case, mesh, seed=policy.seed)
+    ready = prepare(case, mesh, policy)
+    if not isinstance(ready, Ready):
+        return ready
+    with timing(ready.stand):
+        step = _time(ready.stand.fullest.launch, mesh, ready.clock, policy)
+        outcome = outcome_of(ready, step, policy, launches=LAUNCH_SAMPLES, stages=True)
+    problem = mesh.first_problem(spoilt(ready.stand))
+    return Failed("incorrect", problem) if problem else outcome
+
+
+def prepare(
+    case: Case,
+    mesh: Mesh,
+    policy: Policy,
+    *,
+    beside: Sequence[Stand] = (),
+    plans: int = MOST_PLAN_SAMPLES,
+    repetitions: int = REPETITIONS,
+) -> Ready | Skipped | Failed:
+    """Lay a case out and check it, time its planning and open its clock; every rank of the group must call this.
+
+    Args:
+        beside: stands of the same batch, to share what can be shared.
+        plans: times that planning is timed, at most.
+        repetitions: that the clock makes at once.
+    """
+    sequences = beside[0].sequences if beside else None
+    verified = verify(case, mesh, seed=policy.seed, sequences=sequences, beside=beside)
     if isinstance(verified, Skipped):
         return verified
     stand, check = verified
@@ -96,60 +138,69 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
             f"out errs by {check.out_error:.2e} (budget {check.out_budget:.2e}), "
             f"lse by {check.lse_error:.2e} (budget {check.lse_budget:.2e})",
         )
-    plan = _time_planning(stand)
-    clock = _open_clock(case, mesh, policy)
+    plan = _time_planning(stand, plans)
+    clock = _open_clock(case, mesh, policy, repetitions)
     # The cheapest call that the clock can take, timed before the case: below ten of these a time says little.
-    floor = max(mesh.share(floor_us(clock, mesh.device)))
-    if mesh.is_simulated:
-        stand.launch()
-        with mesh.solo():
-            return _timed(stand, check, plan, clock, floor, policy)
-    timed = _timed(stand, check, plan, clock, floor, policy)
-    if problem := mesh.first_problem(_spoilt(stand)):
-        return Failed("incorrect", problem)
-    return timed
+    return Ready(stand, check, plan, clock, max(mesh.share(floor_us(clock, mesh.device))))
 
 
-def _spoilt(stand: Stand) -> str:
+@contextmanager
+def timing(stand: Stand) -> Iterator[None]:
+    """Let the rank with most keys run by itself where a group is simulated; real ranks run together."""
+    if not stand.mesh.is_simulated:
+        yield
+        return
+    stand.launch()
+    with stand.mesh.solo():
+        yield
+
+
+def spoilt(stand: Stand) -> str:
     """Run once more, and say whether results stopped being numbers: those of an exchange are NaN once a rank was lost."""
     stand.launch()
     finite = all(bool(seat.step.out.isfinite().all()) for seat in stand.seats)
     return "" if finite else f"rank {stand.mesh.rank}: results were right before timing, and are no longer finite after"
 
 
-def _timed(
-    stand: Stand, check: Check, plan: tuple[PlanTime, ...], clock: Clock, floor: float, policy: Policy
+def outcome_of(
+    ready: Ready, step: Timed, policy: Policy, *, launches: int, stages: bool, race: Race | None = None
 ) -> Measured:
-    mesh, seat = stand.mesh, stand.fullest
-    step = _time(seat.launch, mesh, clock, policy)
-    launch = _time_launch(seat.launch, mesh)
-    stages = tuple(
-        _time_stage(stage, stand, clock, policy)
-        for stage in seat.path.stages()
+    """Return what was measured of a case, after timing its launch and, if asked to, each of its stages.
+
+    Args:
+        launches: times that launching is timed.
+        race: that the step was timed in.
+    """
+    stand, mesh, seat = ready.stand, ready.stand.mesh, ready.stand.fullest
+    launch = _time_launch(seat.launch, mesh, launches)
+    broken_down = tuple(
+        _time_stage(stage, stand, ready.clock, policy)
+        for stage in (seat.path.stages() if stages else ())
         if not (stage.communicates and mesh.is_simulated)
     )
     summary = summarize(step.slowest_us)
     return Measured(
         label=Label.SIMULATED if mesh.is_simulated else Label.MEASURED,
-        check=check,
-        timer=clock.name,
+        check=ready.check,
+        timer=ready.clock.name,
         step_us=summary,
         launch_us=summarize(launch),
-        plan=plan,
-        stages=stages,
+        plan=ready.plan,
+        stages=broken_down,
         rank_samples_us=tuple(thin(times) for times in step.ranks_us),
         exchange_timed=not mesh.is_simulated,
         stop=step.stop,
-        timer_floor_us=floor,
-        flushed_bytes=clock.flushed_bytes,
+        timer_floor_us=ready.floor_us,
+        flushed_bytes=ready.clock.flushed_bytes,
         kv_bytes=max(mesh.share(stand.kv_bytes)),
         layers=stand.case.shape.layers,
-        flags=tuple(_flags(stand, step, summary.median, floor, policy.calls)),
+        flags=tuple(_flags(stand, step, summary.median, ready.floor_us, policy.calls)),
+        race=race,
     )
 
 
-def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Timed:
-    """Warm up, then sample until the interval of the median is narrow enough. Ranks see the same samples and so agree."""
+def sampler_of(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Sampler:
+    """Return what samples a call, warmed up: microseconds of one call, several being timed together if the policy says so."""
 
     def calls() -> None:
         for _ in range(policy.calls):
@@ -162,6 +213,12 @@ def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) ->
         return [time_us / policy.calls for time_us in sampler(count)]
 
     _warm_up(sample, mesh, policy)
+    return sample
+
+
+def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Timed:
+    """Warm up, then sample until the interval of the median is narrow enough. Ranks see the same samples and so agree."""
+    sample = sampler_of(call, mesh, clock, policy)
     samples: list[list[float]] = [[] for _ in range(1 if mesh.is_simulated else mesh.size)]
     started = time.monotonic()
     while True:
@@ -197,7 +254,7 @@ def _time_stage(stage: Stage, stand: Stand, clock: Clock, policy: Policy) -> Sta
     return StageTime(stage.name, summarize(slowest), stage.communicates, thin(slowest), ranks)
 
 
-def _time_planning(stand: Stand) -> tuple[PlanTime, ...]:
+def _time_planning(stand: Stand, most: int) -> tuple[PlanTime, ...]:
     """Time planning on the host, with the device work it causes: taking the batch, then each stage, slowest rank."""
     mesh, seat, started = stand.mesh, stand.fullest, time.monotonic()
     times: dict[str, list[float]] = {}
@@ -210,7 +267,7 @@ def _time_planning(stand: Stand) -> tuple[PlanTime, ...]:
         times.setdefault(name, []).append((time.perf_counter_ns() - start) / 1e3)
         return result
 
-    for count in range(MOST_PLAN_SAMPLES):
+    for count in range(most):
         if count >= PLAN_SAMPLES and max(mesh.share(time.monotonic() - started)) > PLAN_SECONDS:
             break
         for stage in timed("batch", lambda: seat.path.prepare(stand.case.workload, seat.table)):
@@ -218,10 +275,10 @@ def _time_planning(stand: Stand) -> tuple[PlanTime, ...]:
     return tuple(PlanTime(name, summarize(_slowest(mesh, samples))) for name, samples in times.items())
 
 
-def _time_launch(call: Callable[[], None], mesh: Mesh) -> list[float]:
+def _time_launch(call: Callable[[], None], mesh: Mesh, samples: int) -> list[float]:
     """Return host microseconds per eager launch of a step, the device idle before each, slowest rank."""
     times = []
-    for _ in range(LAUNCH_SAMPLES):
+    for _ in range(samples):
         synchronize(mesh.device)
         start = time.perf_counter_ns()
         call()
@@ -234,12 +291,12 @@ def _slowest(mesh: Mesh, times: Sequence[float]) -> list[float]:
     return [max(each) for each in zip(*mesh.share(list(times)), strict=True)]
 
 
-def _open_clock(case: Case, mesh: Mesh, policy: Policy) -> Clock:
+def _open_clock(case: Case, mesh: Mesh, policy: Policy, repetitions: int = REPETITIONS) -> Clock:
     if mesh.device.type != "cuda":
         return HostClock()
     settings = case.settings
     eager_only = KernelName.REFERENCE in (settings.kernel, settings.kernel_for_new, settings.kernel_for_decode)
-    return CudaClock(mesh.device, graphs=policy.graphs and not eager_only, cold=policy.cold)
+    return CudaClock(mesh.device, graphs=policy.graphs and not eager_only, cold=policy.cold, repetitions=repetitions)
 
 
 def _flags(stand: Stand, step: Timed, median_us: float, floor: float, calls: int) -> list[str]:

@@ -35,10 +35,11 @@ class Label(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why sampling ended."""
+    """Why sampling ended: the median is known well enough; a limit of samples or time; a race has so many rounds and no more."""
 
     PRECISE = "precise"
     CAP = "cap"
+    ROUNDS = "rounds"
 
 
 @dataclass(frozen=True, slots=True)

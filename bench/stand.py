@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -123,11 +123,19 @@ class Seat:
 class Stand:
     """A case on the ranks that live in this process."""
 
-    def __init__(self, case: Case, mesh: Mesh, seed: int, sequences: Sequences | None = None) -> None:
+    def __init__(
+        self,
+        case: Case,
+        mesh: Mesh,
+        seed: int,
+        sequences: Sequences | None = None,
+        beside: Sequence[Stand] = (),
+    ) -> None:
         """Open the path on every rank, lay its shard out in a paged cache, and bind the inputs.
 
         Args:
             sequences: those of a stand with the same shape, layout, workload and seed; drawn if None.
+            beside: stands of these sequences, whose caches are shared where pages are alike: a step only reads them.
 
         Raises:
             Unsupported: if a kernel or exchange cannot run this here.
@@ -136,7 +144,7 @@ class Stand:
         paths = [open_path(case, member) for member in mesh.members()]
         self.sequences = sequences or Sequences.draw(case, mesh.device, seed)
         self.seats = tuple(
-            self._seat(member.rank, path)
+            self._seat(member.rank, path, beside)
             for member, path in zip(mesh.members(), paths, strict=True)
             if isinstance(path, Path)
         )
@@ -175,7 +183,23 @@ class Stand:
         found = [seat.result() for seat in self.seats]
         return [Partial(result.out.clone(), result.lse.clone()) for result in found]
 
-    def _seat(self, rank: int, path: Path) -> Seat:
+    def _seat(self, rank: int, path: Path, beside: Sequence[Stand]) -> Seat:
+        case, q = self.case, self.sequences.queries[rank]
+        known = next(
+            (seat for stand in beside if stand._is_laid_out_as(case) for seat in stand.seats if seat.rank == rank), None
+        )
+        if known is not None:
+            return replace(known, path=path, step=replace(known.step, out=torch.empty_like(q)))
+        table, cache, allocated = self._lay_out(rank)
+        new_keys, new_values = (self.sequences.new(case, kept) for kept in (self.sequences.keys, self.sequences.values))
+        return Seat(rank, path, table, Step(q, new_keys, new_values, cache, torch.empty_like(q)), allocated)
+
+    def _is_laid_out_as(self, case: Case) -> bool:
+        mine, theirs = self.case.settings, case.settings
+        return (mine.page_size, mine.kv_layout) == (theirs.page_size, theirs.kv_layout)
+
+    def _lay_out(self, rank: int) -> tuple[PageTable, PagedCache, int]:
+        """Write a rank's shard to pages in random order; return their table, the cache, and what it was given."""
         case, settings = self.case, self.case.settings
         totals = case.workload.total_lens
         lens = [case.layout.local_len(total, rank) for total in totals]
@@ -200,9 +224,7 @@ class Stand:
                 for kept in (self.sequences.keys, self.sequences.values)
             )
             cache.append(keys, values, slots)
-        q = self.sequences.queries[rank]
-        new_keys, new_values = (self.sequences.new(case, kept) for kept in (self.sequences.keys, self.sequences.values))
-        return Seat(rank, path, table, Step(q, new_keys, new_values, cache, torch.empty_like(q)), allocated)
+        return table, cache, allocated
 
 
 def _portions(totals: Sequence[int]) -> Iterator[list[int]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from bench.environment import POWER_CAP, clocks, fingerprint
+from bench.environment import POWER_CAP, SLOWDOWNS, clocks, fingerprint
 from bench.errors import UnfitError
 from bench.group import WORKER, GroupLost
-from bench.launched import Group, open_group
+from bench.launched import Group, launched_ranks, open_group
 from bench.line import read_outcome
 from bench.orders import Order
-from bench.record import Failed, Measured, Outcome, Policy, Skipped, Trial, Verified
+from bench.record import Failed, Heat, Measured, Policy, Skipped, Trial, Verified
 from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 
@@ -22,6 +23,34 @@ CASE_SECONDS = 300.0
 """Deadline of one case, at least. A GPU's kernels are compiled at first use, twenty seconds each, within the first cases."""
 ESTIMATES = 4
 """Times the seconds expected of a case that it may take, where that is more."""
+
+
+COOL_DOWNS, COOLING_S = 3, 20.0
+"""How often something is timed again that heat or supply slowed down, and how long the device rests before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What came of an order: the answer, the seconds that it took, and the device's clocks before and after."""
+
+    answer: dict[str, Any]
+    seconds: float
+    clocks: tuple[dict[str, str], dict[str, str]]
+
+    @property
+    def has_times(self) -> bool:
+        found = self.answer.get("outcomes") or [self.answer["outcome"]]
+        return any(outcome["kind"] == "measured" for outcome in found)
+
+    @property
+    def slowdowns(self) -> list[str]:
+        return [reason for reason in SLOWDOWNS if reason in self.clocks[1].get("event_reasons", "")]
+
+    @property
+    def flags(self) -> list[str]:
+        capped = POWER_CAP in self.clocks[1].get("event_reasons", "")
+        throttled = [f"throttled: {reason}, after {COOL_DOWNS} rests too" for reason in self.slowdowns]
+        return [*throttled, *([f"{POWER_CAP}: the device lowered its clocks"] if capped else [])]
 
 
 class Supervisor:
@@ -38,6 +67,7 @@ class Supervisor:
         self.ranks, self.policy = ranks, policy
         self._case_seconds, self._command = case_seconds, command
         self._group: Group | None = None
+        self._process, self._has_raced = secrets.token_hex(3), False
         self._environment = fingerprint()
 
     def __enter__(self) -> Self:
@@ -46,7 +76,7 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         if self._group is not None:
             self._group.close()
-            self._group = None
+            self._forget()
 
     def measure(self, cases: Sequence[Case], expected_s: Mapping[Case, float] | None = None) -> Iterator[Trial]:
         """Measure cases one after another, and yield the trial of each as it ends.
@@ -55,27 +85,59 @@ class Supervisor:
             expected_s: seconds that a case should take; its deadline grows with them.
         """
         for case in cases:
-            started, before = time.monotonic(), clocks(0)
-            outcome, ranks = self._outcome(case, self._deadline_s((expected_s or {}).get(case, 0.0)))
-            after = clocks(0)
-            if isinstance(outcome, Measured) and POWER_CAP in after.get("event_reasons", ""):
-                outcome = replace(outcome, flags=(*outcome.flags, f"{POWER_CAP}: the device lowered its clocks"))
-            yield Trial(
-                case=case,
-                outcome=outcome,
-                ranks=ranks,
-                policy=self.policy,
-                environment=self._environment,
-                seconds=round(time.monotonic() - started, 3),
-                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                clocks=(before, after),
-            )
+            ended = self._run(self._order(Order.MEASURE, case=case.to_json()), (expected_s or {}).get(case, 0.0))
+            yield self._trial(case, ended.answer["outcome"], ended)
+
+    def race(
+        self,
+        cases: Sequence[Case],
+        heat: Heat,
+        *,
+        rounds: int,
+        repeats: int,
+        whole: bool = False,
+        expected_s: float = 0.0,
+    ) -> list[Trial]:
+        """Time cases of one batch in turns, and return a trial of each.
+
+        Where something ends the race, every case is tried by itself, and the trials of those that failed are returned alone: the
+        others are there to be raced without them.
+
+        Args:
+            rounds: in which every case is visited twice.
+            repeats: samples a visit.
+            whole: time planning, launching and every stage of each case too.
+            expected_s: seconds that the race should take; its deadline grows with them.
+        """
+        race = {"name": secrets.token_hex(6), "heat": heat, "process": self._process, "repeats": repeats}
+        order = self._order(Order.RACE, cases=[case.to_json() for case in cases], race=race, rounds=rounds, whole=whole)
+        ended = self._run(order, expected_s)
+        self._has_raced = True
+        if "outcomes" in ended.answer:
+            shared = replace(ended, seconds=ended.seconds / len(cases))
+            return [
+                self._trial(case, found, shared) for case, found in zip(cases, ended.answer["outcomes"], strict=True)
+            ]
+        if len(cases) == 1:
+            return [self._trial(cases[0], ended.answer["outcome"], ended)]
+        alone = [
+            self.race([case], heat, rounds=1, repeats=repeats, whole=whole, expected_s=expected_s)[0] for case in cases
+        ]
+        failed = [trial for trial in alone if isinstance(trial.outcome, Failed)]
+        return failed or [self._trial(case, ended.answer["outcome"], ended) for case in cases[1:]]
+
+    def renew(self) -> bool:
+        """End the workers, so that the next order starts fresh ones. False for a launched job that has raced: its ranks stay."""
+        if launched_ranks() and self._has_raced:
+            return False
+        self.__exit__()
+        return True
 
     def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
         """Compare cases with the oracle one after another, and yield each verdict as it comes."""
         for case in cases:
             try:
-                answer = self._ask(Order.VERIFY, case, self._case_seconds)
+                answer = self._ask(self._order(Order.VERIFY, case=case.to_json()), self._case_seconds)
             except GroupLost as lost:
                 yield case, Failed(lost.fault, str(lost), lost.log)
                 continue
@@ -99,22 +161,45 @@ class Supervisor:
             raise UnfitError(f"no worker comes up here: {lost}; its last words: {lost.log.strip()[-500:]}") from None
         return dict(found)
 
-    def _deadline_s(self, expected_s: float) -> float:
-        return max(self._case_seconds, ESTIMATES * expected_s)
+    def _order(self, what: Order, **about: Any) -> dict[str, Any]:
+        return {"do": what, "policy": asdict(self.policy), **about}
 
-    def _outcome(self, case: Case, deadline_s: float) -> tuple[Outcome, int]:
-        try:
-            answer = self._ask(Order.MEASURE, case, deadline_s)
-        except GroupLost as lost:
-            return Failed(lost.fault, str(lost), lost.log), ranks_for(case)
-        return read_outcome(answer["outcome"]), int(answer["ranks"])
+    def _run(self, order: dict[str, Any], expected_s: float) -> _Ended:
+        """Give an order to time something, and again once the device has cooled down if that slowed it."""
+        deadline_s = max(self._case_seconds, ESTIMATES * expected_s)
+        for left in reversed(range(1 + COOL_DOWNS)):
+            started, before = time.monotonic(), clocks(0)
+            try:
+                answer = self._ask(order, deadline_s)
+            except GroupLost as lost:
+                answer = {"outcome": asdict(Failed(lost.fault, str(lost), lost.log))}
+            after = clocks(0)
+            ended = _Ended(answer, round(time.monotonic() - started, 3), (before, after))
+            if not (left and ended.slowdowns and ended.has_times):
+                break
+            time.sleep(COOLING_S)
+        return ended
 
-    def _ask(self, order: Order, case: Case, deadline_s: float) -> dict[str, Any]:
-        wanted = {"do": order, "case": case.to_json(), "policy": asdict(self.policy)}
-        answers = self._answers(wanted, deadline_s)
+    def _trial(self, case: Case, found: dict[str, Any], ended: _Ended) -> Trial:
+        outcome = read_outcome(found)
+        if isinstance(outcome, Measured):
+            outcome = replace(outcome, flags=(*outcome.flags, *ended.flags))
+        return Trial(
+            case=case,
+            outcome=outcome,
+            ranks=int(ended.answer.get("ranks", ranks_for(case))),
+            policy=self.policy,
+            environment=self._environment,
+            seconds=round(ended.seconds, 3),
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            clocks=ended.clocks,
+        )
+
+    def _ask(self, order: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+        answers = self._answers(order, deadline_s)
         if any(answer.get("poisoned") for answer in answers) and self._group is not None:
             self._group.close()
-            self._group = None
+            self._forget()
         return answers[0]
 
     def _answers(self, order: dict[str, Any], deadline_s: float) -> list[dict[str, Any]]:
@@ -122,8 +207,12 @@ class Supervisor:
             self._group = self._group or open_group(self.ranks, self._command)
             return self._group.ask(order, deadline_s)
         except GroupLost:
-            self._group = None
+            self._forget()
             raise
+
+    def _forget(self) -> None:
+        """Have the next order start workers of their own, under another name."""
+        self._group, self._process = None, secrets.token_hex(3)
 
 
 def ranks_for(case: Case) -> int:

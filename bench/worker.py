@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, TextIO
@@ -22,7 +22,8 @@ import torch
 
 from bench.measure import measure, synchronize, verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
-from bench.record import Failed, Outcome, Policy, Skipped, Verified
+from bench.race import Course
+from bench.record import Failed, Outcome, Policy, Race, Skipped, Verified
 from bench.stand import Sequences, apart
 from dcp_core.build import open_kernel
 from dcp_core.exchange import direct
@@ -78,21 +79,34 @@ def answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str,
     what = Order(order["do"])
     if what is Order.PROBE:
         return {"probe": probe(mesh)}
-    case, policy = Case.from_json(order["case"]), Policy(**order["policy"])
-    group = group_for(case, mesh)
+    cases, policy = [Case.from_json(one) for one in order.get("cases") or [order["case"]]], Policy(**order["policy"])
+    group = group_for(cases[0], mesh)
     if group is None:
         return {"idle": True}
+    found: dict[str, Any] = {}
+    outcome: Verified | Outcome | None = None
     try:
-        run = companion.verify if what is Order.VERIFY else measure
-        outcome = run(case, group, policy)
+        match what:
+            case Order.RACE:
+                found["outcomes"] = [asdict(one) for one in companion.race(cases, group, policy, order)]
+            case Order.VERIFY:
+                companion.course.close()
+                outcome = companion.verify(cases[0], group, policy)
+            case _:
+                companion.course.close()
+                outcome = measure(cases[0], group, policy)
     except torch.OutOfMemoryError as error:
         outcome = Failed("out_of_memory", str(error).splitlines()[0])
     except Exception as error:  # noqa: BLE001  # the one place that catches everything: it becomes a failed trial
         outcome = Failed("error", f"{type(error).__name__}: {error}", traceback.format_exc())
+    if outcome is not None:
+        companion.course.close()
+        found["outcome"] = asdict(outcome)
     gc.collect()
-    gc.freeze()  # so that the next collection looks at that case's objects, not at every library's that was imported so far
+    if outcome is not None:
+        gc.freeze()  # so that the next collection looks at that case's objects, not at every library's that was imported so far
     poisoned = _poisoned(mesh.device) if isinstance(outcome, Failed) else False
-    return {"outcome": asdict(outcome), "ranks": 1 if group.is_simulated else group.size, "poisoned": poisoned}
+    return found | {"ranks": 1 if group.is_simulated else group.size, "poisoned": poisoned}
 
 
 def group_for(case: Case, mesh: Mesh) -> Mesh | None:
@@ -111,6 +125,12 @@ class Companion:
         self._sequences: Sequences | None = None
         self._path = ""
         self._results: list[Partial] = []
+        self.course = Course()
+
+    def race(self, cases: Sequence[Case], mesh: Mesh, policy: Policy, order: Mapping[str, Any]) -> list[Outcome]:
+        """Time cases in turns as an order says."""
+        race = Race(**order["race"], cases=len(cases))
+        return self.course.race(cases, mesh, policy, race, rounds=order["rounds"], whole=order["whole"])
 
     def verify(self, case: Case, mesh: Mesh, policy: Policy) -> Verified | Outcome:
         """Compare a case with the oracle, and then with the path verified before it if that ran the same batch."""

@@ -47,7 +47,7 @@ FLOORS = {
             "profile_text",
             "fitness",
         ),
-        ("clock", "stand", "measure", "worker"),
+        ("clock", "stand", "measure", "race", "worker"),
         ("group", "launched", "supervisor"),
         ("tune", "report"),
         ("cli", "__main__"),

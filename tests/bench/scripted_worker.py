@@ -2,7 +2,7 @@
 
 Names: ``dies`` ends the process by a signal, ``leaves`` with an exit status, ``hangs`` never answers, ``poisoned`` says that
 it is of no further use, ``breaks`` answers that it failed while all others wait for it; a digit behind the word is the rank
-that does it, else all do.
+that does it, else all do. ``takes120`` is timed at about 120 µs in a race.
 The first argument is a folder in which every worker leaves a file named for its process.
 """
 
@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.orders import REPLY_VARIABLE
+from bench.record import VISITS
+from bench.stats import summarize
 
 
 def misbehave(word: str) -> None:
@@ -35,6 +39,8 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     """Return the answer to an order: every case is skipped, the reason its model's name."""
     if order["do"] == "probe":
         return {"probe": {"ranks": int(os.environ["WORLD_SIZE"]), "kernels": {}}}
+    if order["do"] == "race":
+        return raced(order, rank)
     name = order["case"]["shape"]["name"]
     word, which = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
     if word == "breaks" and int(which) != rank:
@@ -48,6 +54,51 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     if word in ("poisoned", "breaks"):
         outcome = {"kind": "failed", "fault": "error", "message": name, "traceback": "where it happened"}
     return {"outcome": outcome, "ranks": 1, "poisoned": word == "poisoned"}
+
+
+def raced(order: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Return the answer to a race: that of the first case that does not just take its time, or a time for each."""
+    found = []
+    for case in order["cases"]:
+        word, _, time_us = case["shape"]["name"].partition("takes")
+        if word:
+            ended = answer({"do": "measure", "case": case}, rank)
+            if ended["outcome"]["kind"] == "failed":
+                return ended
+            found.append(ended["outcome"])
+        else:
+            found.append(measured(order, float(time_us)))
+    timed = sum(outcome["kind"] == "measured" for outcome in found)
+    for outcome in found:
+        if outcome["kind"] == "measured":
+            outcome["race"]["cases"] = timed
+    return {"outcomes": found, "ranks": 1, "poisoned": False}
+
+
+def measured(order: dict[str, Any], time_us: float) -> dict[str, Any]:
+    """Return an outcome with times around one."""
+    source = random.Random(time_us)
+    count = order["rounds"] * VISITS * order["race"]["repeats"]
+    samples = [time_us * source.uniform(0.999, 1.001) for _ in range(count)]
+    step = asdict(summarize(samples))
+    return {
+        "label": "measured",
+        "check": {"rows": 1, "out_error": 0.0, "out_budget": 1.0, "lse_error": 0.0, "lse_budget": 1.0},
+        "timer": "scripted",
+        "step_us": step,
+        "launch_us": step,
+        "plan": [],
+        "stages": [{"name": "attention", "device_us": step}] if order["whole"] else [],
+        "rank_samples_us": [samples],
+        "exchange_timed": True,
+        "stop": "rounds",
+        "timer_floor_us": 0.0,
+        "flushed_bytes": 0,
+        "kv_bytes": 1,
+        "layers": 1,
+        "race": dict(order["race"]),
+        "kind": "measured",
+    }
 
 
 def main() -> None:

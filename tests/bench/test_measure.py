@@ -112,7 +112,7 @@ def test_the_clock_captures_what_can_be_captured_unless_asked_to_be_eager(
     mesh = Mesh.alone()
     monkeypatch.setattr(mesh, "device", torch.device("cuda"))
     measuring._open_clock(tiny(kernel=kernel), mesh, replace(QUICK, graphs=graphs))
-    assert opened == [{"graphs": captured, "cold": QUICK.cold}]
+    assert opened == [{"graphs": captured, "cold": QUICK.cold, "repetitions": 10}]
 
 
 def test_a_layout_that_no_server_starts_with_is_flagged() -> None:

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.errors import UnfitError
 from bench.group import GroupLost, WorkerGroup
-from bench.record import PROTOCOL, Failed, Label, Measured, Skipped, Trial, Verified
+from bench.record import PROTOCOL, Failed, Heat, Label, Measured, Skipped, Trial, Verified
 from bench.stats import summarize
 from bench.supervisor import Supervisor, ranks_for
+from bench.tune.search import paired
 from dcp_core.check import Check
 from tests.bench.cases import QUICK, tiny
 
@@ -63,7 +65,7 @@ def test_every_case_gets_its_own_answer_from_one_warm_group(tmp_path: Path) -> N
 def test_a_trial_says_what_was_measured_when_and_where(tmp_path: Path) -> None:
     (trial,) = outcomes(tmp_path, "one")
     assert trial.case == tiny()
-    assert trial.key == (tiny().key, 1, PROTOCOL, QUICK.cold, QUICK.graphs)
+    assert trial.key == (tiny().key, 1, PROTOCOL, QUICK.cold, QUICK.graphs, QUICK.calls)
     assert trial.policy == QUICK
     assert trial.environment.hard
     assert trial.seconds > 0
@@ -257,6 +259,91 @@ def test_a_case_takes_its_whole_group_or_one_rank() -> None:
     assert ranks_for(tiny(dcp=2, exchange="a2a")) == 2
 
 
+# --- Races ----------------------------------------------------------------------------------------------------------
+
+
+def races(tmp_path: Path, *names: str, case_seconds: float = 60.0) -> list[Trial]:
+    cases = [tiny(f"q8s{32 + place}", name=name) for place, name in enumerate(names)]
+    with Supervisor(2, QUICK, case_seconds=case_seconds, command=scripted(tmp_path)) as supervisor:
+        return supervisor.race(cases, Heat.RACED, rounds=4, repeats=3)
+
+
+def test_a_race_is_a_trial_of_each_case_and_their_samples_pair(tmp_path: Path) -> None:
+    trials = races(tmp_path, "takes100", "takes90", "one")
+    first, second = (trial.outcome for trial in trials[:2])
+    assert isinstance(first, Measured)
+    assert isinstance(second, Measured)
+    assert first.race == second.race
+    assert first.race is not None
+    assert (first.race.heat, first.race.cases, first.race.repeats) == (Heat.RACED, 2, 3)
+    assert len(first.rank_samples_us[0]) == first.step_us.count == 4 * 2 * 3
+    assert trials[2].outcome == Skipped("one")
+    assert [trial.case.shape.name for trial in trials] == ["takes100", "takes90", "one"]
+
+
+@pytest.mark.parametrize("culprit", ["dies1", "hangs0", "poisoned0"])
+def test_who_ends_a_race_fails_alone(tmp_path: Path, culprit: str) -> None:
+    trials = races(tmp_path, "takes100", culprit, "takes90", case_seconds=2.0)
+    (failed,) = trials
+    assert failed.case.shape.name == culprit
+    assert isinstance(failed.outcome, Failed)
+    assert not any(map(running, processes(tmp_path)))
+
+
+def test_a_race_that_only_fails_as_a_whole_is_blamed_on_all_but_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Supervisor._ask
+
+    def crowded(supervisor: Supervisor, order: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+        if len(order["cases"]) > 1:
+            return {"outcome": {"kind": "failed", "fault": "out_of_memory", "message": "no room", "traceback": ""}}
+        return ask(supervisor, order, deadline_s)
+
+    monkeypatch.setattr(Supervisor, "_ask", crowded)
+    trials = races(tmp_path, "takes100", "takes90", "takes80")
+    assert [trial.case.shape.name for trial in trials] == ["takes90", "takes80"]
+    assert all(trial.outcome == Failed("out_of_memory", "no room") for trial in trials)
+
+
+def test_renewed_workers_are_others_and_have_another_name(tmp_path: Path) -> None:
+    case = [tiny(name="takes100")]
+    with Supervisor(1, QUICK, command=scripted(tmp_path)) as supervisor:
+        first, same = (supervisor.race(case, Heat.RACED, rounds=1, repeats=1)[0].outcome for _ in range(2))
+        assert supervisor.renew()
+        other = supervisor.race(case, Heat.CONFIRMED, rounds=1, repeats=1)[0].outcome
+    assert len(processes(tmp_path)) == 2
+    names = [outcome.race.process for outcome in (first, same, other) if isinstance(outcome, Measured) and outcome.race]
+    assert names[0] == names[1] != names[2]
+
+
+def test_the_ranks_of_a_launched_job_cannot_be_renewed_once_they_raced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Supervisor(1, QUICK, command=scripted(tmp_path)) as supervisor:
+        monkeypatch.setattr("bench.supervisor.launched_ranks", lambda: 2)
+        assert supervisor.renew()
+        monkeypatch.setattr("bench.supervisor.open_group", WorkerGroup)
+        supervisor.race([tiny(name="takes100")], Heat.RACED, rounds=1, repeats=1)
+        assert not supervisor.renew()
+
+
+def test_what_a_hot_device_slowed_down_is_timed_again_and_in_the_end_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = iter(["none", "hardware thermal slowdown", "none", "none"])
+    rested: list[float] = []
+    monkeypatch.setattr("bench.supervisor.clocks", lambda _index: {"event_reasons": next(reasons, "hardware slowdown")})
+    monkeypatch.setattr("bench.supervisor.time.sleep", rested.append)
+    with Supervisor(1, QUICK, command=scripted(tmp_path)) as supervisor:
+        once, always = (supervisor.race([tiny(name="takes100")], Heat.RACED, rounds=1, repeats=1)[0] for _ in range(2))
+    assert isinstance(once.outcome, Measured)
+    assert once.outcome.flags == ()
+    assert isinstance(always.outcome, Measured)
+    assert always.outcome.flags == ("throttled: hardware slowdown, after 3 rests too",)
+    assert len(rested) == 1 + 3
+
+
 # --- With real workers ----------------------------------------------------------------------------------------------
 
 
@@ -311,6 +398,21 @@ def test_a_real_error_keeps_its_traceback(real: tuple[list[Trial], Path]) -> Non
 def test_no_real_worker_is_left_behind(real: tuple[list[Trial], Path]) -> None:
     assert len(processes(real[1])) == 6
     assert not any(map(running, processes(real[1])))
+
+
+def test_real_ranks_race_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cases = [tiny("4q8s64", dcp=2, exchange="ag_rs"), tiny("4q8s64", dcp=2, exchange="a2a", path="fold")]
+    with Supervisor(2, QUICK) as supervisor:
+        screened, raced = (supervisor.race(cases, heat, rounds=2, repeats=3) for heat in (Heat.SCREENED, Heat.RACED))
+    for trial in [*screened, *raced]:
+        assert isinstance(trial.outcome, Measured), trial.outcome
+        assert trial.ranks == 2
+        assert trial.outcome.exchange_timed
+        assert [len(samples) for samples in trial.outcome.rank_samples_us] == [12, 12]
+    comparison = paired([screened[0], raced[0]], [screened[1], raced[1]], Heat.RACED)
+    assert comparison is not None
+    assert comparison.pairs == 2
 
 
 SUPERVISES = """

@@ -1,0 +1,135 @@
+"""Cases of one batch, open at once on one device and timed in turns, so that whatever the device does falls on all alike."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.clock import Sampler
+from bench.measure import (
+    LAUNCH_SAMPLES,
+    MOST_PLAN_SAMPLES,
+    Ready,
+    Timed,
+    outcome_of,
+    prepare,
+    sampler_of,
+    spoilt,
+    timing,
+)
+from bench.record import Failed, Outcome, Policy, Race, Skipped, StopReason
+from bench.stats import is_precise, summarize
+from dcp_core.mesh import Mesh
+from dcp_core.settings import Case
+
+FEW = 3
+"""Times that planning and launching are timed where a case only races."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A case at the start: right, warmed up, with what samples its step."""
+
+    ready: Ready
+    sample: Sampler
+
+
+class Course:
+    """The cases of one batch that this rank holds open, from one race to the next."""
+
+    def __init__(self) -> None:
+        self._batch: tuple[Any, ...] = ()
+        self._mesh: Mesh | None = None
+        self._open: dict[Case, Runner] = {}
+
+    def race(
+        self, cases: Sequence[Case], mesh: Mesh, policy: Policy, race: Race, *, rounds: int, whole: bool
+    ) -> list[Outcome]:
+        """Check cases and time them in turns; every rank of the group must call this, and all return the same.
+
+        Cases that are open since the last race start again as they are; others of the batch are closed first.
+
+        Args:
+            mesh: as for ``measure``.
+            race: what to call it; how many cases take part is found out here.
+            rounds: in each, every case is visited twice, in an order and back.
+            whole: time planning, launching and every stage of each case as carefully as ``measure`` does.
+
+        Returns:
+            An outcome for each case.
+        """
+        first = cases[0]
+        batch = (first.shape, first.layout, first.workload, mesh.size, mesh.is_simulated, policy, whole)
+        if batch != self._batch:
+            self.close()
+            gc.collect()
+            gc.freeze()  # so that collecting after each race looks at the cases of this batch, and not at every library's objects
+            self._batch, self._mesh = batch, mesh
+        for case in self._open.keys() - set(cases):
+            del self._open[case]
+        refused = {
+            case: why
+            for case in cases
+            if case not in self._open and (why := self._enter(case, policy, race.repeats, whole))
+        }
+        runners = [self._open[case] for case in cases if case in self._open]
+        if not runners:
+            return [refused[case] for case in cases]
+        race = replace(race, cases=len(runners))
+        with timing(runners[0].ready.stand):
+            times = _run(runners, mesh, rounds, race.repeats, f"{policy.seed} {race.name}")
+            timed = [Timed(each, _stop(each, policy)) for each in times]
+            launches = LAUNCH_SAMPLES if whole else FEW
+            found: list[Outcome] = [
+                outcome_of(runner.ready, step, policy, launches=launches, stages=whole, race=race)
+                for runner, step in zip(runners, timed, strict=True)
+            ]
+        for place, runner in enumerate(runners):
+            if problem := mesh.first_problem(spoilt(runner.ready.stand)):
+                found[place] = Failed("incorrect", problem)
+        outcomes = dict(zip((runner.ready.stand.case for runner in runners), found, strict=True))
+        return [outcomes.get(case) or refused[case] for case in cases]
+
+    def close(self) -> None:
+        """Close every case; closing twice does nothing more."""
+        if self._open:
+            self._open.clear()
+            gc.collect()
+        self._batch, self._mesh = (), None
+
+    def _enter(self, case: Case, policy: Policy, repeats: int, whole: bool) -> Skipped | Failed | None:
+        """Open a case, or return why it cannot run."""
+        mesh = self._mesh
+        if mesh is None:
+            raise ValueError("a case enters the course of a batch")
+        beside = [runner.ready.stand for runner in self._open.values()]
+        plans = MOST_PLAN_SAMPLES if whole else FEW
+        ready = prepare(case, mesh, policy, beside=beside, plans=plans, repetitions=repeats)
+        if not isinstance(ready, Ready):
+            return ready
+        with timing(ready.stand):
+            self._open[case] = Runner(ready, sampler_of(ready.stand.fullest.launch, mesh, ready.clock, policy))
+        return None
+
+
+def _run(
+    runners: Sequence[Runner], mesh: Mesh, rounds: int, repeats: int, seed: str
+) -> list[tuple[tuple[float, ...], ...]]:
+    """Return each case's samples in the order of taking, by rank. The order of every round follows from the seed alone."""
+    source = random.Random(seed)
+    own: list[list[float]] = [[] for _ in runners]
+    for _ in range(rounds):
+        order = source.sample(range(len(runners)), len(runners))
+        for index in (*order, *reversed(order)):
+            own[index] += runners[index].sample(repeats)
+    shared = mesh.share(own)
+    ranks = shared[:1] if mesh.is_simulated else shared
+    return [tuple(tuple(rank[index]) for rank in ranks) for index in range(len(runners))]
+
+
+def _stop(ranks_us: tuple[tuple[float, ...], ...], policy: Policy) -> StopReason:
+    slowest = summarize(Timed(ranks_us, StopReason.CAP).slowest_us)
+    return StopReason.PRECISE if is_precise(slowest, policy.precision) else StopReason.ROUNDS
