@@ -116,7 +116,7 @@ class Settings:
         replayable: wrappers planned so that a captured CUDA graph stays valid for the next batch of the same size.
         skip_empty_context: ``split`` leaves out gather and combine where no request has context, unless it is replayable.
         fold_limit: ``fold`` folds requests of up to so many new tokens; longer ones go through ``split``.
-        overlap: ``split`` attends to the new tokens beside gather, context pass and combine, on another stream of the GPU.
+        overlap: ``split`` gathers on another stream of the GPU while it attends to the new tokens.
     """
 
     path: PathName = PathName.SPLIT
@@ -368,7 +368,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         batching=default.batching if not mixed or (shared and not told) else settings.batching,
         skip_empty_context=settings.skip_empty_context if empty else default.skip_empty_context,
         fold_limit=settings.fold_limit if splits else default.fold_limit,
-        overlap=settings.overlap and ragged and layout.dcp > 1 and not (empty and settings.skip_empty_context),
+        overlap=settings.overlap and ragged and told and not (empty and settings.skip_empty_context),
     )
 
 

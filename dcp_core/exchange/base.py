@@ -59,18 +59,6 @@ class FusedExchange(Exchange, Protocol):
         """Combine as ``combine`` does, and add up one more partial of this rank's own heads, ``[T, h, D]``."""
         ...
 
-    def send(self, partial: Partial) -> None:
-        """Begin a combine: write every peer's heads to it, and wait for nobody.
-
-        What is launched between this and ``receive`` hides the way to the peers: a pass that makes what is combined beside,
-        say. No other gather or combine may stand between them, and ``partial`` may not change.
-        """
-        ...
-
-    def receive(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
-        """End the combine that ``send`` began: the two are one ``combine_beside`` of the same ``partial``."""
-        ...
-
 
 def interleave_ranks(stacked: Tensor, kv_heads: int, *, out: Tensor | None = None) -> Tensor:
     """Order gathered heads as (KV head, rank, head within the group), so that those of one KV head are neighbours.

@@ -13,7 +13,7 @@ from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
-from dcp_core.triton_ops.direct import LARGE, SMALL, Phase, combine, gather_heads
+from dcp_core.triton_ops.direct import LARGE, SMALL, combine, gather_heads
 from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox
 
 HEAD_DIMS = (64, 256)
@@ -82,22 +82,14 @@ class Direct:
         """Add up every rank's partial for this rank's heads, and ``beside``."""
         return self._combine(partial, beside, into)
 
-    def send(self, partial: Partial) -> None:
-        """Write every peer's heads of a partial to it, and wait for nobody: ``receive`` ends what this begins."""
-        self._combine(partial, None, self._combined, Phase.PUSH)
-
-    def receive(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
-        """Wait for what the peers sent, and add up with it this rank's own heads of the ``partial`` sent, and ``beside``."""
-        return self._combine(partial, beside, into, Phase.WAIT)
-
     def check(self) -> None:
         """Raise PeerLost if a rank did not come to an exchange; waits for the device."""
         torch.cuda.synchronize(self._mesh.device)
         _complain(self._mailbox)
 
-    def _combine(self, partial: Partial, beside: Partial | None, into: Partial, phase: Phase = Phase.BOTH) -> Partial:
+    def _combine(self, partial: Partial, beside: Partial | None, into: Partial) -> Partial:
         _complain(self._mailbox)
-        return combine(partial, self._mailbox, self._laid, beside=beside, into=into, phase=phase)
+        return combine(partial, self._mailbox, self._laid, beside=beside, into=into)
 
     def _room(self, tokens: int, *, places: int) -> None:
         known = self._mailbox

@@ -70,7 +70,7 @@ class Local(Protocol):
 
 
 class GatheredRecipe:
-    """Gather, attend, combine, finish: a batch of one kind. What needs no other rank runs before combine or beside it all."""
+    """Gather, attend, combine, finish: a batch of one kind. What needs no other rank runs before the combine."""
 
     def __init__(self, site: Site, local: Local) -> None:
         self._site, self._local = site, local
@@ -91,25 +91,23 @@ class GatheredRecipe:
         """Return the stages of a step, gather and combine among them unless no other rank is needed."""
         if not self._local.exchanges:
             return self._local.finish()
-        if self._ahead is not None and self._local.apart():
-            overlapped = partial(self._overlapped, self._local.attend(), self._local.apart(), self._ahead)
-            return (Stage("overlapped", overlapped, communicates=True), *self._local.finish())
-        return (
-            Stage("gather", self._gather, communicates=True),
-            *self._local.attend(),
-            *self._local.apart(),
-            Stage("combine", self._combine, communicates=True),
-            *self._local.finish(),
-        )
+        gather = Stage("gather", self._gather, communicates=True)
+        combine = Stage("combine", self._combine, communicates=True)
+        attend, apart, finish = self._local.attend(), self._local.apart(), self._local.finish()
+        if self._ahead is None or not apart:
+            return (gather, *attend, *apart, combine, *finish)
+        beside = partial(self._gather_beside, apart, self._ahead)
+        return (Stage("gather beside new", beside, communicates=True), *attend, combine, *finish)
 
     def result(self, out: Tensor) -> Partial:
         """Return ``out`` with the LSE that the last step left."""
         return Partial(out, self._rows.lse, self._rows.base)
 
-    def _overlapped(
-        self, attend: tuple[Stage, ...], apart: tuple[Stage, ...], ahead: torch.cuda.Stream, step: Step
-    ) -> None:
-        """Run what needs no other rank beside all else."""
+    def _gather_beside(self, apart: tuple[Stage, ...], ahead: torch.cuda.Stream, step: Step) -> None:
+        """Gather, and run what needs no other rank in the meantime.
+
+        Not beside attention, which fills the device: two such passes at once take longer than one after the other.
+        """
         here = torch.cuda.current_stream(self._site.device)
         ahead.wait_stream(here)
         # The gather first: it waits for peers on a few multiprocessors, which nothing else must hold by then.
@@ -117,16 +115,7 @@ class GatheredRecipe:
             self._gather(step)
         for stage in apart:
             stage.run(step)
-        with torch.cuda.stream(ahead):
-            for stage in attend:
-                stage.run(step)
-            if self._fused is None:
-                self._combine(step)
-            else:
-                self._fused.send(self._rows.partial)
         here.wait_stream(ahead)
-        if self._fused is not None and self._local.beside is not None:
-            self._fused.receive(self._rows.partial, self._local.beside, into=Partial(step.out, self._rows.lse))
 
     def _gather(self, step: Step) -> None:
         self._rows.q = self._site.exchange.gather_heads(step.q)
@@ -146,8 +135,5 @@ def rows_for(site: Site, tokens: int) -> GatheredRows:
 
 @cache
 def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
-    """Return a device's stream whose blocks are scheduled before those of others that wait; what is beside it fills gaps.
-
-    One for all: passes that share scratch then run one after another on it.
-    """
+    """Return a device's stream whose blocks are scheduled before those of others that wait."""
     return torch.cuda.Stream(device, priority=-1)

@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dcp_core.build import open_exchange
-from dcp_core.exchange.base import FusedExchange, interleave_ranks
+from dcp_core.exchange.base import interleave_ranks
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
@@ -220,30 +219,6 @@ def one_device() -> Mesh:
 
 def exchange_everything(mesh: Mesh) -> dict[str, Exchanged]:
     return {name: exchange(mesh, traffic, ExchangeName.DIRECT) for name, traffic in TRAFFIC.items()}
-
-
-def send_and_receive(mesh: Mesh) -> bool:
-    """Combine beside something in one launch and in two, and tell whether both gave the same."""
-    traffic = TRAFFIC["one KV head"]
-    opened = open_exchange(traffic.case(ExchangeName.DIRECT), mesh)
-    assert isinstance(opened, FusedExchange)
-    opened.reserve(traffic.tokens)
-    q, given = traffic.queries()[mesh.rank].to(mesh.device), traffic.partials()[mesh.rank]
-    partial = Partial(given.out.to(mesh.device), given.lse.to(mesh.device), given.base)
-    beside = Partial(q, torch.ones(q.shape[:2], device=mesh.device))
-    rooms = [Partial(torch.empty_like(q), torch.empty_like(beside.lse)) for _ in range(2)]
-    opened.gather_heads(q)
-    opened.combine_beside(partial, beside, into=rooms[0])
-    opened.gather_heads(q)
-    opened.send(partial)
-    opened.receive(partial, beside, into=rooms[1])
-    torch.cuda.synchronize()
-    finite = bool(rooms[0].out.isfinite().all())
-    return finite and rooms[0].out.equal(rooms[1].out) and rooms[0].lse.equal(rooms[1].lse)
-
-
-def test_processes_combine_in_two_launches_as_in_one() -> None:
-    assert on_ranks(2, send_and_receive, cuda=True, join=one_device) == [True, True]
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_a_captured_step_gives_what_an_eager_one_gives(path: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["fa2", "fa3"])
 @pytest.mark.parametrize("batch", ["q2ks8k", "5q1s4k_3q300s5k", "q4s70k"])
-def test_new_tokens_beside_the_exchange_give_bit_for_bit_what_they_give_before_it(kernel: str, batch: str) -> None:
+def test_new_tokens_beside_the_gather_give_bit_for_bit_what_they_give_after_it(kernel: str, batch: str) -> None:
     settings = {"path": "split", "kernel": kernel, "batching": "joined"}
     before, beside = (stand_of(batch, dcp=2, overlap=overlap, **settings) for overlap in ("false", "true"))
     assert before.check().passed
@@ -92,7 +92,12 @@ def test_new_tokens_beside_the_exchange_give_bit_for_bit_what_they_give_before_i
         for one, other in zip(before.results(), beside.results(), strict=True):
             assert torch.equal(one.out, other.out)
             assert torch.equal(one.lse, other.lse)
-    assert [stage.name for stage in beside.fullest.path.stages()] == ["overlapped", "merge"]
+    assert [stage.name for stage in beside.fullest.path.stages()] == [
+        "gather beside new",
+        "context",
+        "combine",
+        "merge",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,6 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
                 beside = rows(tokens, 2, mesh.device, gap=gap)
                 opened.combine(made)
                 opened.combine_beside(made, beside, into=rows(tokens, 2, mesh.device))
-                opened.send(made)
-                opened.receive(made, rows(tokens, 2, mesh.device), into=beside)
     assert [kernel.variants for kernel in recorded] == loaded
 
 
@@ -174,27 +172,7 @@ def test_it_offers_what_fused_paths_ask_for(opened: Direct) -> None:
     assert isinstance(opened, FusedExchange)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # numpy's, of what the interpreter computes in rows that are not there
-def test_sending_and_receiving_is_one_combine(opened: Direct, mesh: Pretended) -> None:
-    opened.reserve(5)
-    generator = torch.Generator().manual_seed(0)
-    partial, beside = rows(5, 4, mesh.device), rows(5, 2, mesh.device)
-    for made in (partial, beside):
-        made.out.copy_(torch.randn(made.out.shape, generator=generator))
-        made.lse.copy_(torch.randn(made.lse.shape, generator=generator))
-    mesh.set_flags(3)  # the peer has come to both turns, with the zeros that its room holds
-    at_once = opened.combine_beside(partial, beside, into=rows(5, 2, mesh.device))
-    opened.send(partial)
-    in_two = opened.receive(partial, beside, into=rows(5, 2, mesh.device))
-    assert at_once.out.isfinite().all()
-    assert in_two.out.equal(at_once.out)
-    assert in_two.lse.equal(at_once.lse)
-    assert opened._mailbox.turns[0] == 2
-
-
-@pytest.mark.parametrize("call", ["reserve", "grow", "gather", "combine", "send", "receive", "check"])
+@pytest.mark.parametrize("call", ["reserve", "grow", "gather", "combine", "check"])
 def test_a_loss_is_told_by_the_very_next_call(opened: Direct, mesh: Pretended, call: str) -> None:
     opened.reserve(5)
     opened.gather_heads(rows(5, 2, mesh.device).out)  # nobody comes
@@ -205,8 +183,6 @@ def test_a_loss_is_told_by_the_very_next_call(opened: Direct, mesh: Pretended, c
         "grow": lambda: opened.reserve(5000),
         "gather": lambda: opened.gather_heads(own.out),
         "combine": lambda: opened.combine(given),
-        "send": lambda: opened.send(given),
-        "receive": lambda: opened.receive(given, own, into=own),
         "check": opened.check,
     }
     with pytest.raises(PeerLost, match="rank 1 did not come to turn 1 of exchange direct; every result since is NaN"):
