@@ -5,14 +5,70 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
+from typing import NamedTuple
 
-from bench.record import Measured, Summary, Trial
+from bench.record import Environment, Measured, StageTime, Summary, Trial
 from dcp_core.settings import Case, ExchangeName, PathName
 
 OPERATIONS = ("gather", "combine")
 FEWEST = 3
 """Sizes that it takes to fit two numbers and still say how far off they are."""
+NVLINK_BYTES_PER_US = 26.6e3
+"""Of one NVLink of the fourth generation, each way: 18 of them make the 478 GB/s of an H100 or H200."""
+_NVLINK_4 = ("H100", "H200")
+
+
+class Row(NamedTuple):
+    """What a token's message is made of: query heads of one rank, elements of a head, bytes of an element."""
+
+    heads: int
+    head_dim: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, case: Case) -> Row:
+        """Return the row of a case's messages."""
+        return cls(case.layout.heads(case.shape).query, case.shape.head_dim, case.shape.dtype.itemsize)
+
+    def __str__(self) -> str:
+        return f"{self.heads}x{self.head_dim} in {self.itemsize} bytes"
+
+    def wire_bytes(self, operation: str, dcp: int, tokens: int) -> int:
+        """Return the bytes that a rank must at least receive: peers' query heads, or their partials of its own heads."""
+        per_head = self.head_dim * self.itemsize + (4 if operation == "combine" else 0)
+        return (dcp - 1) * tokens * self.heads * per_head
+
+
+class Way(NamedTuple):
+    """Where and how times were taken: only those of one machine, timed in one way, are put together.
+
+    Args:
+        machine: the hard fields of the fingerprint.
+        graphs: replayed in a CUDA graph, not launched one by one, if the timer does that.
+        calls: timed together.
+    """
+
+    machine: tuple[tuple[str, str], ...]
+    timer: str
+    cold: bool
+    graphs: bool
+    calls: int
+
+    @classmethod
+    def of(cls, trial: Trial, outcome: Measured) -> Way:
+        """Return how a trial was timed."""
+        hard = tuple(sorted(trial.environment.hard.items()))
+        return cls(hard, outcome.timer, outcome.flushed_bytes > 0, trial.policy.graphs, trial.policy.calls)
+
+
+class Kind(NamedTuple):
+    """What times of an exchange depend on, but for the number of tokens."""
+
+    way: Way
+    exchange: ExchangeName
+    dcp: int
+    row: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,33 +77,44 @@ class Reading:
 
     Args:
         wire_bytes: that a rank must at least receive from its peers.
+        time_us: of the slowest rank.
+        pure_us: median of the quickest rank, which came last and waited for nobody; of the slowest where that was not kept.
+        skew_us: median of what the slowest rank took longer than the quickest; None where that was not kept.
     """
 
     operation: str
-    exchange: ExchangeName
-    dcp: int
+    kind: Kind
     tokens: int
     wire_bytes: int
     time_us: Summary
+    pure_us: float
+    skew_us: float | None
     trial: Trial
 
     @property
     def bus_gb_per_s(self) -> float:
         """Bytes that a rank must receive over the time it took, whatever else was moved."""
-        return self.wire_bytes / self.time_us.median / 1e3
+        return self.wire_bytes / self.pure_us / 1e3 if self.pure_us else 0.0
+
+    @property
+    def link_share(self) -> float | None:
+        """That rate over what the device can receive over its links; None where that is not known."""
+        limit = link_bytes_per_us(self.trial.environment)
+        return 1e3 * self.bus_gb_per_s / limit if limit else None
 
 
 @dataclass(frozen=True, slots=True)
 class Bracket:
-    """A modelled time, and what it may lie between where the model is asked beyond what it was fitted to."""
+    """A modelled time, and what it may lie between."""
 
+    time_us: float
     low_us: float
     high_us: float
 
 
 @dataclass(frozen=True, slots=True)
 class CollectiveModel:
-    """One operation of one exchange as ``latency + bytes / bandwidth`` (Hockney, 1994), at the dcp it was fitted to.
+    """One operation of one exchange as ``latency + bytes / bandwidth`` (Hockney, 1994), for the dcp and rows it was fitted to.
 
     Args:
         bytes_per_us: received by a rank.
@@ -55,8 +122,7 @@ class CollectiveModel:
     """
 
     operation: str
-    exchange: ExchangeName
-    dcp: int
+    kind: Kind
     latency_us: float
     bytes_per_us: float
     sizes: int
@@ -71,61 +137,84 @@ class CollectiveModel:
         """Return what an operation may take in a group of ``dcp``, whose ranks receive ``wire_bytes`` each.
 
         At the fitted dcp the bracket is the worst error either way. In a larger group the low end lets all peers' messages
-        be under way at once; at the high end each peer costs the latency anew.
+        be under way at once; at the high end each peer costs the latency anew; the time is half way.
         """
-        peers = max(1.0, (dcp - 1) / (self.dcp - 1))
+        peers = max(1.0, (dcp - 1) / (self.kind.dcp - 1))
         fastest, slowest = self.time_us(wire_bytes), peers * self.latency_us + wire_bytes / self.bytes_per_us
-        return Bracket(fastest * (1 - self.worst_error), slowest * (1 + self.worst_error))
+        low, high = max(0.0, fastest * (1 - self.worst_error)), slowest * (1 + self.worst_error)
+        return Bracket((fastest + slowest) / 2, low, high)
 
 
 def readings(trials: Iterable[Trial]) -> list[Reading]:
-    """Return the gathers and combines that trials timed between real ranks, the last of each size and setting.
+    """Return the gathers and combines that trials timed between real ranks, the last of each size, setting and way.
 
     Only of decode steps: those of longer ones may fold or merge in the same kernel.
     """
     found: dict[tuple[object, ...], Reading] = {}
     for trial in trials:
-        outcome, settings = trial.outcome, trial.case.settings
-        if not isinstance(outcome, Measured) or not outcome.exchange_timed or settings.path is not PathName.DECODE:
+        outcome, case = trial.outcome, trial.case
+        told = isinstance(outcome, Measured) and outcome.exchange_timed and case.layout.dcp > 1
+        if not told or not isinstance(outcome, Measured) or case.settings.path is not PathName.DECODE:
             continue
+        kind = Kind(Way.of(trial, outcome), case.settings.exchange, case.layout.dcp, Row.of(case))
         for stage in outcome.stages:
-            if not stage.communicates or stage.name not in OPERATIONS:
-                continue
-            reading = Reading(
-                stage.name,
-                settings.exchange,
-                trial.case.layout.dcp,
-                trial.case.workload.new_tokens,
-                wire_bytes(trial.case, stage.name),
-                stage.device_us,
-                trial,
-            )
-            found[stage.name, trial.case.key] = reading
+            if stage.communicates and stage.name in OPERATIONS:
+                found[stage.name, kind.way, trial.key] = _reading(stage, kind, trial)
     return list(found.values())
 
 
-def wire_bytes(case: Case, operation: str) -> int:
-    """Return the bytes that a rank must at least receive: peers' query heads, or their partials of its own heads."""
-    heads, shape, rows = case.layout.heads(case.shape), case.shape, case.workload.new_tokens
-    per_head = shape.head_dim * shape.dtype.itemsize + (4 if operation == "combine" else 0)
-    return (case.layout.dcp - 1) * rows * heads.query * per_head
+def _reading(stage: StageTime, kind: Kind, trial: Trial) -> Reading:
+    tokens = trial.case.workload.new_tokens
+    return Reading(
+        stage.name,
+        kind,
+        tokens,
+        kind.row.wire_bytes(stage.name, kind.dcp, tokens),
+        stage.device_us,
+        median(stage.pure_us) if stage.pure_us else stage.device_us.median,
+        median(stage.skew_us) if stage.skew_us else None,
+        trial,
+    )
+
+
+def link_bytes_per_us(environment: Environment) -> float:
+    """Return what a device can receive over its NVLinks; 0 where that is not known."""
+    links = environment.soft.get("nvlinks", "0")
+    known = any(name in environment.hard.get("device_name", "") for name in _NVLINK_4)
+    return int(links) * NVLINK_BYTES_PER_US if known and links.isdigit() else 0.0
 
 
 def fit_all(found: Sequence[Reading]) -> list[CollectiveModel]:
-    """Fit a model to each operation of each exchange that was measured at enough sizes, at the largest dcp that was."""
-    groups: dict[tuple[str, ExchangeName], list[Reading]] = defaultdict(list)
+    """Fit a model to each operation and kind of exchange that was measured at enough sizes."""
+    groups: dict[tuple[str, Kind], list[Reading]] = defaultdict(list)
     for reading in found:
-        groups[reading.operation, reading.exchange].append(reading)
-    models = []
-    for group in groups.values():
-        most = max(reading.dcp for reading in group)
-        model = fit([reading for reading in group if reading.dcp == most])
-        models += [model] if model else []
-    return models
+        groups[reading.operation, reading.kind].append(reading)
+    return [model for group in groups.values() if (model := fit(group))]
+
+
+def model_for(models: Iterable[CollectiveModel], operation: str, kind: Kind) -> CollectiveModel | None:
+    """Return the model that tells most of a kind of exchange: fitted on the same machine, with the same timer, for the same row.
+
+    Of the same dcp if there is one, else of the largest below it: a larger group tells nothing of the latency of a smaller. Of
+    several the one with most calls to a sample, since what a timer adds to a call is not in a step once for every stage; in a
+    step messages are warm, having just been made.
+    """
+    asked = _comparable(kind)
+    fitting = [
+        model
+        for model in models
+        if model.operation == operation and _comparable(model.kind) == asked and model.kind.dcp <= kind.dcp
+    ]
+    return max(fitting, key=lambda model: (model.kind.dcp, model.kind.way.calls, not model.kind.way.cold), default=None)
+
+
+def _comparable(kind: Kind) -> Kind:
+    """Leave out of a kind what a model bridges or a message does not depend on."""
+    return kind._replace(dcp=0, way=kind.way._replace(cold=False, calls=0))
 
 
 def fit(found: Sequence[Reading]) -> CollectiveModel | None:
-    """Fit one operation of one exchange at one dcp; None for fewer than FEWEST sizes.
+    """Fit one operation of one kind of exchange; None for fewer than FEWEST sizes.
 
     Squares of relative errors are least, so that a small message counts as much as a large one. The errors stated are
     those of predicting each size from the others.
@@ -133,24 +222,21 @@ def fit(found: Sequence[Reading]) -> CollectiveModel | None:
     times = _by_size(found)
     if len(times) < FEWEST:
         return None
-    first = found[0]
     latency, per_byte = _line(times)
     errors = []
     for size, time_us in times.items():
         others = _line({other: value for other, value in times.items() if other != size})
         errors.append(abs(others[0] + others[1] * size - time_us) / time_us)
     rate = 1 / per_byte if per_byte > 0 else float("inf")
-    return CollectiveModel(
-        first.operation, first.exchange, first.dcp, latency, rate, len(times), max(errors), fmean(errors)
-    )
+    return CollectiveModel(found[0].operation, found[0].kind, latency, rate, len(times), max(errors), fmean(errors))
 
 
 def _by_size(found: Sequence[Reading]) -> Mapping[int, float]:
-    """Return the fastest median of each size: kernels and batches beside it do not change what is sent."""
+    """Return the least pure time of each size: kernels and batches beside it do not change what is sent. None is nothing."""
     times: dict[int, float] = {}
     for reading in found:
-        median = reading.time_us.median
-        times[reading.wire_bytes] = min(times.get(reading.wire_bytes, median), median)
+        if reading.pure_us > 0:
+            times[reading.wire_bytes] = min(times.get(reading.wire_bytes, reading.pure_us), reading.pure_us)
     return times
 
 

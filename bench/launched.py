@@ -137,6 +137,11 @@ class Job:
             except GroupLost as lost:
                 self._lost = f"rank 0 of this job does not come up: {lost}; its last words: {lost.log.strip()[-500:]}"
                 raise UnfitError(self._lost) from None
+            except BaseException:
+                self._lost = (
+                    "this job was stopped before its ranks had found one another"  # nor can they be asked to end
+                )
+                raise
         return self._worker
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dcp_core.exchange_bytes import exchange_bytes
 from dcp_core.memory import PAGED_WORKSPACE_BYTES, RAGGED_WORKSPACE_BYTES, cache_bytes, mask_elements
-from dcp_core.settings import Case, KernelName, MaskForm, PathName
+from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName
 
 INT_WORKSPACE_BYTES = 16 << 20
 """FlashInfer's int workspace of one pass: 8 MiB on the device, and room for its index tensors."""
@@ -48,8 +49,11 @@ def case_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:
     yield "KV caches", local_ranks * int((1 + SPARE_PAGES) * cache_bytes(case))
     yield "queries of every rank", case.layout.dcp * rows * own_row
     yield "new keys and values, and outputs", local_ranks * rows * (kv_token + own_row + 4 * heads.query)
-    # Gathered queries, the rank's partial, and the partials of its peers.
-    yield "gathered queries and partials", local_ranks * 3 * rows * heads.gathered * (dim * element + 4)
+    partial_bytes = rows * heads.gathered * (dim * element + 4)
+    yield "partials of gathered heads", local_ranks * partial_bytes
+    yield "the exchange's buffers", local_ranks * exchange_bytes(case)
+    if case.settings.exchange is ExchangeName.LOOPBACK:
+        yield "what simulated ranks stack", local_ranks * partial_bytes
     yield from _path_parts(case, local_ranks)
     if case.settings.kernel is KernelName.REFERENCE:
         # The ranks of a simulated group run in threads, all at once.

@@ -95,6 +95,22 @@ def step_work(case: Case, rank: int = 0) -> tuple[Work, ...]:
     return tuple(work for requests, path in parts for work in _step(case, requests, path, rank))
 
 
+def exchanged(case: Case) -> Iterator[tuple[tuple[Request, ...], PathName]]:
+    """Yield the requests of each gather and combine that a step has, and the path they take; none at dcp 1."""
+    parts = list(_parts(case))
+    if case.settings.batching is Batching.SHARED and len(parts) > 1:
+        parts = [(case.workload.requests, PathName.DECODE)]
+    for requests, path in parts:
+        if case.layout.dcp > 1 and not _needs_nobody(case, requests, path):
+            yield requests, path
+
+
+def _needs_nobody(case: Case, requests: tuple[Request, ...], path: PathName) -> bool:
+    """Tell whether no request has context, and ``split`` leaves gather and combine out then."""
+    may_skip = case.settings.skip_empty_context and not case.settings.replayable
+    return path is PathName.SPLIT and may_skip and not any(one.context for one in requests)
+
+
 def _parts(case: Case) -> Iterator[tuple[tuple[Request, ...], PathName]]:
     """Yield the requests that run alike, with their path: all of them, or decodes apart from what fold takes and what not."""
     requests, settings = case.workload.requests, case.settings
@@ -151,8 +167,7 @@ def _pass(case: Case, stage: str, requests: tuple[Request, ...], *, pairs: int, 
 def _exchange(case: Case, requests: tuple[Request, ...], path: PathName) -> Iterator[Work]:
     """Gathering every rank's queries, and combining every rank's results; nothing where ranks share a process."""
     layout, settings = case.layout, case.settings
-    empty = path is PathName.SPLIT and settings.skip_empty_context and not any(request.context for request in requests)
-    if empty or settings.exchange in (ExchangeName.ALONE, ExchangeName.LOOPBACK):
+    if _needs_nobody(case, requests, path) or settings.exchange in (ExchangeName.ALONE, ExchangeName.LOOPBACK):
         return
     heads, rows, peers = layout.heads(case.shape), sum(request.new for request in requests), layout.dcp - 1
     own, everything = _row_bytes(case, rows, heads.query), _row_bytes(case, rows, heads.gathered)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "dcp_core": (
         ("grammar", "spelling", "hf_config", "shapes", "layout", "check", "launcher"),
-        ("settings", "memory", "workspace", "serving", "worst_case", "cost"),
+        ("settings", "memory", "workspace", "serving", "worst_case", "cost", "exchange_bytes"),
         ("lse", "shard", "mask", "fold", "cache", "oracle", "mesh"),
         ("triton_ops", "arithmetic", "kernels"),
         ("exchange",),
@@ -42,6 +42,7 @@ FLOORS = {
             "need",
             "estimate",
             "collective",
+            "predict",
             "verify",
             "profile_file",
             "profile_text",

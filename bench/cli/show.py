@@ -10,7 +10,7 @@ import typer
 from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Json, Results
-from bench.cli.screen import say, warn
+from bench.cli.screen import draw, emit, say, warn
 
 if TYPE_CHECKING:
     from bench.record import Trial
@@ -28,6 +28,15 @@ Runs = Annotated[
 def show(
     run: Runs = None,
     results: Results = Path("results"),
+    exchanges: Annotated[
+        bool,
+        typer.Option(
+            "--exchanges", help="What gathers and combines cost between real ranks, and which exchange to choose."
+        ),
+    ] = False,
+    predicted: Annotated[
+        bool, typer.Option("--predicted", help="How near simulated + modelled steps came to measured ones.")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
     json: Json = False,
 ) -> int:
@@ -39,11 +48,14 @@ def show(
     Examples:
       dcpbench show last
       dcpbench show --results results/reference/h200 --markdown
+      dcpbench show last --exchanges
     """
     from bench.cli.outcome import show_trials
     from bench.report.table import notes_of, trials_grids
 
     trials = trials_of(run or [], results)
+    if exchanges or predicted:
+        return _show_exchanges(trials, predicted=predicted, markdown=markdown, as_json=json)
     if not markdown or json:
         show_trials(trials, as_json=json)
         return Exit.DONE
@@ -51,6 +63,32 @@ def show(
         say_lines(grid.to_markdown())
     for note in notes_of(trials):
         say(f"- {note}")
+    return Exit.DONE
+
+
+def _show_exchanges(trials: list[Trial], *, predicted: bool, markdown: bool, as_json: bool) -> int:
+    from bench.errors import UsageError
+    from bench.predict import comparisons
+    from bench.report.exchange_table import exchange_grids, readings_json
+    from bench.report.predicted_table import predicted_grids, predicted_json
+
+    compared = comparisons(trials) if predicted else []
+    grids = predicted_grids(compared) if predicted else exchange_grids(trials)
+    if not grids:
+        lacking = "steps both measured between real ranks and simulated, and exchanges at enough sizes to fit a model"
+        raise UsageError(
+            f"nothing to show: that takes {lacking if predicted else 'decode steps measured between real ranks'}; "
+            f"'dcpbench sweep exchange' measures exchanges"
+        )
+    if as_json:
+        emit({"predicted": predicted_json(compared)} if predicted else {"exchanges": readings_json(trials)})
+        return Exit.DONE
+    for grid in grids:
+        if markdown:
+            say_lines(grid.to_markdown())
+        else:
+            draw(grid)
+            say()
     return Exit.DONE
 
 

@@ -24,6 +24,8 @@ FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
     "kv-memory": kv_memory.draw,
 }
 """Every picture by the name of its files."""
+APART = ("exchange-cost",)
+"""Those that have panels of their own for what was timed otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def save_all(
     if others := len(latest) - len(alike):
         yield NotDrawn("timed otherwise", f"{others} of {len(latest)} trials, warm or eager, which no picture mixes")
     for name in names or FIGURES:
-        figure = FIGURES[name](alike)
+        figure = FIGURES[name](latest if name in APART else alike)
         yield NotDrawn(name, figure) if isinstance(figure, str) else Saved(name, save(figure, folder, name, command))
 
 

@@ -491,6 +491,38 @@ def test_more_precision_than_the_store_has_is_measured(scripted: Scripted, resul
     assert [policy.precision for policy in scripted.policies] == [0.03, 0.005]
 
 
+def test_exchanges_and_predictions_are_shown_as_tables_and_json(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ("1q1s16", "8q1s16", "64q1s16", "512q1s16")
+    found = trials(*sizes, dcps=(2,), kernels=("fa2",), exchanges=("loopback", "a2a"))
+    with Store.open(results) as store:
+        for one in found:
+            store.append(one)
+    assert run("show", "--results", results, "--exchanges") == Exit.DONE
+    assert "a2a at every size" in capsys.readouterr().out
+    assert run("show", "--results", results, "--predicted", "--markdown") == Exit.DONE
+    assert "| case | modelled µs | measured µs | error |" in capsys.readouterr().out
+    assert run("show", "--results", results, "--exchanges", "--json") == Exit.DONE
+    messages = json.loads(capsys.readouterr().out)["exchanges"]
+    assert {one["tokens"] for one in messages} == {1, 8, 64, 512}
+    assert run("show", "--results", results, "--predicted", "--json") == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("option", "lacking"),
+    [("--exchanges", "decode steps measured between real ranks"), ("--predicted", "both measured between real ranks")],
+)
+def test_what_no_trial_tells_of_exchanges_is_said(
+    option: str, lacking: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store.open(results) as store:
+        store.append(trials("q8s40", dcps=(1,), kernels=("fa2",))[0])
+    assert run("show", "--results", results, option) == Exit.USAGE
+    assert lacking in capsys.readouterr().err
+
+
 def test_eager_is_measured_beside_graphs_and_each_once(scripted: Scripted, results: Path) -> None:
     for more in ((), ("--eager",), (), ("--eager",)):
         assert run("sweep", *TYPED, "--results", results, *more) == Exit.DONE

@@ -6,28 +6,53 @@ from dataclasses import replace
 
 import pytest
 
-from bench.collective import CollectiveModel, Reading, fit, fit_all, readings, wire_bytes
-from bench.record import Measured
+from bench.collective import (
+    CollectiveModel,
+    Kind,
+    Reading,
+    Row,
+    Way,
+    fit,
+    fit_all,
+    link_bytes_per_us,
+    model_for,
+    readings,
+)
+from bench.record import Environment, Measured, Trial
+from dcp_core import ModelShape
 from dcp_core.settings import ExchangeName
-from tests.bench.made_up import summary, trials
+from tests.bench.made_up import CPU, H200, QWEN, summary, trials
 
 SIZES = tuple(f"{tokens}q1s16" for tokens in (1, 8, 64, 256, 1024, 4096))
 
 
-def exchange_trials(exchange: str = "a2a", dcp: int = 2, latency: float = 9.0, per_byte: float = 4e-6) -> list[Reading]:
-    """Make readings whose times are a straight line."""
+WAY = Way(tuple(sorted(H200.hard.items())), "cuda graph", cold=True, graphs=True, calls=1)
+
+
+def on_a_line(
+    exchange: str = "a2a", dcp: int = 2, latency: float = 9.0, per_byte: float = 4e-6, shape: ModelShape = QWEN
+) -> list[Trial]:
+    """Make trials whose exchanges take times on a straight line."""
     found = []
-    for trial in trials(*SIZES, dcps=(dcp,), exchanges=(exchange,), kernels=("fa2",)):
-        outcome = trial.outcome
+    for trial in trials(*SIZES, dcps=(dcp,), exchanges=(exchange,), kernels=("fa2",), shape=shape):
+        outcome, row = trial.outcome, Row.of(trial.case)
         assert isinstance(outcome, Measured)
         stages = [
-            replace(stage, device_us=summary(latency + per_byte * wire_bytes(trial.case, stage.name)))
+            replace(
+                stage,
+                device_us=summary(latency + per_byte * row.wire_bytes(stage.name, dcp, trial.case.workload.new_tokens)),
+            )
             if stage.communicates
             else stage
             for stage in outcome.stages
         ]
         found.append(replace(trial, outcome=replace(outcome, stages=tuple(stages))))
-    return readings(found)
+    return found
+
+
+def exchange_trials(exchange: str = "a2a", dcp: int = 2, latency: float = 9.0, per_byte: float = 4e-6) -> list[Reading]:
+    """Make readings whose times are a straight line."""
+    return readings(on_a_line(exchange, dcp, latency, per_byte))
 
 
 def test_a_reading_names_its_exchange_its_tokens_and_its_bytes() -> None:
@@ -36,8 +61,36 @@ def test_a_reading_names_its_exchange_its_tokens_and_its_bytes() -> None:
     # Qwen3-235B at tp 8, dcp 2: 8 query heads of one peer, bfloat16, head_dim 128; an LSE beside each output.
     assert gather.wire_bytes == 64 * 8 * 128 * 2
     assert combine.wire_bytes == 64 * 8 * (128 * 2 + 4)
-    assert gather.exchange is ExchangeName.A2A
+    assert gather.kind == Kind(WAY, ExchangeName.A2A, 2, Row(8, 128, 2))
     assert gather.bus_gb_per_s == pytest.approx(gather.wire_bytes / gather.time_us.median / 1e3)
+    assert gather.skew_us is None
+
+
+def test_pure_time_and_skew_are_told_apart_where_every_rank_was_sampled() -> None:
+    (trial,) = trials("64q1s16", dcps=(2,), exchanges=("a2a",), kernels=("fa2",))[:1]
+    assert isinstance(trial.outcome, Measured)
+    ranks = ((10.0, 12.0, 30.0), (8.0, 15.0, 9.0))
+    stages = tuple(replace(one, rank_samples_us=ranks) if one.communicates else one for one in trial.outcome.stages)
+    for reading in readings([replace(trial, outcome=replace(trial.outcome, stages=stages))]):
+        assert (reading.pure_us, reading.skew_us) == (9.0, 3.0)
+        assert reading.bus_gb_per_s == pytest.approx(reading.wire_bytes / 9.0 / 1e3)
+
+
+def test_the_share_of_a_link_is_told_where_the_link_is_known() -> None:
+    linked = Environment(H200.hard, {"nvlinks": "18"})
+    assert link_bytes_per_us(linked) == pytest.approx(478.8e3)
+    assert link_bytes_per_us(CPU) == 0
+    (trial, *_) = on_a_line()
+    here, there = readings([replace(trial, environment=linked)])[0], readings([trial])[0]
+    assert here.link_share == pytest.approx(here.wire_bytes / here.pure_us / 478.8e3)
+    assert there.link_share is None
+
+
+def test_a_rank_by_itself_exchanges_nothing_whatever_its_stages_are_called() -> None:
+    (between,) = trials("64q1s16", dcps=(2,), exchanges=("a2a",), kernels=("fa2",))[:1]
+    (alone,) = trials("64q1s16", dcps=(1,), kernels=("fa2",))
+    settings = replace(alone.case.settings, path="decode")
+    assert readings([replace(alone, case=replace(alone.case, settings=settings), outcome=between.outcome)]) == []
 
 
 def test_what_was_simulated_tells_nothing_of_exchanges() -> None:
@@ -56,7 +109,7 @@ def test_a_straight_line_is_found_and_states_no_error() -> None:
 
 def test_a_size_off_the_line_shows_in_the_error_it_states() -> None:
     found = [reading for reading in exchange_trials() if reading.operation == "gather"]
-    odd = [replace(one, time_us=summary(2 * one.time_us.median)) if one.tokens == 64 else one for one in found]
+    odd = [replace(one, pure_us=2 * one.pure_us) if one.tokens == 64 else one for one in found]
     model = fit(odd)
     assert model is not None
     assert model.worst_error == pytest.approx(0.5, abs=0.05)
@@ -65,8 +118,8 @@ def test_a_size_off_the_line_shows_in_the_error_it_states() -> None:
 
 def test_neither_latency_nor_bandwidth_is_negative() -> None:
     found = [reading for reading in exchange_trials() if reading.operation == "gather"]
-    steep = [replace(one, time_us=summary(1e-5 * one.wire_bytes**1.2)) for one in found]
-    flat = [replace(one, time_us=summary(20 - one.tokens / 1000)) for one in found]
+    steep = [replace(one, pure_us=1e-5 * one.wire_bytes**1.2) for one in found]
+    flat = [replace(one, pure_us=20 - one.tokens / 1000) for one in found]
     for readings_of_it in (steep, flat):
         model = fit(readings_of_it)
         assert model is not None
@@ -80,9 +133,58 @@ def test_two_sizes_are_too_few() -> None:
 
 
 def test_beyond_the_fitted_dcp_there_is_a_bracket_that_widens() -> None:
-    model = CollectiveModel("gather", ExchangeName.DIRECT, 2, 4.0, 2.5e5, 6, worst_error=0.1, mean_error=0.05)
+    kind = Kind(WAY, ExchangeName.DIRECT, 2, Row(8, 128, 2))
+    model = CollectiveModel("gather", kind, 4.0, 2.5e5, 6, worst_error=0.1, mean_error=0.05)
     at = {dcp: model.at(dcp, 1 << 16) for dcp in (2, 4, 8)}
     assert at[2].low_us == pytest.approx(0.9 * model.time_us(1 << 16))
     assert at[2].high_us == pytest.approx(1.1 * model.time_us(1 << 16))
     assert at[8].low_us == at[4].low_us == at[2].low_us
     assert at[2].high_us < at[4].high_us < at[8].high_us
+    for bracket in at.values():
+        assert bracket.low_us <= bracket.time_us <= bracket.high_us
+    assert at[2].time_us == model.time_us(1 << 16)
+
+
+def test_rows_of_other_shapes_are_fitted_apart_and_so_are_machines_and_ways() -> None:
+    here, other_row = on_a_line(), on_a_line(latency=20.0, shape=ModelShape(32, 4, 128, 1))
+    elsewhere = [replace(one, environment=CPU) for one in on_a_line(latency=500.0)]
+    eager = [replace(one, policy=replace(one.policy, graphs=False)) for one in on_a_line(latency=90.0)]
+    models = fit_all(readings([*here, *other_row, *elsewhere, *eager]))
+    assert len(models) == 8
+    asked = Kind(WAY, ExchangeName.A2A, 2, Row(8, 128, 2))
+    for kind, latency in (
+        (asked, 9.0),
+        (asked._replace(row=Row(4, 128, 2)), 20.0),
+        (asked._replace(way=WAY._replace(machine=tuple(sorted(CPU.hard.items())))), 500.0),
+        (asked._replace(way=WAY._replace(graphs=False)), 90.0),
+    ):
+        model = model_for(models, "gather", kind)
+        assert model is not None
+        assert model.latency_us == pytest.approx(latency)
+
+
+def test_a_model_of_another_machine_timer_row_or_larger_group_is_never_used() -> None:
+    models = fit_all(readings(on_a_line(dcp=2)))
+    asked = Kind(WAY, ExchangeName.A2A, 2, Row(8, 128, 2))
+    assert model_for(models, "gather", asked) is not None
+    for other in (
+        asked._replace(way=WAY._replace(machine=tuple(sorted(CPU.hard.items())))),
+        asked._replace(way=WAY._replace(timer="host")),
+        asked._replace(row=Row(8, 64, 2)),
+        asked._replace(exchange=ExchangeName.AG_RS),
+    ):
+        assert model_for(models, "gather", other) is None
+    larger = fit_all(readings(on_a_line(dcp=4)))
+    assert larger
+    assert model_for(larger, "gather", asked) is None
+    beyond = model_for(models, "gather", asked._replace(dcp=8))
+    assert beyond is not None
+    assert beyond.kind.dcp == 2
+
+
+def test_of_several_models_the_one_with_most_calls_to_a_sample_is_asked() -> None:
+    single = on_a_line(latency=12.0)
+    many = [replace(one, policy=replace(one.policy, cold=False, calls=20)) for one in on_a_line(latency=9.0)]
+    model = model_for(fit_all(readings([*many, *single])), "gather", Kind(WAY, ExchangeName.A2A, 2, Row(8, 128, 2)))
+    assert model is not None
+    assert (model.kind.way.calls, model.latency_us) == (20, pytest.approx(9.0))

@@ -86,7 +86,9 @@ def test_the_prediction_covers_every_tensor_that_measuring_binds() -> None:
     bound = caches + sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *steps))
     working = {
         "the oracle",
-        "gathered queries and partials",
+        "partials of gathered heads",
+        "the exchange's buffers",
+        "what simulated ranks stack",
         "the pass over new tokens",
         "the reference kernel's scores",
     }

@@ -1,0 +1,215 @@
+"""Tables of what exchanges cost: every message, who is fastest from how many tokens on, what is modelled and how well."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from bench.collective import OPERATIONS, CollectiveModel, Kind, Reading, Row, Way, fit_all, readings
+from bench.record import Summary, Trial
+from bench.report.grid import Column, Grid
+from bench.report.table import NOT_MEASURED, micros, spread
+from dcp_core.memory import format_size
+from dcp_core.settings import ExchangeName
+
+BOTH = "both"
+"""A gather and a combine: what choosing an exchange chooses."""
+
+
+class Place(NamedTuple):
+    """What exchanges are compared at: one operation, timed in one way, in groups of one size, for one kind of row."""
+
+    operation: str
+    way: Way
+    dcp: int
+    row: Row
+
+
+class _Time(NamedTuple):
+    """A median and its interval: of an operation, or of both added up."""
+
+    low: float
+    median: float
+    high: float
+
+
+def exchange_grids(trials: Iterable[Trial]) -> list[Grid]:
+    """Return a table of every gather and combine that was measured between real ranks, the fastest from where on, and models."""
+    found = readings(trials)
+    if not found:
+        return []
+    grids = [_messages(place, group) for place, group in _places(found).items()]
+    for way in dict.fromkeys(reading.kind.way for reading in found):
+        mine = [reading for reading in found if reading.kind.way == way]
+        grids.append(_fastest(mine, way))
+        if models := fit_all(mine):
+            grids.append(_models(models, way))
+    return grids
+
+
+def readings_json(trials: Iterable[Trial]) -> list[dict[str, object]]:
+    """Return every gather and combine that was measured between real ranks, for machines."""
+    return [
+        {
+            "operation": one.operation,
+            "exchange": str(one.kind.exchange),
+            "dcp": one.kind.dcp,
+            "row": one.kind.row._asdict(),
+            "timed": way_name(one.kind.way),
+            "tokens": one.tokens,
+            "wire_bytes": one.wire_bytes,
+            "slowest_us": {"median": one.time_us.median, "low": one.time_us.low, "high": one.time_us.high},
+            "pure_us": one.pure_us,
+            "skew_us": one.skew_us,
+            "bus_gb_per_s": one.bus_gb_per_s,
+            "link_share": one.link_share,
+        }
+        for one in readings(trials)
+    ]
+
+
+def way_name(way: Way) -> str:
+    """Return how times were taken in words: ``NVIDIA H200, in CUDA graphs``."""
+    unusual = {
+        "in CUDA graphs": way.timer == "cuda_graph_events",
+        "eager": not way.graphs,
+        "warm": not way.cold,
+        f"{way.calls} calls to a sample": way.calls > 1,
+    }
+    on_gpu = way.timer.startswith("cuda")
+    return ", ".join(
+        [
+            dict(way.machine).get("device_name", "unknown"),
+            *(word for word, holds in unusual.items() if holds and on_gpu),
+        ]
+    )
+
+
+def changes(found: Iterable[Reading], place: Place) -> list[tuple[int, ExchangeName]]:
+    """Return which exchange is fastest from how many tokens on, over the sizes at which every exchange was measured.
+
+    The one that leads goes on leading until another's interval lies wholly below its own.
+    """
+    leads: list[tuple[int, ExchangeName]] = []
+    for tokens, times in sorted(_times(found, place).items()):
+        best = min(times, key=lambda exchange: times[exchange].median)
+        leader = leads[-1][1] if leads else best
+        if not leads or times[best].high < times[leader].low:
+            leads += [(tokens, best)] if not leads or best is not leader else []
+    return leads
+
+
+def break_even(found: Sequence[Reading], place: Place) -> str:
+    """Say in words which exchange is fastest from how many tokens on."""
+    leads = changes(found, place)
+    if not leads:
+        return "not measured for the same tokens"
+    if len(leads) == 1:
+        return f"{leads[0][1]} at every size"
+    return f"{', '.join(f'{exchange} from {tokens}' for tokens, exchange in leads)} tokens on"
+
+
+def places_of(found: Iterable[Reading]) -> list[Place]:
+    """Return every place of some readings, an operation's own before those of both."""
+    places = dict.fromkeys(Place(one.operation, one.kind.way, one.kind.dcp, one.kind.row) for one in found)
+    return [*places, *dict.fromkeys(place._replace(operation=BOTH) for place in places)]
+
+
+def _times(found: Iterable[Reading], place: Place) -> dict[int, dict[ExchangeName, _Time]]:
+    """Return the fastest time of each exchange by tokens, where all exchanges of the place have one."""
+    operations = OPERATIONS if place.operation == BOTH else (place.operation,)
+    best: dict[tuple[int, ExchangeName], dict[str, Summary]] = defaultdict(dict)
+    for reading in found:
+        if (reading.kind.way, reading.kind.dcp, reading.kind.row) != place[1:] or reading.operation not in operations:
+            continue
+        known = best[reading.tokens, reading.kind.exchange]
+        before = known.get(reading.operation)
+        if before is None or reading.time_us.median < before.median:
+            known[reading.operation] = reading.time_us
+    whole = {key: times for key, times in best.items() if len(times) == len(operations)}
+    exchanges = {exchange for _, exchange in whole}
+    times: dict[int, dict[ExchangeName, _Time]] = defaultdict(dict)
+    for (tokens, exchange), parts in whole.items():
+        low, middle, high = (sum(getattr(part, name) for part in parts.values()) for name in ("low", "median", "high"))
+        times[tokens][exchange] = _Time(low, middle, high)
+    return {tokens: each for tokens, each in times.items() if each.keys() == exchanges}
+
+
+def _places(found: Iterable[Reading]) -> Mapping[Place, list[Reading]]:
+    groups: dict[Place, list[Reading]] = defaultdict(list)
+    for one in found:
+        groups[Place(one.operation, one.kind.way, one.kind.dcp, one.kind.row)].append(one)
+    return groups
+
+
+def _messages(place: Place, found: Sequence[Reading]) -> Grid:
+    columns = (
+        Column("tokens", right=True),
+        Column("via"),
+        Column("received", right=True),
+        Column("slowest µs", right=True),
+        Column("95%", right=True),
+        Column("pure µs", right=True),
+        Column("skew µs", right=True),
+        Column("GB/s", right=True),
+        Column("of link", right=True),
+    )
+    ordered = sorted(found, key=lambda one: (one.tokens, one.time_us.median))
+    firsts = {one.tokens: index for index, one in reversed(list(enumerate(ordered)))}
+    title = f"{place.operation}, dcp {place.dcp}, rows of {place.row}: {way_name(place.way)}"
+    return Grid(title, columns, tuple(map(_message, ordered)), frozenset(firsts.values()))
+
+
+def _message(one: Reading) -> tuple[str, ...]:
+    return (
+        str(one.tokens),
+        str(one.kind.exchange),
+        format_size(one.wire_bytes),
+        micros(one.time_us.median),
+        spread(one.time_us),
+        NOT_MEASURED if one.skew_us is None else micros(one.pure_us),
+        NOT_MEASURED if one.skew_us is None else micros(one.skew_us),
+        f"{one.bus_gb_per_s:.3g}",
+        NOT_MEASURED if one.link_share is None else f"{one.link_share:.0%}",
+    )
+
+
+def _fastest(found: Sequence[Reading], way: Way) -> Grid:
+    columns = (Column("operation"), Column("dcp"), Column("row"), Column("fastest", wrap=True))
+    rows = tuple(
+        (place.operation, str(place.dcp), str(place.row), break_even(found, place)) for place in places_of(found)
+    )
+    note = "Over sizes that every exchange was measured at; a lead changes where the intervals are apart."
+    return Grid(f"Fastest exchange by tokens: {way_name(way)}", columns, rows, footnotes=(note,))
+
+
+def _models(models: Sequence[CollectiveModel], way: Way) -> Grid:
+    columns = (
+        Column("via"),
+        Column("operation"),
+        Column("dcp"),
+        Column("row"),
+        Column("latency µs", right=True),
+        Column("GB/s", right=True),
+        Column("sizes", right=True),
+        Column("worst", right=True),
+        Column("mean", right=True),
+    )
+    rows = tuple(_model(model, model.kind) for model in models)
+    note = "Worst and mean error of each size predicted from the others, of the quickest rank's time."
+    return Grid(f"Modelled as latency + bytes received / bandwidth: {way_name(way)}", columns, rows, footnotes=(note,))
+
+
+def _model(model: CollectiveModel, kind: Kind) -> tuple[str, ...]:
+    return (
+        str(kind.exchange),
+        model.operation,
+        str(kind.dcp),
+        str(kind.row),
+        micros(model.latency_us),
+        f"{model.bytes_per_us / 1e3:.3g}",
+        str(model.sizes),
+        f"{model.worst_error:.0%}",
+        f"{model.mean_error:.0%}",
+    )

@@ -1,0 +1,86 @@
+"""What the exchanges keep on each rank's device, whatever the batch. Floor 1: standard library only.
+
+The sizes of what other modules own beside torch are repeated here, and tests hold them equal to what is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dcp_core.cost import exchanged
+from dcp_core.settings import Case, ExchangeName, PathName
+from dcp_core.shapes import Request
+
+LSE_BYTES = 4
+"""Of a float32 LSE, one per row and head."""
+FLAG_BYTES, MOST_PROGRAMS = 8, 512
+"""Of a mailbox: an int64 flag for each program of each rank; ``dcp_core.triton_ops.mailbox`` says more."""
+ALIGNMENT = 256
+"""Of rooms within a mailbox."""
+LEAST_TOKENS = 64
+"""A mailbox has room for a power of two of tokens, this at least."""
+
+
+def exchange_bytes(case: Case) -> int:
+    """Return the bytes that a case's exchange keeps on one rank, for batches of as many tokens; all layers share them.
+
+    Not what a library keeps for itself: NCCL's channels, or the rest of a page of symmetric memory (2 MiB), which the driver
+    gives out whole.
+    """
+    if case.settings.exchange is ExchangeName.ALONE:
+        return 0
+    return sum(_one(case, requests, path) for requests, path in exchanged(case))
+
+
+def _one(case: Case, requests: Sequence[Request], path: PathName) -> int:
+    shape, heads, ranks = case.shape, case.layout.heads(case.shape), case.layout.dcp
+    tokens, head_bytes = sum(request.new for request in requests), shape.head_dim * shape.dtype.itemsize
+    partial_bytes = head_bytes + LSE_BYTES
+    own, everything = tokens * heads.query, tokens * heads.gathered
+    combined = own * partial_bytes
+    match case.settings.exchange:
+        case ExchangeName.AG_RS:
+            # Queries by rank and in order; every rank's LSEs; the partial corrected, and its outputs by rank.
+            return everything * (2 * head_bytes + ranks * LSE_BYTES + partial_bytes + head_bytes) + combined
+        case ExchangeName.A2A:
+            # Queries by rank and in order; partials to send and received.
+            return everything * (2 * head_bytes + 2 * partial_bytes) + combined
+        case ExchangeName.DIRECT:
+            places = _fold_places(case, requests) if path is PathName.FOLD else tokens
+            index = 4 * ranks * tokens if path is PathName.FOLD else 0
+            return mailbox_bytes(case, tokens, places) + combined + index
+        case _:
+            # Loopback: the queries of every seat, and the result.
+            return everything * head_bytes + combined
+
+
+def mailbox_bytes(case: Case, tokens: int, places: int) -> int:
+    """Return the bytes of a mailbox of exchange ``direct``: flags, a room for gathered queries and one for partials.
+
+    Args:
+        tokens: of a batch.
+        places: of gathered queries: as many, or more where rows fold.
+    """
+    heads, ranks = case.layout.heads(case.shape), case.layout.dcp
+    head_bytes = case.shape.head_dim * case.shape.dtype.itemsize
+    tokens, places = _doubled(tokens), _doubled(places)
+    parts = (
+        FLAG_BYTES * ranks * MOST_PROGRAMS,
+        places * heads.gathered * head_bytes,
+        tokens * heads.gathered * head_bytes,
+        tokens * heads.gathered * LSE_BYTES,
+    )
+    return sum(-(-part // ALIGNMENT) * ALIGNMENT for part in parts)
+
+
+def _fold_places(case: Case, requests: Sequence[Request]) -> int:
+    """Return the places of the rank with most of them: ``dcp`` to a row; see ``dcp_core.fold``."""
+    dcp = case.layout.dcp
+    return max(
+        sum(dcp * ((one.total - 1 - rank) // dcp - max((one.context - rank) // dcp, 0) + 1) for one in requests)
+        for rank in range(dcp)
+    )
+
+
+def _doubled(tokens: int) -> int:
+    return 1 << max(tokens - 1, LEAST_TOKENS - 1).bit_length()
