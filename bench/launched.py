@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,8 @@ def follow() -> int:
     """
     from bench.worker import Companion, answer
 
-    mesh, orders = _join()
+    with _ended_by_signals():
+        mesh, orders = _join()
     companion = Companion()
     try:
         while (order := orders.share(_NO_ORDER)[0]) is not None:
@@ -237,6 +239,22 @@ def _join() -> tuple[Mesh, Mesh]:
     except MeshError as error:
         raise UnfitError(str(error)) from None
     return mesh, mesh.channel(PATIENCE)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals end this process at once: Python's handlers would wait until torch has found the other ranks, or given up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {
+        number: handler for number in numbers if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
+    }
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -173,6 +173,26 @@ def test_a_leader_whose_port_is_taken_says_so() -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rank_that_waits_for_the_others_ends_at_once_if_told_to(number: signal.Signals) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(SECONDS)
+        place = {
+            "RANK": "1",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(silent.getsockname()[1]),
+        }
+        follower = start(SWEEP, place)
+        connection, _ = silent.accept()
+        with connection:
+            follower.send_signal(number)
+            follower.communicate(timeout=10)
+    assert follower.returncode == -number
+
+
 @pytest.mark.parametrize("names", [TORCHRUN, MPIRUN, SRUN])
 def test_a_command_that_needs_no_other_rank_lets_the_others_end(names: tuple[str, str, str]) -> None:
     with job(["memory", "--model", "tiny", "--tp", "4", "--dcp", "1,2"], names=names) as (leader, follower):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from bench.collective import Way, fit_all, readings
 from bench.predict import comparisons, messages, modelled, with_exchange
 from bench.record import Label, Measured, Trial
 from bench.report.predicted_table import predicted_grids, predicted_json
+from bench.store import Store
 from dcp_core import Case, DcpLayout, Settings, Workload
 from dcp_core.settings import ExchangeName
 from tests.bench.made_up import CPU, QWEN, summary, trial, trials
@@ -154,3 +157,41 @@ def test_the_table_counts_what_came_close() -> None:
     assert stages.rows[-1] == ("whole step", "3", "8.0%", "+40.0%", "67%")
     assert predicted_grids([]) == []
     assert [one["error"] for one in predicted_json(found)] == pytest.approx([0.05, -0.08, 0.4])
+
+
+BRIEF = """
+model = "tiny"
+tp = 4
+dcp = 2
+path = ["decode", "mask"]
+exchange = "a2a"
+context = 15
+concurrency = [1, 4, 16, 64]
+policy = { precision = "quick", max_seconds = 0.02 }
+"""
+
+
+def test_what_two_processes_measured_is_read_fitted_and_compared_with_its_simulation(tmp_path: Path) -> None:
+    sweep = tmp_path / "brief.toml"
+    sweep.write_text(BRIEF, encoding="utf-8")
+    for ranks in ("2", "1"):
+        assert main(["--ranks", ranks, "sweep", str(sweep), "--results", str(tmp_path), "--json"]) == 0
+    found, _ = Store.read(tmp_path)
+    exchanged = readings(found)
+    assert {(one.operation, one.tokens) for one in exchanged} == {
+        (operation, tokens) for operation in ("gather", "combine") for tokens in (1, 4, 16, 64)
+    }
+    for one in exchanged:
+        assert one.pure_us > 0
+        assert one.skew_us is not None
+    assert {model.operation for model in fit_all(exchanged)} == {"gather", "combine"}
+    compared = comparisons(found)
+    assert len(compared) == 8
+    for pair in compared:
+        assert {"gather", "attention", "combine"} <= pair.stages.keys()
+        told = outcome_of(pair.modelled)
+        added = sum(stage.device_us.median for stage in told.stages if stage.communicates)
+        alone = next(one for one in found if one.case == with_exchange(pair.measured.case, ExchangeName.LOOPBACK))
+        assert told.step_us.median == pytest.approx(outcome_of(alone).step_us.median + added)
+    assert main(["show", "--results", str(tmp_path), "--exchanges"]) == 0
+    assert main(["show", "--results", str(tmp_path), "--predicted"]) == 0
