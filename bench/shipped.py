@@ -34,12 +34,12 @@ def reference_folder() -> Path:
 
 
 def shipped_gpus() -> list[str]:
-    """Return the GPUs that reference runs ship for, as ``h200``.
+    """Return the GPUs that profiles ship for, as ``h200``.
 
     Raises:
         FileNotFoundError: if the installation is incomplete.
     """
-    return sorted(path.name for path in reference_folder().iterdir() if path.is_dir())
+    return sorted(path.name for path in reference_folder().iterdir() if (path / "profiles").is_dir())
 
 
 def shipped_profiles(geometry: str, gpu: str | None = None) -> list[Path]:

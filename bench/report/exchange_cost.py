@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.collective import OPERATIONS, Kind, Reading, Row, Way, fit, fit_all, link_bytes_per_us, readings
 from bench.record import Trial
 from bench.report import style
-from bench.report.exchange_table import Place, break_even, places_of, way_name
+from bench.report.exchange_table import Place, break_even, manner_name, places_of, way_name
 from dcp_core.settings import ExchangeName
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         for number, group in enumerate(shown):
             for place, operation in zip(axes[number * len(OPERATIONS) :], OPERATIONS, strict=False):
                 _draw_panel(place, [one for one in group if one.operation == operation])
-                place.set_title(f"{operation}, rows of {group[0].kind.row}\n{way_name(group[0].kind.way)}", loc="left")
+                place.set_title(
+                    f"{operation}, rows of {group[0].kind.row}\n{manner_name(group[0].kind.way)}", loc="left"
+                )
                 place.set_xlabel("tokens (requests of one new token)")
             axes[number * len(OPERATIONS)].set_ylabel("one operation, slowest rank (median)")
         style.title(figure, "What an exchange costs")

@@ -70,20 +70,20 @@ def readings_json(trials: Iterable[Trial]) -> list[dict[str, object]]:
 
 
 def way_name(way: Way) -> str:
-    """Return how times were taken in words: ``NVIDIA H200, in CUDA graphs``."""
+    """Return where and how times were taken in words: ``NVIDIA H200, in CUDA graphs``."""
+    device = dict(way.machine).get("device_name", "unknown")
+    return ", ".join([device, *([how] if (how := manner_name(way)) else [])])
+
+
+def manner_name(way: Way) -> str:
+    """Return how times were taken in words, wherever that was; empty where there is one manner only."""
     unusual = {
         "in CUDA graphs": way.timer == "cuda_graph_events",
         "eager": not way.graphs,
         "warm": not way.cold,
         f"{way.calls} calls to a sample": way.calls > 1,
     }
-    on_gpu = way.timer.startswith("cuda")
-    return ", ".join(
-        [
-            dict(way.machine).get("device_name", "unknown"),
-            *(word for word, holds in unusual.items() if holds and on_gpu),
-        ]
-    )
+    return ", ".join(word for word, holds in unusual.items() if holds and way.timer.startswith("cuda"))
 
 
 def changes(found: Iterable[Reading], place: Place) -> list[tuple[int, ExchangeName]]:
