@@ -75,14 +75,14 @@ class CudaClock:
 
     def __init__(self, device: torch.device, *, graphs: bool, cold: bool, repetitions: int = REPETITIONS) -> None:
         self.name = "cuda_graph_events" if graphs else "cuda_events"
-        self._graphs, self._device, self._repetitions = graphs, device, repetitions
+        self.graphs, self._device, self._repetitions = graphs, device, repetitions
         size = FLUSH_FACTOR * torch.cuda.get_device_properties(device).L2_cache_size if cold else 0
         self._flush = torch.zeros(size, dtype=torch.uint8, device=device)
         self.flushed_bytes = size
 
     def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
         """Return what replays a graph of so many repetitions, or launches each."""
-        return self._replayed(call, align) if self._graphs else partial(self._launched, call, align)
+        return self._replayed(call, align) if self.graphs else partial(self._launched, call, align)
 
     def _replayed(self, call: Callable[[], None], align: Callable[[], None] | None) -> Sampler:
         # External events are recorded by the graph itself, and can be read after each replay.

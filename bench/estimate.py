@@ -68,7 +68,7 @@ def seconds_each(cases: Sequence[Case], policy: Policy, device_name: str, known:
     ratios = [
         trial.seconds / case_seconds(trial.case, trial.policy, ceiling)
         for trial in known
-        if isinstance(trial.outcome, Measured) and trial.seconds > 0
+        if isinstance(trial.outcome, Measured) and trial.seconds > 0 and trial.outcome.race is None
     ]
     low, high = _CALIBRATION_RANGE
     scale = min(max(median(ratios), low), high) if len(ratios) >= CALIBRATION else 1.0

@@ -116,19 +116,20 @@ def prepare(
     mesh: Mesh,
     policy: Policy,
     *,
-    beside: Sequence[Stand] = (),
+    beside: Sequence[Ready] = (),
     plans: int = MOST_PLAN_SAMPLES,
     repetitions: int = REPETITIONS,
 ) -> Ready | Skipped | Failed:
     """Lay a case out and check it, time its planning and open its clock; every rank of the group must call this.
 
     Args:
-        beside: stands of the same batch, to share what can be shared.
+        beside: cases of the same batch, to share what can be shared, the clock too.
         plans: times that planning is timed, at most.
         repetitions: that the clock makes at once.
     """
-    sequences = beside[0].sequences if beside else None
-    verified = verify(case, mesh, seed=policy.seed, sequences=sequences, beside=beside)
+    stands = [ready.stand for ready in beside]
+    sequences = stands[0].sequences if stands else None
+    verified = verify(case, mesh, seed=policy.seed, sequences=sequences, beside=stands)
     if isinstance(verified, Skipped):
         return verified
     stand, check = verified
@@ -139,7 +140,7 @@ def prepare(
             f"lse by {check.lse_error:.2e} (budget {check.lse_budget:.2e})",
         )
     plan = _time_planning(stand, plans)
-    clock = _open_clock(case, mesh, policy, repetitions)
+    clock = _open_clock(case, mesh, policy, repetitions, [ready.clock for ready in beside])
     # The cheapest call that the clock can take, timed before the case: below ten of these a time says little.
     return Ready(stand, check, plan, clock, max(mesh.share(floor_us(clock, mesh.device))))
 
@@ -291,12 +292,19 @@ def _slowest(mesh: Mesh, times: Sequence[float]) -> list[float]:
     return [max(each) for each in zip(*mesh.share(list(times)), strict=True)]
 
 
-def _open_clock(case: Case, mesh: Mesh, policy: Policy, repetitions: int = REPETITIONS) -> Clock:
+def _open_clock(
+    case: Case, mesh: Mesh, policy: Policy, repetitions: int = REPETITIONS, known: Sequence[Clock] = ()
+) -> Clock:
+    """Open the clock that a case is timed with, or return the one of ``known`` that is alike: each takes memory to cool L2."""
     if mesh.device.type != "cuda":
         return HostClock()
     settings = case.settings
     eager_only = KernelName.REFERENCE in (settings.kernel, settings.kernel_for_new, settings.kernel_for_decode)
-    return CudaClock(mesh.device, graphs=policy.graphs and not eager_only, cold=policy.cold, repetitions=repetitions)
+    graphs = policy.graphs and not eager_only
+    for clock in known:
+        if isinstance(clock, CudaClock) and clock.graphs == graphs:
+            return clock
+    return CudaClock(mesh.device, graphs=graphs, cold=policy.cold, repetitions=repetitions)
 
 
 def _flags(stand: Stand, step: Timed, median_us: float, floor: float, calls: int) -> list[str]:

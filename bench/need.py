@@ -5,7 +5,7 @@ Standard library only: constants that other modules own beside torch are repeate
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dcp_core.exchange_bytes import exchange_bytes
 from dcp_core.memory import PAGED_WORKSPACE_BYTES, RAGGED_WORKSPACE_BYTES, cache_bytes, mask_elements
@@ -25,6 +25,8 @@ ORACLE_SCORES, ORACLE_ROWS = 1 << 26, 64
 """The oracle checks every row of a batch of up to so many scores, and so many rows of a larger one."""
 ORACLE_BYTES_PER_SCORE = 24
 """Float64 scores, their exponentials, and a copy while one turns into the other."""
+SHARED_IN_A_RACE = ("keys and values of whole sequences", "the oracle", "KV caches", "queries of every rank")
+"""What cases of one batch that are open together have in common."""
 REFERENCE_SCORES = 1 << 22
 """Scores per head that the torch kernel holds at once: its ``SCORE_ELEMENTS``."""
 
@@ -36,6 +38,23 @@ def case_bytes(case: Case, local_ranks: int) -> int:
         local_ranks: ranks of the group on this device: ``dcp`` if simulated, else 1.
     """
     return sum(size for _, size in case_parts(case, local_ranks))
+
+
+def race_bytes(cases: Sequence[Case], local_ranks: int) -> int:
+    """Return the bytes that cases of one batch are predicted to take on one device while all are open.
+
+    They share their inputs, the oracle's answers, and their caches where pages are alike.
+    """
+    shared: dict[tuple[object, ...], int] = {}
+    own = 0
+    for case in cases:
+        for what, size in case_parts(case, local_ranks):
+            if what in SHARED_IN_A_RACE:
+                pages = (case.settings.page_size, case.settings.kv_layout) if what == "KV caches" else ()
+                shared[what, *pages] = max(size, shared.get((what, *pages), 0))
+            else:
+                own += size
+    return own + sum(shared.values())
 
 
 def case_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:

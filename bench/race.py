@@ -105,7 +105,7 @@ class Course:
         mesh = self._mesh
         if mesh is None:
             raise ValueError("a case enters the course of a batch")
-        beside = [runner.ready.stand for runner in self._open.values()]
+        beside = [runner.ready for runner in self._open.values()]
         plans = MOST_PLAN_SAMPLES if whole else FEW
         ready = prepare(case, mesh, policy, beside=beside, plans=plans, repetitions=repeats)
         if not isinstance(ready, Ready):

@@ -380,13 +380,13 @@ class Trial:
 
 def latest(trials: Iterable[Trial]) -> list[Trial]:
     """Return the trial that counts for each case: the last, but one with every stage timed before one that only raced."""
-    found: dict[object, Trial] = {}
+    found: dict[Key, Trial] = {}
     for trial in trials:
         known = found.get(trial.key)
-        if known is None or _is_whole(trial) or not _is_whole(known):
+        if known is None or not (_only_raced(trial) and isinstance(known.outcome, Measured) and known.outcome.is_whole):
             found[trial.key] = trial
     return list(found.values())
 
 
-def _is_whole(trial: Trial) -> bool:
-    return isinstance(trial.outcome, Measured) and trial.outcome.is_whole
+def _only_raced(trial: Trial) -> bool:
+    return isinstance(trial.outcome, Measured) and not trial.outcome.is_whole

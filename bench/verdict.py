@@ -16,7 +16,7 @@ ALPHA = 0.01
 MARGIN = 0.005
 """Relative; a smaller difference is none worth a change of settings."""
 UNSTEADY = 0.15
-"""Relative; a device whose speed changed by more between quarters of a comparison was not one device."""
+"""Relative; a device whose speed changed by more between quarters of a comparison was not one device all along."""
 
 
 class Verdict(StrEnum):
@@ -53,8 +53,8 @@ class Comparison:
 def compare(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
     """Compare two settings by times that were taken in the same rounds, interleaved on one device.
 
-    Faster, or slower, if p < ALPHA and the interval lies outside ±MARGIN; the same if it lies inside; else ambiguous, as it is
-    whatever the times where the device itself changed speed by more than UNSTEADY.
+    Faster, or slower, if p < ALPHA and the interval lies outside ±MARGIN; the same if it lies inside; else ambiguous. Where the
+    device itself changed speed by more than UNSTEADY, only a difference beyond that change is believed.
 
     Raises:
         ValueError: for no pairs, times without a partner, or one that is not positive.
@@ -72,16 +72,16 @@ def compare(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
         math.exp(high),
         p,
         len(differences),
-        _verdict(low, high, p) if is_steady(mine, theirs) else Verdict.AMBIGUOUS,
+        _verdict(low, high, p, change_of_speed(mine, theirs)),
     )
 
 
-def is_steady(mine: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Tell whether the device kept its speed: whether the median pair of each quarter took about the same time."""
+def change_of_speed(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return by what factor the device's speed changed: the median pair of the slowest quarter's time over the fastest's."""
     levels = [math.sqrt(one * other) for one, other in zip(mine, theirs, strict=True)]
     size = math.ceil(len(levels) / 4)
     quarters = [median(levels[start : start + size]) for start in range(0, len(levels), size)]
-    return max(quarters) <= (1 + UNSTEADY) * min(quarters)
+    return max(quarters) / min(quarters)
 
 
 def rounds_of(samples: Sequence[float], repeats: int) -> list[float]:
@@ -101,10 +101,13 @@ def rounds_of(samples: Sequence[float], repeats: int) -> list[float]:
     return [math.sqrt(one * other) for one, other in zip(visits[::VISITS], visits[1::VISITS], strict=True)]
 
 
-def _verdict(low: float, high: float, p: float) -> Verdict:
-    margin = math.log1p(MARGIN)
+def _verdict(low: float, high: float, p: float, change: float) -> Verdict:
+    unsteady = change > 1 + UNSTEADY
+    margin = math.log(change) if unsteady else math.log1p(MARGIN)
     if p < ALPHA and high < -margin:
         return Verdict.FASTER
     if p < ALPHA and low > margin:
         return Verdict.SLOWER
+    if unsteady:
+        return Verdict.AMBIGUOUS
     return Verdict.SAME if -margin <= low <= high <= margin else Verdict.AMBIGUOUS

@@ -12,7 +12,7 @@ from bench.cli.obstacle import memory_here, obstacle
 from bench.cli.options import Asked, Running, ranks_here
 from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
-from bench.record import PROTOCOL, Environment, Failed, Key, Policy, Skipped, Trial
+from bench.record import PROTOCOL, Environment, Failed, Key, Measured, Policy, Skipped, Trial, latest
 from bench.report.table import case_line, case_name, counted
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ class Campaign:
 
         Asking a skipped case again costs next to nothing, and what stood in its way, a lack of memory say, may be gone.
         """
-        latest = {trial.key: trial for trial in known}
+        last = {trial.key: trial for trial in latest(known)}
         left_alone = set(self.given_up(known))
-        return [case for case in self.cases if case not in left_alone and self._lacks(latest.get(self._key(case)))]
+        return [case for case in self.cases if case not in left_alone and self._lacks(last.get(self._key(case)))]
 
     def given_up(self, known: Sequence[Trial]) -> list[Case]:
         """Return the cases that failed twice, asked as now and of this very dcpbench; none if they are wanted afresh."""
         if self.fresh:
             return []
-        latest = {trial.key: trial for trial in known}
-        failed = {key for key, trial in latest.items() if isinstance(trial.outcome, Failed)}
+        last = {trial.key: trial for trial in latest(known)}
+        failed = {key for key, trial in last.items() if isinstance(trial.outcome, Failed)}
         failures = Counter(
             trial.key for trial in known if isinstance(trial.outcome, Failed) and self._asked_as_now(trial)
         )
@@ -116,6 +116,8 @@ class Campaign:
 
     def _lacks(self, trial: Trial | None) -> bool:
         if trial is None or isinstance(trial.outcome, Failed | Skipped):
+            return True
+        if isinstance(trial.outcome, Measured) and not trial.outcome.is_whole:
             return True
         return trial.policy.precision > self.policy.precision
 

@@ -17,6 +17,7 @@ from dcp_core.memory import format_size
 
 if TYPE_CHECKING:
     from bench.cli.campaign import Campaign
+    from bench.cli.searching import Hunt
     from dcp_core.settings import Case
 
 LONGEST = 60
@@ -44,6 +45,54 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
         say(left_alone(len(plan.given_up)))
     to_measure = len(plan.missing) - len(plan.obstacles)
     say(f"{to_measure} to measure in about {clock(total_s)}; kernels compiled on first use come on top.")
+    return Exit.DONE
+
+
+def show_search(hunt: Hunt, *, as_json: bool) -> Exit:
+    """Print what a search would look at, and about how long it takes."""
+    known = hunt.known()
+    total_s = hunt.seconds(known)
+    rows = [(batch, sum(case in known for case in batch.candidates)) for batch in hunt.batches]
+    if as_json:
+        batches = [
+            {
+                "batch": str(batch.candidates[0].workload),
+                "model": batch.candidates[0].shape.name,
+                "layout": batch.candidates[0].to_json()["layout"],
+                "default": batch.default.settings.to_json() if batch.default else None,
+                "candidates": [case.settings.to_json() for case in batch.candidates],
+                "known": there,
+            }
+            for batch, there in rows
+        ]
+        illegal = [{"what": one.text, "why": one.reason} for one in hunt.campaign.illegal]
+        emit({"sweep": hunt.campaign.name, "batches": batches, "illegal": illegal, "seconds": round(total_s, 3)})
+        return Exit.DONE
+    columns = (
+        Column("model", wrap=True),
+        Column("tp", right=True),
+        Column("dcp"),
+        Column("batch", wrap=True),
+        Column("candidates", right=True),
+        Column("known", right=True),
+    )
+    cells = [(batch.candidates[0], len(batch.candidates), there) for batch, there in rows]
+    draw(
+        Grid(
+            f"{hunt.campaign.name}: what would be searched",
+            columns,
+            tuple(
+                (case.shape.name, str(case.layout.tp), dcp_of(case), str(case.workload), str(count), str(there))
+                for case, count, there in cells
+            ),
+        )
+    )
+    _say_illegal(hunt.campaign)
+    say()
+    say(
+        f"{counted(len(hunt.campaign.cases), 'candidate')} to search in about {clock(total_s)}; "
+        f"kernels compiled on first use come on top."
+    )
     return Exit.DONE
 
 
@@ -98,6 +147,10 @@ def _show(wanted: Campaign, plan: Plan, expected_s: dict[Case, float]) -> None:
         say(f"Will not run here ({NOT_MEASURED}):")
         for reason, count in reasons(plan.obstacles):
             say(f"  {count}×  {reason}")
+    _say_illegal(wanted)
+
+
+def _say_illegal(wanted: Campaign) -> None:
     if wanted.illegal:
         say()
         say("Not possible, and left out:")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.exits import Exit
 from bench.cli.screen import draw, emit, say, warn
 from bench.files import folder_name
-from bench.record import Failed, Measured, Trial
+from bench.record import Failed, Measured, Trial, latest
 from bench.report.table import counted, notes_of, trials_grids
 
 if TYPE_CHECKING:
     from bench.cli.campaign import Campaign
+    from bench.cli.searching import Hunt
+    from bench.report.grid import Grid
     from bench.report.plot import NotDrawn, Saved
 
 
@@ -39,6 +41,41 @@ def publish(trials: Sequence[Trial], wanted: Campaign, *, command: str, as_json:
     Raises:
         StorageError: if the folder does not take them.
     """
+    _publish(trials, wanted, command=command, as_json=as_json, pictures=True)
+
+
+def publish_findings(
+    wanted: Hunt, trials: Sequence[Trial], *, command: str, as_json: bool, pictures: bool = True
+) -> None:
+    """Show what a search found and how, then publish as ``publish`` does.
+
+    Raises:
+        StorageError: if the folder does not take them.
+    """
+    from bench.report.findings import findings_grid, findings_json
+
+    findings = [finding for _, finding in wanted.findings(trials)]
+    _publish(
+        trials,
+        wanted.campaign,
+        command=command,
+        as_json=as_json,
+        pictures=pictures,
+        how=findings_grid(findings),
+        more={"search": findings_json(findings)},
+    )
+
+
+def _publish(
+    trials: Sequence[Trial],
+    wanted: Campaign,
+    *,
+    command: str,
+    as_json: bool,
+    pictures: bool,
+    how: Grid | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     from bench.entry import Geometry
     from bench.report.choices import entries_grid, entries_json
     from bench.report.plot import save_all
@@ -48,8 +85,8 @@ def publish(trials: Sequence[Trial], wanted: Campaign, *, command: str, as_json:
     batches = {(trial.case.layout.dcp, trial.case.layout.interleave, trial.case.workload) for trial in trials}
     profiles = [profile for profile in pick(wanted.everything_here()) if profile.geometry in geometries]
     if not as_json:
-        for profile in profiles:
-            draw(entries_grid(profile, batches))
+        for grid in [*(entries_grid(profile, batches) for profile in profiles), *([how] if how else [])]:
+            draw(grid)
             say()
         for note in notes_of(trials):
             say(note)
@@ -59,10 +96,10 @@ def publish(trials: Sequence[Trial], wanted: Campaign, *, command: str, as_json:
         saved.append({"file": str(file), "entries": entries_json(profile, batches)})
         if not as_json:
             say(f"profile  {file}")
-    pictures = save_all(trials, wanted.results / "plots" / folder_name(wanted.name), command=command)
-    plots = show_pictures(pictures, quiet=as_json)
+    found = save_all(trials, wanted.results / "plots" / folder_name(wanted.name), command=command) if pictures else ()
+    plots = show_pictures(found, quiet=as_json)
     if as_json:
-        emit({"cases": _counts(trials), "profiles": saved, **plots})
+        emit({"cases": _counts(trials), "profiles": saved, **(more or {}), **plots})
 
 
 def show_pictures(pictures: Iterable[Saved | NotDrawn], *, quiet: bool) -> dict[str, dict[str, Any]]:
@@ -85,21 +122,20 @@ def show_pictures(pictures: Iterable[Saved | NotDrawn], *, quiet: bool) -> dict[
 
 def _counts(trials: Sequence[Trial]) -> dict[str, int]:
     """Return how many cases were measured, skipped and failed, the last trial of each counting."""
-    latest = {trial.key: trial for trial in trials}.values()
-    counts = Counter(trial.outcome.kind for trial in latest)
+    counts = Counter(trial.outcome.kind for trial in latest(trials))
     return {kind: counts[kind] for kind in ("measured", "skipped", "failed")}
 
 
 def finish(trials: Sequence[Trial], *, interrupted: bool) -> Exit:
     """Return the exit code of a run that left these trials, the last of each case counting."""
-    latest = {trial.key: trial for trial in trials}.values()
-    failed = sum(isinstance(trial.outcome, Failed) for trial in latest)
+    last = latest(trials)
+    failed = sum(isinstance(trial.outcome, Failed) for trial in last)
     if interrupted:
         return Exit.INTERRUPTED
     if failed:
-        warn(f"{failed} of {counted(len(latest), 'case')} failed; 'dcpbench show --json' has the tracebacks.")
+        warn(f"{failed} of {counted(len(last), 'case')} failed; 'dcpbench show --json' has the tracebacks.")
         return Exit.FAILED_CASES
-    if not any(isinstance(trial.outcome, Measured) for trial in latest):
+    if not any(isinstance(trial.outcome, Measured) for trial in last):
         warn("No case could run here; 'dcpbench doctor' says what can.")
         return Exit.UNFIT
     return Exit.DONE

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import write_whole
-from bench.record import Measured, Trial
+from bench.record import Measured, Trial, latest
 from bench.report import breakdown, exchange_cost, kv_memory, latency, mask_cost, style
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def save_all(
     Raises:
         StorageError: if the folder does not take them.
     """
-    latest = [_presentable(trial) for trial in {trial.key: trial for trial in trials}.values()]
-    alike = _timed_alike(latest)
-    if others := len(latest) - len(alike):
-        yield NotDrawn("timed otherwise", f"{others} of {len(latest)} trials, warm or eager, which no picture mixes")
+    last = [_presentable(trial) for trial in latest(trials)]
+    alike = _timed_alike(last)
+    if others := len(last) - len(alike):
+        yield NotDrawn("timed otherwise", f"{others} of {len(last)} trials, warm or eager, which no picture mixes")
     for name in names or FIGURES:
-        figure = FIGURES[name](latest if name in APART else alike)
+        figure = FIGURES[name](last if name in APART else alike)
         yield NotDrawn(name, figure) if isinstance(figure, str) else Saved(name, save(figure, folder, name, command))
 
 

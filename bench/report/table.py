@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.record import Failed, Label, Measured, Skipped, Summary, Trial
+from bench.record import Failed, Label, Measured, Skipped, Summary, Trial, latest
 from bench.report.grid import Column, Grid
 from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName, Settings
 
@@ -37,9 +37,8 @@ class Row:
 
 def rows_of(trials: Iterable[Trial]) -> list[Row]:
     """Return the measured cases, rivals together, the fastest first. The last trial of a case counts."""
-    latest = {trial.key: trial for trial in trials}
     rivals: dict[tuple[object, ...], list[tuple[Trial, Measured]]] = defaultdict(list)
-    for trial in latest.values():
+    for trial in latest(trials):
         if isinstance(trial.outcome, Measured):
             rivals[_rivalry(trial.case, trial.outcome)].append((trial, trial.outcome))
     rows = []
@@ -60,13 +59,13 @@ def trials_grids(trials: Iterable[Trial]) -> list[Grid]:
 
 def notes_of(trials: Iterable[Trial]) -> list[str]:
     """Return a sentence for every reason for which cases were skipped or failed, and for every flag, with counts."""
-    latest = {trial.key: trial for trial in trials}.values()
-    skipped = Counter(trial.outcome.reason for trial in latest if isinstance(trial.outcome, Skipped))
+    last = latest(trials)
+    skipped = Counter(trial.outcome.reason for trial in last if isinstance(trial.outcome, Skipped))
     failed = Counter(
-        f"{trial.outcome.fault}: {trial.outcome.message}" for trial in latest if isinstance(trial.outcome, Failed)
+        f"{trial.outcome.fault}: {trial.outcome.message}" for trial in last if isinstance(trial.outcome, Failed)
     )
-    flags = _alike(flag for trial in latest if isinstance(trial.outcome, Measured) for flag in trial.outcome.flags)
-    untimed = sum(isinstance(trial.outcome, Measured) and not trial.outcome.exchange_timed for trial in latest)
+    flags = _alike(flag for trial in last if isinstance(trial.outcome, Measured) for flag in trial.outcome.flags)
+    untimed = sum(isinstance(trial.outcome, Measured) and not trial.outcome.exchange_timed for trial in last)
     lines = [f"{counted(count, 'case')} failed: {_sentence(why)}" for why, count in failed.most_common()]
     lines += [f"{counted(count, 'case')} skipped: {_sentence(why)}" for why, count in skipped.most_common()]
     lines += [f"{counted(count, 'case')} flagged: {_sentence(why)}" for why, count in flags]

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from bench.record import Heat, Trial
 from bench.tune.search import Batch, Step, first_step, next_step
-from dcp_core.settings import Case
 
 CONFIRMING_S = 20.0
 """Kept of a budget for starting a fresh process, beside what its races take."""
@@ -39,7 +38,9 @@ def search(
     budget_s: float | None = None,
     now: Callable[[], float],
 ) -> Iterator[tuple[Batch, list[Trial]]]:
-    """Search batches one after another, then confirm what was found, in a fresh process; yield the trials of each race.
+    """Search batches one after another, then confirm what was found, in a fresh process.
+
+    Yields after each race the batch that it was for, and all trials of that batch so far.
 
     With a budget every batch gets a coarse look before any is searched in full, and enough is left at the end to confirm
     what was found: until then the default stays.
@@ -96,7 +97,7 @@ class _State:
             trials = list(self._track.race(step))
             self._spent_s.append(self._now() - before)
             self._trials[id(batch)] += trials
-            yield batch, trials
+            yield batch, self._trials[id(batch)]
 
     def _has_time(self) -> bool:
         if self._budget_s is None:
@@ -105,8 +106,3 @@ class _State:
         kept_s = CONFIRMING_S + RACES_TO_CONFIRM * self._count * usual_s if self.reserve else usual_s
         kept_s = min(kept_s, self._budget_s / 2)
         return self._now() - self._started + kept_s < self._budget_s
-
-
-def cases_of(batches: Iterable[Batch]) -> list[Case]:
-    """Return every candidate, batch by batch."""
-    return [case for batch in batches for case in batch.candidates]

@@ -1,4 +1,8 @@
-"""From trials to profiles: for each batch the best median, unless the default is as good. Standard library only."""
+"""From trials to profiles: for each batch what was shown to beat the engine's default, else the default.
+
+Where a search raced candidates, its confirmation decides; where each was measured by itself, their medians and intervals do.
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry, engine_defaults
 from bench.errors import UsageError
 from bench.nearest import leave_each_out
 from bench.profile import Profile
-from bench.record import Environment, Label, Measured, Trial
+from bench.record import Environment, Heat, Label, Measured, Trial, latest
+from bench.tune.search import paired
+from bench.verdict import Verdict
 from dcp_core.settings import Case, ExchangeName, KernelName, Settings, canonical
 from dcp_core.shapes import Workload
 
@@ -56,7 +62,8 @@ def pick(trials: Iterable[Trial]) -> tuple[Profile, ...]:
 
     Only measured and simulated trials count, and the two never mix; nor do timers, cold and warm, or protocols: where
     a batch was measured in several ways, the newest protocol, cold, and with most candidates is the one published. Of a
-    case measured twice the later counts. What a simulation cannot time, the exchange, is published as the default's.
+    case measured twice the later counts, but one measured by itself before one that only raced. What a simulation cannot
+    time, the exchange, is published as the default's.
 
     Returns:
         The profiles, that with the newest trial last: of two with one file name it is the one to keep.
@@ -88,26 +95,18 @@ def _profile(geometry: Geometry, timings: Sequence[_Timing]) -> Profile:
 
 def _one_way(timings: Sequence[_Timing]) -> list[_Timing]:
     """Return the timings that were taken in one way, the best represented."""
-    ways: dict[tuple[int, bool, str], dict[str, _Timing]] = defaultdict(dict)
+    ways: dict[tuple[int, bool, str], list[_Timing]] = defaultdict(list)
     for timing in timings:
-        way = timing.trial.protocol, timing.outcome.flushed_bytes > 0, timing.outcome.timer
-        ways[way][timing.trial.case.key] = timing
-    protocol, cold, timer = max(ways, key=lambda way: (way[:2], len(ways[way]), way[2]))
-    return list(ways[protocol, cold, timer].values())
+        ways[timing.trial.protocol, timing.outcome.flushed_bytes > 0, timing.outcome.timer].append(timing)
+    cases = {way: len({timing.trial.case.key for timing in taken}) for way, taken in ways.items()}
+    return ways[max(ways, key=lambda way: (way[:2], cases[way], way[2]))]
 
 
 def _entry(place: _Place, timings: Sequence[_Timing], environment: Environment) -> Entry:
-    candidates: dict[Settings, Candidate] = {}
-    for timing in timings:
-        candidate = _candidate(timing)
-        known = candidates.get(candidate.settings)
-        if known is None or candidate.median_us < known.median_us:
-            candidates[candidate.settings] = candidate
+    candidates = _candidates(timings)
     ranked = tuple(sorted(candidates.values(), key=lambda one: (one.median_us, one.case)))
     layout = min((timing.trial.case.layout for timing in timings), key=lambda one: one.tp)
     default = _default(place, timings[0], candidates, environment)
-    best = ranked[0]
-    in_the_noise = default is not None and default.low_us <= best.high_us
     return Entry(
         layout,
         place.workload,
@@ -115,15 +114,52 @@ def _entry(place: _Place, timings: Sequence[_Timing], environment: Environment) 
         timings[0].outcome.timer,
         timings[0].outcome.flushed_bytes > 0,
         ranked,
-        settings=default.settings if default is not None and in_the_noise else best.settings,
+        settings=_chosen(timings, ranked, default),
         default=default.settings if default else None,
     )
 
 
+def _candidates(timings: Iterable[_Timing]) -> dict[Settings, Candidate]:
+    """Return the candidate of all settings that were timed; what several cases run alike, the fastest stands for."""
+    candidates: dict[Settings, Candidate] = {}
+    for trial in latest(timing.trial for timing in timings):
+        if isinstance(trial.outcome, Measured):
+            candidate = _candidate(_Timing(trial, trial.outcome))
+            known = candidates.get(candidate.settings)
+            if known is None or candidate.median_us < known.median_us:
+                candidates[candidate.settings] = candidate
+    return candidates
+
+
+def _chosen(timings: Sequence[_Timing], ranked: Sequence[Candidate], default: Candidate | None) -> Settings:
+    if default is None:
+        return ranked[0].settings
+    confirmed = _confirmed(timings, default)
+    if confirmed is not None:
+        return confirmed
+    alone = _candidates(timing for timing in timings if timing.outcome.race is None)
+    default = alone.get(default.settings, default)
+    best = min(alone.values(), key=lambda one: (one.median_us, one.case), default=default)
+    # A race that was not confirmed proves nothing yet; nor does a median inside the noise.
+    return default.settings if default.low_us <= best.high_us else best.settings
+
+
+def _confirmed(timings: Sequence[_Timing], default: Candidate) -> Settings | None:
+    """Return what the last confirmation decided: its candidate if that was faster, else the default; None without one."""
+    cases: dict[Settings, list[Trial]] = defaultdict(list)
+    for timing in timings:
+        if timing.outcome.race and timing.outcome.race.heat is Heat.CONFIRMED:
+            cases[_candidate(timing).settings].append(timing.trial)
+    theirs = cases.pop(default.settings, [])
+    for settings, mine in sorted(cases.items(), key=lambda item: item[1][-1].time, reverse=True):
+        comparison = paired(mine, theirs, Heat.CONFIRMED)
+        if comparison is not None:
+            return settings if comparison.verdict is Verdict.FASTER else default.settings
+    return None
+
+
 def _candidate(timing: _Timing) -> Candidate:
-    settings, step = timing.trial.case.settings, timing.outcome.step_us
-    if settings.exchange is ExchangeName.LOOPBACK:
-        settings = replace(settings, exchange=ExchangeName.AG_RS)  # loopback is no exchange that an engine could run
+    settings, step = _published(timing.trial.case.settings), timing.outcome.step_us
     median, low, high = (
         float(f"{time_us:.6g}") for time_us in (step.median, step.low, step.high)
     )  # no clock tells more
@@ -136,4 +172,14 @@ def _default(
     """Return the engine's default, if it was measured under one of the names that it has on this machine."""
     layout, kernels = timing.trial.case.layout, {settings.kernel for settings in candidates}
     options = engine_defaults(layout, place.workload, environment, reference=kernels == {KernelName.REFERENCE})
+    if place.label is Label.SIMULATED:
+        options = tuple(
+            _published(canonical(replace(one, exchange=ExchangeName.LOOPBACK), layout, place.workload))
+            for one in options
+        )
     return next((candidates[settings] for settings in options if settings in candidates), None)
+
+
+def _published(settings: Settings) -> Settings:
+    """Return settings with an exchange that an engine could run: a simulation has none, and so publishes the default's."""
+    return replace(settings, exchange=ExchangeName.AG_RS) if settings.exchange is ExchangeName.LOOPBACK else settings

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from statistics import median
 from typing import Any
 
-from bench.record import Failed, Heat, Measured, Skipped, Trial
+from bench.record import VISITS, Failed, Heat, Measured, Skipped, Trial
 from bench.verdict import ALPHA, Comparison, Verdict, compare, rounds_of
 from dcp_core.settings import Case, IllegalSettings, Settings, canonical, is_legal
 
@@ -134,7 +134,9 @@ def found(batch: Batch, trials: Sequence[Trial]) -> Finding:
     known = Known(batch, trials)
     step = _screen(known) or _race(known)
     winner = None if step else known.winner
-    comparison = known.versus(winner, batch.default, Heat.CONFIRMED) if winner and batch.default else None
+    comparison = None
+    if winner and batch.default and winner != batch.default:
+        comparison = known.versus(winner, batch.default, Heat.CONFIRMED)
     beaten = comparison is not None and comparison.verdict is Verdict.FASTER
     default = batch.default if batch.default in known.times else None
     chosen = winner if beaten or default is None else default
@@ -261,10 +263,14 @@ class Known:
         equal = [case for case in racing if case == leader or self._is_same(case, leader)]
         return min(equal, key=lambda case: len(list(case.settings.differences(default.settings))))
 
-    @property
-    def rounds(self) -> int:
-        """How many rounds those ran who took part in the last race."""
-        return min((sum(map(len, self._of(case, Heat.RACED).values())) for case in self._last_race()), default=0)
+    def is_worn_out(self, cases: Iterable[Case], heat: Heat) -> bool:
+        """Tell whether cases raced as often as pays, or as long as their policy samples a case."""
+        for case in cases:
+            rounds = [time for times in self._of(case, heat).values() for time in times]
+            raced_s = VISITS * REPEATS * sum(rounds) * 1e-6
+            if len(rounds) >= MOST_ROUNDS or (rounds and raced_s >= self.times[case][-1].policy.max_seconds):
+                return True
+        return False
 
     def _of(self, case: Case, heat: Heat) -> dict[str, list[float]]:
         if (case, heat) not in self._rounds:
@@ -323,7 +329,7 @@ def _screen(known: Known) -> Step | None:
 
 def _race(known: Known) -> Step | None:
     racing = known.racing
-    if len(racing) < 2 or known.is_a_duel or known.rounds >= MOST_ROUNDS:
+    if len(racing) < 2 or known.is_a_duel or known.is_worn_out(racing, Heat.RACED):
         return None
     verdicts = [known.versus(case, racing[0], Heat.RACED) for case in racing[1:]]
     if all(seen is not None and seen.verdict is Verdict.SAME for seen in verdicts):
@@ -338,7 +344,8 @@ def _confirm(known: Known) -> Step | None:
         return None
     pair = (winner,) if default in (None, winner) or default not in known.times else (default, winner)
     seen = known.versus(winner, pair[0], Heat.CONFIRMED)
-    if seen and (len(pair) == 1 or seen.verdict is not Verdict.AMBIGUOUS or seen.pairs >= MOST_ROUNDS):
+    enough = seen and (seen.verdict is not Verdict.AMBIGUOUS or known.is_worn_out(pair, Heat.CONFIRMED))
+    if enough:
         return None
     return Step(Heat.CONFIRMED, pair, ROUNDS, whole=seen is None)
 

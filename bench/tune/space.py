@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.entry import default_settings
+from bench.entry import engine_defaults
 from bench.record import Environment
 from bench.tune.search import Batch, changed
 from dcp_core.cost import step_work
@@ -124,23 +124,6 @@ def space(case: Case, available: Available) -> tuple[Settings, ...]:
     return tuple(one for one in found if is_legal(one, layout, workload) and _is_built(one))
 
 
-def default_options(
-    layout: DcpLayout, workload: Workload, kernels: Iterable[KernelName], environment: Environment
-) -> list[Settings]:
-    """Return the engine's default under each name that it has on a machine, the one that says which kernel it is first.
-
-    Args:
-        kernels: that candidates run; where that is the torch kernel alone, the default runs it too.
-    """
-    if set(kernels) == {KernelName.REFERENCE}:
-        reference = KernelName.REFERENCE
-        return [default_settings(layout, workload, kernel=reference, decode_kernel=reference)]
-    names = [KernelName.AUTO]
-    if capability := environment.soft.get("compute_capability"):
-        names.insert(0, KernelName.FA3 if capability.startswith("9.") else KernelName.FA2)  # FlashInfer's rule for auto
-    return [default_settings(layout, workload, kernel=name) for name in names]
-
-
 def least_us(case: Case, device_name: str, *, cold: bool) -> float:
     """Return a time that a step cannot beat, however good the kernels: products, keys from memory, links. 0 if unknown."""
     peaks = next((peaks for name, peaks in _PEAKS.items() if name in device_name), None)
@@ -159,12 +142,10 @@ def least_us(case: Case, device_name: str, *, cold: bool) -> float:
 
 def _batch(listed: Sequence[Case], environment: Environment, cold: bool) -> Batch:
     first = listed[0]
-    options = [
-        _at_home(first, settings)
-        for settings in default_options(
-            first.layout, first.workload, {case.settings.kernel for case in listed}, environment
-        )
-    ]
+    reference = {case.settings.kernel for case in listed} == {KernelName.REFERENCE}
+    names = engine_defaults(first.layout, first.workload, environment, reference=reference)
+    # The last name says which kernel it is, so that candidates of that kernel are told to be the same.
+    options = [_at_home(first, settings) for settings in reversed(names)]
     default = next((case for case in options if case in listed), options[0])
     candidates = tuple(dict.fromkeys([default, *listed]))
     device_name = environment.hard.get("device_name", "")

@@ -9,11 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 
@@ -26,15 +23,14 @@ from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock, screen
 from bench.environment import Device
-from bench.errors import UnfitError
 from bench.profile import Profile
-from bench.record import Environment, Failed, Outcome, Policy, Skipped, Trial, Verified
+from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Verified
 from bench.shipped import reference_folder, shipped_geometries, shipped_profiles
 from bench.store import Store
 from bench.tune.pick import pick
-from dcp_core.check import Check
 from dcp_core.settings import Case
-from tests.bench.made_up import CPU, QWEN, trial, trials
+from tests.bench.made_up import CPU, QWEN, trials
+from tests.bench.stand_in import RIGHT, Scripted
 
 COMMANDS = (
     "tune",
@@ -52,50 +48,6 @@ COMMANDS = (
     "profile validate",
 )
 TYPED = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
-RIGHT = Check(rows=3, out_error=0.001, out_budget=0.01, lse_error=1e-6, lse_budget=1e-4)
-
-
-@dataclass
-class Scripted:
-    """Stands in for the supervisor: every case ends as the script says, or is measured."""
-
-    script: Callable[[int, Case], Outcome | None] = lambda number, case: None
-    verdict: Callable[[int], Verified | Skipped | Failed] = lambda number: Verified(RIGHT, apart=0.5)
-    kernels: dict[str, str] = field(default_factory=lambda: {"reference": "", "fa2": "fa2 needs a CUDA device"})
-    ranks: list[int] = field(default_factory=list)
-    measured: list[Case] = field(default_factory=list)
-    policies: list[Policy] = field(default_factory=list)
-    expected_s: dict[Case, float] = field(default_factory=dict)
-    closed: int = 0
-
-    def __call__(self, ranks: int, policy: Policy) -> Scripted:
-        self.ranks.append(ranks)
-        self.policies.append(policy)
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.closed += 1
-
-    def measure(self, cases: Sequence[Case], expected_s: Mapping[Case, float]) -> Iterator[Trial]:
-        self.expected_s = dict(expected_s)
-        for number, case in enumerate(cases):
-            made = trial(case, self.script(number, case), environment=CPU)
-            self.measured.append(case)
-            yield replace(made, policy=self.policies[-1])
-
-    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
-        for number, case in enumerate(cases):
-            yield case, self.verdict(number)
-
-    def probe(self) -> dict[str, object]:
-        if not self.kernels:
-            raise UnfitError("no worker comes up here")
-        return {"kernels": self.kernels, "exchanges": {"ag_rs": "", "a2a": "needs two ranks"}}
 
 
 @pytest.fixture
@@ -389,7 +341,7 @@ def test_a_dry_run_lists_cases_memory_and_time_and_measures_nothing(
 def test_a_dry_run_for_machines_lists_every_case(
     scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("tune", *TYPED, "--results", results, "--dry-run", "--json") == Exit.DONE
+    assert run("sweep", *TYPED, "--results", results, "--dry-run", "--json") == Exit.DONE
     plan = json.loads(capsys.readouterr().out)
     assert {Case.from_json(one["case"]).layout.dcp for one in plan["cases"]} == {1, 2}
     assert all(one["bytes"] > 0 and one["seconds"] > 0 and one["lacking"] for one in plan["cases"])
@@ -424,7 +376,7 @@ def test_tune_ends_with_a_table_a_profile_and_pictures(
     assert len(printed) >= 5
     for path in printed:
         assert (Path(path)).stat().st_size > 0, path
-    assert f"[{len(scripted.measured)}/{len(scripted.measured)}]" in err
+    assert "[8/8]" in err
     assert "\x1b" not in out + err
 
 
@@ -465,7 +417,7 @@ def test_tune_for_machines_prints_json_and_nothing_else(
     found = json.loads(capsys.readouterr().out)
     assert {entry["dcp"] for profile in found["profiles"] for entry in profile["entries"]} == {1, 2}
     assert Path(found["plots"]["latency"][0]).is_file()
-    assert found["cases"] == {"measured": len(scripted.measured), "skipped": 0, "failed": 0}
+    assert found["cases"] == {"measured": len(set(scripted.measured)), "skipped": 0, "failed": 0}
 
 
 def test_what_is_in_the_store_is_not_measured_again(
@@ -476,7 +428,7 @@ def test_what_is_in_the_store_is_not_measured_again(
     assert run("sweep", *TYPED, "--concurrency", "1,2", "--results", results) == Exit.DONE
     assert len(scripted.measured) == 2 * first
     assert f"{first} are in {results} already" in capsys.readouterr().err
-    assert run("tune", *TYPED, "--results", results) == Exit.DONE
+    assert run("tune", *TYPED, "--search", "exhaustive", "--results", results) == Exit.DONE
     assert len(scripted.measured) == 2 * first
     assert "nothing to measure" in capsys.readouterr().err
 
@@ -540,7 +492,7 @@ def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(
         return None
 
     scripted.script = stopped
-    words = ("--ranks", "2", "tune", *TYPED, "--results", results)
+    words = ("--ranks", "2", "tune", *TYPED, "--search", "exhaustive", "--results", results)
     assert run(*words) == Exit.INTERRUPTED
     err = capsys.readouterr().err
     assert "3 trials kept" in err
@@ -721,7 +673,10 @@ def test_the_whole_way_with_real_workers(tmp_path: Path, capsys: pytest.CaptureF
     assert run("--ranks", "2", "tune", *words, "--results", tmp_path, "--precision", "0.9") == Exit.DONE
     out = capsys.readouterr().out
     assert re.search(r"^q3s9 +2 +(split|fold)\S* +reference +ag_rs .* measured$", out, re.MULTILINE)
-    assert len(Store.read(tmp_path)[0]) == 3
+    trials, _ = Store.read(tmp_path)
+    assert len({trial.case for trial in trials}) == 3
+    heats = {trial.outcome.race.heat for trial in trials if isinstance(trial.outcome, Measured) and trial.outcome.race}
+    assert heats == {Heat.SCREENED, Heat.CONFIRMED}
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import pytest
 
 from bench import race as racing
 from bench.clock import HostClock
+from bench.line import decode, encode
 from bench.race import Course
 from bench.record import Failed, Heat, Label, Measured, Outcome, Race, Skipped, StopReason
 from bench.stand import Stand
 from dcp_core import Case
 from dcp_core.mesh import Mesh
 from tests.bench.cases import QUICK, tiny
+from tests.bench.made_up import trial
 
 NAME = Race("one", Heat.SCREENED, "here", 9, 3)
 BATCH = "4q8s64"
@@ -171,3 +173,21 @@ def test_a_closed_course_holds_nothing() -> None:
     assert all(stand() is not None for stand in held)
     course.close()
     assert all(stand() is None for stand in held)
+
+
+def test_a_race_keeps_every_sample_in_whole_rounds() -> None:
+    (outcome,) = race(Course(), cases("split"), Mesh.simulated(2))
+    assert isinstance(outcome, Measured)
+    assert outcome.race is not None
+    with pytest.raises(ValueError, match="a race keeps all samples of every rank, 12"):
+        replace(outcome, rank_samples_us=((1.0,) * 11,))
+    with pytest.raises(ValueError, match="12 samples are no whole rounds of 2 visits, 5 each"):
+        replace(outcome, race=replace(outcome.race, repeats=5))
+    with pytest.raises(ValueError, match="a race times one case or more"):
+        replace(outcome.race, cases=0)
+
+
+def test_what_a_race_measured_comes_back_from_its_line() -> None:
+    (outcome,) = race(Course(), cases("split"), Mesh.simulated(2))
+    kept = trial(cases("split")[0], outcome)
+    assert decode(encode(kept)) == kept

@@ -62,6 +62,12 @@ def test_a_drop_of_the_clock_in_the_middle_is_ambiguous(ratio: float, where: flo
         assert compare(*times).verdict is Verdict.AMBIGUOUS
 
 
+def test_a_difference_beyond_the_change_of_the_clock_is_believed_all_the_same() -> None:
+    repetitions = MOST_ROUNDS * 2 * 2 * REPEATS
+    for ratio, verdict in ((0.5, Verdict.FASTER), (2.0, Verdict.SLOWER)):
+        assert compare(*race(dropping(repetitions // 2), 0, ratio, MOST_ROUNDS)).verdict is verdict
+
+
 def test_a_small_difference_is_none_however_sure() -> None:
     steady = [100.0 + step / 100 for step in range(40)]
     found = compare([0.997 * time for time in steady], steady)

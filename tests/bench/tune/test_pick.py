@@ -14,14 +14,19 @@ from bench.profile import Profile
 from bench.record import (
     Environment,
     Failed,
+    Heat,
     Label,
     Measured,
     Policy,
+    Race,
     Skipped,
+    StageTime,
     StopReason,
     Summary,
     Trial,
+    latest,
 )
+from bench.stats import summarize
 from bench.tune.pick import check_size, pick
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
@@ -106,6 +111,76 @@ def test_without_the_default_there_is_no_ratio() -> None:
     unknown = Environment(H200.hard)
     (entry,) = only([timed(FOLD_FA2, 80, environment=unknown), timed(SPLIT_FA3, 120, environment=unknown)]).entries
     assert entry.default is None, "what auto means is not guessed"
+
+
+def raced(one: Trial, heat: Heat, name: str, samples: float | None = None, *, stages: bool = False) -> Trial:
+    """Return a trial as it came out of a race of two: ten rounds, its samples all alike or as its median."""
+    assert isinstance(one.outcome, Measured)
+    us = samples or one.outcome.step_us.median
+    times = (us,) * 40
+    stage = (StageTime("attention", summarize(times)),) if stages else ()
+    outcome = replace(
+        one.outcome,
+        step_us=summarize(times),
+        rank_samples_us=(times,),
+        stages=stage,
+        race=Race(name, heat, "process", 2, 2),
+    )
+    return replace(one, outcome=outcome)
+
+
+def test_a_race_that_was_not_confirmed_leaves_the_default() -> None:
+    both = [timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80)]
+    for heat in (Heat.SCREENED, Heat.RACED):
+        (entry,) = only([raced(one, heat, "a") for one in both]).entries
+        assert entry.settings == SPLIT_FA3
+        assert len(entry.candidates) == 2
+
+
+def test_a_confirmation_decides_whatever_the_medians_say() -> None:
+    both = [timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80)]
+    confirmed = [raced(one, Heat.CONFIRMED, "a") for one in both]
+    other = raced(timed(SPLIT_FA2, 50), Heat.RACED, "b")
+    (entry,) = only([*confirmed, other]).entries
+    assert entry.settings == FOLD_FA2, "what only raced proves nothing, however fast"
+    assert [one.settings for one in entry.candidates] == [SPLIT_FA2, FOLD_FA2, SPLIT_FA3]
+    not_faster = [raced(both[0], Heat.CONFIRMED, "a", 100.0), raced(both[1], Heat.CONFIRMED, "a", 99.9)]
+    (entry,) = only(not_faster).entries
+    assert entry.settings == SPLIT_FA3
+
+
+def test_the_last_confirmation_counts() -> None:
+    earlier = [raced(one, Heat.CONFIRMED, "a") for one in (timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80))]
+    later = [
+        raced(timed(settings, us, time="2026-02-01T00:00:00+00:00"), Heat.CONFIRMED, "b")
+        for settings, us in ((SPLIT_FA3, 100), (SPLIT_FA2, 90))
+    ]
+    (entry,) = only([*earlier, *later]).entries
+    assert entry.settings == SPLIT_FA2
+
+
+def test_cases_measured_by_themselves_decide_where_a_search_is_not_at_its_end() -> None:
+    alone = [timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80)]
+    screened = [raced(timed(settings, us), Heat.SCREENED, "a") for settings, us in ((SPLIT_FA3, 100), (SPLIT_FA2, 60))]
+    (entry,) = only([*alone, *screened]).entries
+    assert entry.settings == FOLD_FA2
+
+
+def test_the_trial_that_counts_is_the_last_but_a_whole_one_before_one_that_raced() -> None:
+    alone, screened = timed(FOLD_FA2, 80), raced(timed(FOLD_FA2, 70), Heat.SCREENED, "a")
+    confirmed = raced(timed(FOLD_FA2, 75), Heat.CONFIRMED, "b", stages=True)
+    assert latest([alone, screened]) == [alone]
+    assert latest([screened, raced(timed(FOLD_FA2, 71), Heat.RACED, "c")])[0].outcome.race.name == "c"  # type: ignore[union-attr]
+    assert latest([alone, confirmed, screened]) == [confirmed]
+
+
+def test_simulated_groups_without_context_know_their_default() -> None:
+    trials = [
+        timed(settings, us, batch="q2k", label=Label.SIMULATED) for settings, us in ((SPLIT_FA3, 100), (FOLD_FA2, 80))
+    ]
+    (entry,) = only(trials).entries
+    assert entry.default == SPLIT_FA3
+    assert entry.settings == FOLD_FA2
 
 
 def test_skipping_the_empty_context_is_a_gain_over_the_default() -> None:

@@ -37,8 +37,9 @@ def searched(
     times: dict[Case, Runner], *, known: Sequence[Trial] = (), seed: int = 0, scatter: float = 0.003
 ) -> tuple[Finding, list[Trial]]:
     batch, paper = Batch(tuple(times), DEFAULT if DEFAULT in times else None), Paper(times, white(scatter), seed)
-    trials = [trial for _, run in search([batch], known, paper, now=lambda: paper.seconds) for trial in run]
-    return found(batch, [*known, *trials]), trials
+    done = list(search([batch], known, paper, now=lambda: paper.seconds))
+    trials = done[-1][1] if done else list(known)
+    return found(batch, trials), trials[len(known) :]
 
 
 def heats(trials: Sequence[Trial]) -> list[Heat]:
@@ -260,8 +261,11 @@ def budgeted(budget_s: float, batches: int = 3) -> tuple[list[Finding], Paper, l
     lots = [[one for one in tables if str(one.workload) == f"q2ks{32 + number}k"] for number in range(batches)]
     every = [Batch(tuple(lot), lot[0]) for lot in lots]
     paper = Paper(tables, white(0.003), 0)
-    done = [run for _, run in search(every, (), paper, budget_s=budget_s, now=lambda: paper.seconds)]
-    trials = [trial for run in done for trial in run]
+    trials: list[Trial] = []
+    done = []
+    for batch, so_far in search(every, (), paper, budget_s=budget_s, now=lambda: paper.seconds):
+        done.append(so_far[sum(trial.case in batch.places for trial in trials) :])
+        trials += done[-1]
     return [found(batch, [t for t in trials if t.case in batch.candidates]) for batch in every], paper, done
 
 
@@ -299,7 +303,7 @@ def test_a_process_that_cannot_be_renewed_confirms_nothing() -> None:
             return False
 
     batch, paper = Batch(tuple(times), DEFAULT), Stuck(times, white(0.003), 0)
-    trials = [trial for _, run in search([batch], (), paper, now=lambda: paper.seconds) for trial in run]
+    *_, (_, trials) = search([batch], (), paper, now=lambda: paper.seconds)
     assert Heat.CONFIRMED not in heats(trials)
     assert found(batch, trials).chosen == DEFAULT
     assert first_step(batch, trials) is None

@@ -1,0 +1,246 @@
+"""``tune`` as a search: the batches, the workers that race for them, and what is told of it while it goes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
+
+from bench.cli.screen import Screen, clock, screen, warn
+from bench.errors import UsageError
+from bench.record import Heat, Measured, Trial
+from bench.report.table import case_name, counted, dcp_of
+from bench.tune.loop import search
+from bench.tune.search import FINALISTS, REPEATS, SCREEN_ALL, Batch, Finding, Step, found
+from bench.tune.space import Available, batches_of, everything
+from dcp_core.spelling import nearest
+
+if TYPE_CHECKING:
+    from bench.cli.campaign import Campaign
+    from bench.store import Store
+    from bench.supervisor import Supervisor
+    from dcp_core.settings import Case
+
+MEMORY_SHARE = 0.8
+"""Of a device's memory that cases held open together may be predicted to take."""
+MANY_SHARE = 0.1
+"""Of many candidates that are screened."""
+SCREENED_S, RACED_S, CONFIRMED_S = 0.25, 0.1, 1.5
+"""Of the time that it takes to measure a case by itself: for each case screened, each case raced, and a batch's confirmation."""
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Search(StrEnum):
+    """How settings are found: by races, or by measuring every candidate by itself."""
+
+    RACE = "race"
+    EXHAUSTIVE = "exhaustive"
+
+
+class Space(StrEnum):
+    """Which settings may be chosen: those that the sweep lists, or all that can be run here."""
+
+    SWEEP = "sweep"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """A campaign and the batches that it searches; its cases are all their candidates."""
+
+    campaign: Campaign
+    batches: tuple[Batch, ...]
+
+    @classmethod
+    def of(cls, campaign: Campaign, available: Available | None) -> Hunt:
+        """Return what is searched: what the sweep lists, or everything that is available."""
+        cases = campaign.cases if available is None else everything(campaign.cases, available)
+        batches = batches_of(cases, campaign.environment, cold=campaign.policy.cold)
+        every = tuple(case for batch in batches for case in batch.candidates)
+        return cls(replace(campaign, cases=every), tuple(batches))
+
+    def known(self) -> dict[Case, list[Trial]]:
+        """Return what the store holds of each candidate, without what is worth another try."""
+        trials = self.campaign.trials()
+        left_alone = set(self.campaign.given_up(trials))
+        kept: dict[Case, list[Trial]] = {}
+        for trial in trials:
+            if isinstance(trial.outcome, Measured) or trial.case in left_alone:
+                kept.setdefault(trial.case, []).append(trial)
+        return kept
+
+    def findings(self, trials: Sequence[Trial]) -> list[tuple[Batch, Finding]]:
+        """Return what was found for each batch."""
+        of: dict[Case, list[Trial]] = {}
+        for trial in trials:
+            of.setdefault(trial.case, []).append(trial)
+        return [
+            (batch, found(batch, [trial for case in batch.candidates for trial in of.get(case, [])]))
+            for batch in self.batches
+        ]
+
+    def seconds(self, known: Mapping[Case, Sequence[Trial]]) -> float:
+        """Return about how long the search takes: what is known already is not measured again."""
+        total_s = 0.0
+        for batch in self.batches:
+            each = list(self.campaign.expected_s(batch.candidates, ()).values())
+            share = MANY_SHARE if len(each) > SCREEN_ALL else 1.0
+            fresh = share * sum(case not in known for case in batch.candidates)
+            total_s += sum(each) / len(each) * (SCREENED_S * fresh + RACED_S * min(len(each), FINALISTS) + CONFIRMED_S)
+        return total_s
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def choice(option: str, text: str, kind: type[Choice]) -> Choice:
+    """Read one of a few words.
+
+    Raises:
+        UsageError: naming the option and the words.
+    """
+    words = [str(word) for word in kind]
+    if text not in words:
+        raise UsageError(f"{option} is {' or '.join(words)}, not {text[:40]!r}{nearest(text, words)}")
+    return kind(text)
+
+
+def seconds_of(text: str) -> float:
+    """Read a duration: ``90``, ``90s``, ``10m``, ``1.5h``.
+
+    Raises:
+        UsageError: for anything else, or nothing.
+    """
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh]?)", text.strip())
+    seconds = float(match[1]) * _UNITS_S[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise UsageError(f"--time-budget is a time, as 90s, 10m or 1.5h, not {text[:40]!r}")
+    return seconds
+
+
+def plan(campaign: Campaign, space: Space) -> Hunt:
+    """Return what would be searched, without starting a worker."""
+    available = Available.assumed(campaign.environment, campaign.ranks) if space is Space.ALL else None
+    return Hunt.of(campaign, available)
+
+
+def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: str) -> tuple[Hunt, list[Trial], bool]:
+    """Search every batch, each trial on disk before the next race begins.
+
+    Args:
+        command: that goes on with this search.
+
+    Returns:
+        What was searched, all trials of its candidates, and whether it was interrupted.
+    """
+    from bench.store import Store
+    from bench.supervisor import Supervisor
+
+    with ExitStack() as held:
+        store = held.enter_context(Store.open(campaign.results))
+        supervisor = held.enter_context(Supervisor(campaign.ranks, campaign.policy))
+        available = Available.probed(supervisor.probe()) if space is Space.ALL else None
+        wanted = Hunt.of(campaign, available)
+        known = wanted.known()
+        kept = [trial for trials in known.values() for trial in trials]
+        expected_s = wanted.seconds(known)
+        for line in _announcement(wanted, known, expected_s, budget_s):
+            warn(line)
+        measured: list[Trial] = []
+        try:
+            with screen(len(wanted.batches), min(expected_s, budget_s or expected_s)) as view:
+                track = Track(wanted, supervisor, store, view, measured)
+                for batch, trials in search(wanted.batches, kept, track, budget_s=budget_s, now=time.monotonic):
+                    track.tell(batch, trials)
+            if track.is_stuck:
+                warn(
+                    "The ranks of a launched job cannot be started afresh, and settings are confirmed in a fresh process: "
+                    "start the job again, and it goes on with that."
+                )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            where = f" in {store.path}" if store.path else ""
+            warn(f"Stopped. {counted(len(measured), 'trial')} kept{where}. To go on:")
+            warn(f"  {command}")
+            if isinstance(stop, SystemExit):
+                raise
+            return wanted, kept + measured, True
+    return wanted, kept + measured, False
+
+
+class Track:
+    """Runs races on workers, and keeps every trial before the next race begins."""
+
+    def __init__(self, wanted: Hunt, supervisor: Supervisor, store: Store, view: Screen, measured: list[Trial]) -> None:
+        self._wanted, self._supervisor, self._store = wanted, supervisor, store
+        self._view, self._measured = view, measured
+        self._finished: set[int] = set()
+        self.is_stuck = False
+
+    def race(self, step: Step) -> list[Trial]:
+        """Run a race, of a screening as many cases as fit into memory together."""
+        cases = self._fitting(step.cases) if step.heat is Heat.SCREENED else step.cases
+        self._view.now(f"{_HEATS[step.heat]} {counted(len(cases), 'case')} of {_batch_name(cases[0])}")
+        expected_s = sum(self._wanted.campaign.expected_s(cases, []).values())
+        trials = self._supervisor.race(
+            cases, step.heat, rounds=step.rounds, repeats=REPEATS, whole=step.whole, expected_s=expected_s
+        )
+        for trial in trials:
+            self._store.append(trial)
+            self._measured.append(trial)
+        return trials
+
+    def renew(self) -> bool:
+        """Start fresh workers."""
+        renewed = self._supervisor.renew()
+        self.is_stuck = not renewed
+        return renewed
+
+    def tell(self, batch: Batch, trials: Sequence[Trial]) -> None:
+        """Show a batch's result, once, when there is nothing left to find out."""
+        finding = found(batch, trials)
+        if finding.done and id(batch) not in self._finished:
+            self._finished.add(id(batch))
+            self._view.advance(finding_line(finding), 0.0)
+
+    def _fitting(self, cases: Sequence[Case]) -> Sequence[Case]:
+        from bench.estimate import local_ranks
+        from bench.need import race_bytes
+
+        most = MEMORY_SHARE * self._wanted.campaign.memory_bytes
+        count = len(cases)
+        while count > 2 and race_bytes(cases[:count], local_ranks(cases[0])) > most:
+            count -= 1
+        return cases[:count]
+
+
+_HEATS = {Heat.SCREENED: "screening", Heat.RACED: "racing", Heat.CONFIRMED: "confirming"}
+
+
+def finding_line(finding: Finding) -> str:
+    """Return what was found for a batch, in a line."""
+    if finding.chosen is None:
+        return "nothing runs here"
+    if finding.comparison is None or finding.chosen == finding.default:
+        return f"{case_name(finding.chosen)}: the default stays"
+    return f"{case_name(finding.chosen)}: {finding.comparison} than the default"
+
+
+def _announcement(
+    wanted: Hunt, known: Mapping[Case, Sequence[Trial]], expected_s: float, budget_s: float | None
+) -> Iterator[str]:
+    candidates = len(wanted.campaign.cases)
+    there = sum(case in known for case in wanted.campaign.cases)
+    trials = f", {there} of them measured before" if there else ""
+    batches = "1 batch" if len(wanted.batches) == 1 else f"{len(wanted.batches)} batches"
+    limit = f"; {clock(budget_s)} at most" if budget_s is not None else ""
+    yield (
+        f"{wanted.campaign.name}: {counted(candidates, 'candidate')} for {batches}{trials}; about {clock(expected_s)}{limit}."
+    )
+
+
+def _batch_name(case: Case) -> str:
+    return f"{case.workload} dcp {dcp_of(case)}"
