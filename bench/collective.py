@@ -47,6 +47,7 @@ class Way(NamedTuple):
         machine: the hard fields of the fingerprint.
         graphs: replayed in a CUDA graph, not launched one by one, if the timer does that.
         calls: timed together.
+        protocol: of measuring; see ``bench.record``.
     """
 
     machine: tuple[tuple[str, str], ...]
@@ -54,12 +55,14 @@ class Way(NamedTuple):
     cold: bool
     graphs: bool
     calls: int
+    protocol: int
 
     @classmethod
     def of(cls, trial: Trial, outcome: Measured) -> Way:
         """Return how a trial was timed."""
         hard = tuple(sorted(trial.environment.hard.items()))
-        return cls(hard, outcome.timer, outcome.flushed_bytes > 0, trial.policy.graphs, trial.policy.calls)
+        policy = trial.policy
+        return cls(hard, outcome.timer, outcome.flushed_bytes > 0, policy.graphs, policy.calls, trial.protocol)
 
 
 class Kind(NamedTuple):

@@ -18,7 +18,7 @@ from bench.collective import (
     model_for,
     readings,
 )
-from bench.record import Environment, Measured, Trial
+from bench.record import PROTOCOL, Environment, Measured, Trial
 from dcp_core import ModelShape
 from dcp_core.settings import ExchangeName
 from tests.bench.made_up import CPU, H200, QWEN, summary, trials
@@ -26,7 +26,7 @@ from tests.bench.made_up import CPU, H200, QWEN, summary, trials
 SIZES = tuple(f"{tokens}q1s16" for tokens in (1, 8, 64, 256, 1024, 4096))
 
 
-WAY = Way(tuple(sorted(H200.hard.items())), "cuda graph", cold=True, graphs=True, calls=1)
+WAY = Way(tuple(sorted(H200.hard.items())), "cuda graph", cold=True, graphs=True, calls=1, protocol=PROTOCOL)
 
 
 def on_a_line(
@@ -170,6 +170,7 @@ def test_a_model_of_another_machine_timer_row_or_larger_group_is_never_used() ->
     for other in (
         asked._replace(way=WAY._replace(machine=tuple(sorted(CPU.hard.items())))),
         asked._replace(way=WAY._replace(timer="host")),
+        asked._replace(way=WAY._replace(protocol=PROTOCOL - 1)),
         asked._replace(row=Row(8, 64, 2)),
         asked._replace(exchange=ExchangeName.AG_RS),
     ):

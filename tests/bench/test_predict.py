@@ -141,6 +141,7 @@ def test_nothing_is_compared_across_machines_or_ways_of_timing() -> None:
     assert len(comparisons([*sizes, step, twin])) == 1
     assert comparisons([*sizes, step, replace(twin, environment=CPU)]) == []
     assert comparisons([*sizes, step, replace(twin, policy=replace(twin.policy, graphs=False))]) == []
+    assert comparisons([*sizes, step, replace(twin, protocol=twin.protocol - 1)]) == []
     assert comparisons([*sizes, step]) == []
     assert comparisons([step, twin]) == []
     assert Way.of(step, outcome_of(step)) == Way.of(twin, outcome_of(twin))
