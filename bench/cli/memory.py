@@ -12,10 +12,12 @@ from bench.cli.exits import Exit
 from bench.cli.options import Json, values_of, whole_number
 from bench.cli.screen import draw, emit, say
 from bench.errors import UsageError
+from dcp_core.exchange_bytes import exchange_bytes
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.memory import parse_size, parse_tokens
 from dcp_core.serving import Limits, Server, multiprocessors_of
-from dcp_core.shapes import ModelShape
+from dcp_core.settings import Case, ExchangeName, PathName, Settings
+from dcp_core.shapes import ModelShape, Request, Workload
 from dcp_core.workspace import NEWEST_READ
 from dcp_core.worst_case import worst_case
 
@@ -82,7 +84,8 @@ class Room:
         typer.Option(help="Memory for the KV cache alone, nothing taken off.", metavar="SIZE", rich_help_panel=_MEMORY),
     ] = None
     exchange_buffers: Annotated[
-        str | None, typer.Option(help="What exchanges keep beside the cache.", metavar="SIZE", rich_help_panel=_MEMORY)
+        str | None,
+        typer.Option(help="What exchanges keep; else ag_rs's need.", metavar="SIZE", rich_help_panel=_MEMORY),
     ] = None
     length: Annotated[str, typer.Option(help="Tokens of a request.", metavar="TOKENS", rich_help_panel=_MEMORY)] = "32k"
     page_size: Annotated[int, typer.Option(min=1, max=65536, help="Tokens per page.", rich_help_panel=_MEMORY)] = 16
@@ -122,7 +125,7 @@ def memory(
     """
     shape, length, limits = ModelShape.parse(model), parse_tokens(room.length), serving.limits()
     size = parse_size(room.budget or room.gpu_memory or DEFAULT_MEMORY)
-    exchange = parse_size(room.exchange_buffers) if room.exchange_buffers is not None else 0
+    given = None if room.exchange_buffers is None else parse_size(room.exchange_buffers)
     multiprocessors = multiprocessors_of(serving.gpu)
     DcpLayout(tp).check(shape)
     sizes = legal_dcps(shape, tp)
@@ -134,7 +137,11 @@ def memory(
     from bench.report.memory_table import Rank, kv_grid, sentences, workspace_grid
 
     servers = [Server(shape, layout, limits, multiprocessors, room.page_size, serving.flashinfer) for layout in layouts]
-    ranks = [Rank(one, worst_case(one), size, exchange, kv_alone=room.budget is not None) for one in servers]
+    buffers = [_buffers(shape, layout, limits) if given is None else given for layout in layouts]
+    ranks = [
+        Rank(one, worst_case(one), size, exchange, kv_alone=room.budget is not None)
+        for one, exchange in zip(servers, buffers, strict=True)
+    ]
     if json:
         emit([rank.to_json(length) for rank in ranks])
         return Exit.DONE
@@ -145,3 +152,13 @@ def memory(
     for sentence in sentences(ranks):
         say(sentence)
     return Exit.DONE
+
+
+def _buffers(shape: ModelShape, layout: DcpLayout, limits: Limits) -> int:
+    """Return the bytes that vLLM's exchange, ``ag_rs``, keeps for the largest batch."""
+    most = limits.max_batched_tokens
+    exchange = ExchangeName.ALONE if layout.dcp == 1 else ExchangeName.AG_RS
+    settings = Settings(
+        exchange=exchange, skip_empty_context=False, path=PathName.TP if layout.dcp == 1 else PathName.SPLIT
+    )
+    return exchange_bytes(Case(shape, layout, Workload((Request(most, most),)), settings))

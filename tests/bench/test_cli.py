@@ -926,6 +926,26 @@ def test_memory_takes_off_what_stands_beside_the_cache(capsys: pytest.CaptureFix
     assert 0 < whole["tokens"] - net["tokens"] <= (net["beside_bytes"] // (94 * 512) + 16) * 2
 
 
+def test_memory_takes_off_what_the_exchange_of_an_engine_keeps_unless_told(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (
+        "memory",
+        "--model",
+        "qwen3-235b-a22b",
+        "--tp",
+        "8",
+        "--dcp",
+        "1,2",
+        "--max-batched-tokens",
+        "8k",
+        "--json",
+    )
+    assert run(*asked) == Exit.DONE
+    alone, pair = json.loads(capsys.readouterr().out)
+    assert alone["exchange_bytes"] == 0
+    gathered = 8192 * 16 * 128 * 2  # bytes of a batch's gathered queries: held by rank, in order, and as results
+    assert 4 * gathered < pair["exchange_bytes"] < 5 * gathered
+
+
 def test_memory_says_what_to_set_and_what_that_gives_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("memory", "--model", "qwen3-235b-a22b", "--tp", "8", "--dcp", "2") == Exit.DONE
     out = capsys.readouterr().out
