@@ -14,8 +14,10 @@ from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
 from bench.record import Heat, Measured, Trial
 from bench.report.table import case_name, counted, dcp_of
+from bench.tune.batch import Batch
+from bench.tune.known import FINALISTS, REPEATS
 from bench.tune.loop import search
-from bench.tune.search import FINALISTS, REPEATS, SCREEN_ALL, Batch, Finding, Step, found
+from bench.tune.search import SCREEN_ALL, Finding, Step, found
 from bench.tune.space import Available, batches_of, everything
 from dcp_core.spelling import nearest
 

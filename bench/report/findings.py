@@ -91,7 +91,7 @@ def _footnotes(findings: Sequence[Finding]) -> list[str]:
     lines = []
     if kept:
         lines.append(
-            f"{len(kept)}× the best candidate did not beat the default in a fresh process; /default is its time there."
+            f"{len(kept)}× no candidate was shown to beat the default in a fresh process; /default is its time there."
         )
     if open_ones:
         lines.append(f"{open_ones}× the search is not at its end (…): until something is confirmed the default stays.")

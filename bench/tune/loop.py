@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from bench.record import Heat, Trial
-from bench.tune.search import Batch, Step, first_step, next_step
+from bench.tune.batch import Batch
+from bench.tune.search import Step, first_step, next_step
 
 CONFIRMING_S = 20.0
 """Kept of a budget for starting a fresh process, beside what its races take."""

@@ -16,7 +16,7 @@ from bench.errors import UsageError
 from bench.nearest import leave_each_out
 from bench.profile import Profile
 from bench.record import Environment, Heat, Label, Measured, Trial, latest
-from bench.tune.search import paired
+from bench.tune.known import paired
 from bench.verdict import Verdict
 from dcp_core.settings import Case, ExchangeName, KernelName, Settings, canonical
 from dcp_core.shapes import Workload

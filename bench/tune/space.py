@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.entry import engine_defaults
 from bench.record import Environment
-from bench.tune.search import Batch, changed
+from bench.tune.batch import Batch, changed
 from dcp_core.cost import step_work
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import (

@@ -17,7 +17,7 @@ from bench.group import GroupLost, WorkerGroup
 from bench.record import PROTOCOL, Failed, Heat, Label, Measured, Skipped, Trial, Verified
 from bench.stats import summarize
 from bench.supervisor import Supervisor, ranks_for
-from bench.tune.search import paired
+from bench.tune.known import paired
 from dcp_core.check import Check
 from tests.bench.cases import QUICK, tiny
 

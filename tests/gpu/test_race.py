@@ -6,7 +6,7 @@ import pytest
 
 from bench.record import Heat, Label, Measured, Policy
 from bench.supervisor import Supervisor
-from bench.tune.search import REPEATS, paired
+from bench.tune.known import REPEATS, paired
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.settings import canonical
 

@@ -14,22 +14,9 @@ import pytest
 from bench.noise import NOISES, white
 from bench.shipped import reference_folder
 from bench.store import Store
-from bench.tune.replay import (
-    MADE_UP_ON,
-    STRATEGIES,
-    Score,
-    Table,
-    by_medians,
-    by_one_look,
-    by_oracle,
-    by_races,
-    made_up_table,
-    replay,
-    scores_grid,
-    table_of,
-    told_apart,
-)
-from bench.tune.search import Batch
+from bench.tune.batch import Batch
+from bench.tune.paper import MADE_UP_ON, Table, made_up_table, table_of, told_apart
+from bench.tune.replay import STRATEGIES, Score, by_medians, by_one_look, by_oracle, by_races, replay, scores_grid
 
 
 @cache

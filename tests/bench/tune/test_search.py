@@ -9,9 +9,11 @@ import pytest
 
 from bench.noise import white
 from bench.record import Failed, Heat, Measured, Skipped, Trial
+from bench.tune.batch import Batch
+from bench.tune.known import FINALISTS, MOST_ROUNDS
 from bench.tune.loop import search
-from bench.tune.replay import Paper, Runner
-from bench.tune.search import FINALISTS, MOST_ROUNDS, SEATS, Batch, Finding, Step, first_step, found, next_step
+from bench.tune.paper import Paper, Runner
+from bench.tune.search import SEATS, Finding, Step, first_step, found, next_step
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.settings import canonical
 
