@@ -18,6 +18,7 @@ from bench.cli.exits import Exit
 from bench.cli.memory import memory
 from bench.cli.options import Session, add, paragraphs
 from bench.cli.plot import plot
+from bench.cli.recommend import recommend
 from bench.cli.screen import say, warn
 from bench.cli.show import show
 from bench.cli.streams import streams
@@ -90,6 +91,7 @@ MEASURE, READ, HERE = "Measure", "Read what was measured", "This machine and its
 add(app, tune, panel=MEASURE)
 add(app, sweep, panel=MEASURE)
 add(app, verify, panel=MEASURE)
+add(app, recommend, panel=READ)
 add(app, show, panel=READ)
 add(app, plot, panel=READ)
 app.add_typer(profile.app, name="profile", rich_help_panel=READ)

@@ -36,6 +36,7 @@ COMMANDS = (
     "tune",
     "sweep",
     "verify",
+    "recommend",
     "show",
     "plot",
     "memory",

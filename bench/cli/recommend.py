@@ -1,0 +1,178 @@
+"""``dcpbench recommend``: which dcp size to run for a model and its traffic, from what was measured before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.cli import completion
+from bench.cli.exits import Exit
+from bench.cli.known import Known, Sources, find
+from bench.cli.options import Json
+from bench.cli.recommend_options import GPU_MEMORY, Asked, Given, Memory
+from bench.cli.recommend_traffic import served_by, write_sweep
+from bench.cli.screen import draw, emit, say, warn
+from bench.errors import UsageError
+from dcp_core.memory import parse_tokens
+
+if TYPE_CHECKING:
+    from bench.recommend import Evidence, Recommendation
+    from bench.report.vllm import Serving
+    from dcp_core.shapes import ModelShape
+
+UNLESS_TOLD = "h200"
+"""The GPU whose memory is meant where neither the user nor a profile tells one: the one that a reference ships for."""
+
+
+def recommend(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="Preset, config.json, or q64,kv4,d128,l94.",
+            metavar="NAME",
+            autocompletion=completion.models,
+        ),
+    ],
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel size: the GPUs that you have.")],
+    traffic: Asked,
+    memory: Memory,
+    given: Given,
+    json: Json = False,
+) -> int:
+    """Say which dcp size to run for a model and its traffic, and how that is known; "leave DCP off" is an answer.
+
+    Asks profiles, those that ship with dcpbench if there are no others: nothing is measured, and no GPU is needed. What
+    nobody measured is a bracket, and an answer is firm where it holds over all of it.
+
+    Examples:
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 --context 32k --concurrency 64
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 --context 32k --concurrency 32 --chunk 8k --weights 60GiB
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 --trace requests.csv --sweep mine.toml
+    """
+    from bench.decision import Limits as AssumedLimits
+    from bench.recommend import Recommendation, crossing, decide, rooms_of
+    from bench.report import advice
+    from dcp_core.layout import DcpLayout
+    from dcp_core.serving import Limits, multiprocessors_of
+    from dcp_core.shapes import ModelShape
+
+    shape = ModelShape.parse(model)
+    DcpLayout(tp).check(shape)
+    server = Limits(
+        parse_tokens(traffic.max_batched_tokens), traffic.max_sequences, parse_tokens(traffic.max_model_len)
+    ).captured_as_vllm_does()
+    known, notes = _profiles(model, shape, tp, given)
+    device = known[1].profile.environment.hard.get("device_name", "") if known else ""
+    gpu = _gpu(given, device)
+    rooms = rooms_of(
+        shape,
+        tp,
+        budget=memory.budget(gpu),
+        upper=memory.weights is None,
+        server=server,
+        multiprocessors=multiprocessors_of(gpu),
+    )
+    evidence = _evidence(known)
+    served, said = served_by(traffic, shape, tp, known[1].profile if known else None, rooms[1])
+    limits = AssumedLimits(given.bracket(), device)
+    engine, tuned = (decide(shape, tp, served, evidence, limits, engine=engine) for engine in (True, False))
+    first = served.batches[0][0]
+    alike = len(served.batches) == 1 and len(set(first.requests)) == 1
+    crossed = crossing(shape, tp, first, evidence, limits, engine=engine is not None) if alike else ()
+    found = Recommendation(model, shape, tp, served, engine, tuned, rooms, given.slo_us, crossed)
+    notes += said
+    if traffic.sweep is not None:
+        notes.append(write_sweep(traffic.sweep, found))
+    notes = [*(known[1].notes if known else ()), *notes]
+    command = _serve(found, known)
+    if json:
+        files = {str(dcp): str(one.path) for dcp, one in known.items()}
+        serve = {"flags": dict(command.flags), "environment": dict(command.environment), "notes": list(command.notes)}
+        emit({**advice.to_json(found), "serve": serve, "notes": notes, "profiles": files})
+        return Exit.DONE
+    for note in notes:
+        warn(note)
+    say(advice.paragraph(found))
+    say()
+    if found.decision is not None:
+        draw(advice.options_grid(found))
+        say()
+    draw(advice.room_grid(found))
+    for sentence in advice.changes(found):
+        say(sentence)
+    say()
+    for line in command.to_text().splitlines():
+        say(line)
+    return Exit.DONE
+
+
+def _profiles(model: str, shape: ModelShape, tp: int, given: Given) -> tuple[dict[int, Known], list[str]]:
+    """Return the profile of each legal dcp size, as far as there are some of one machine, and what to say of others.
+
+    Raises:
+        UsageError: if there is something to compare, and none for dcp 1.
+    """
+    from bench.entry import Geometry
+    from dcp_core.layout import DcpLayout, legal_dcps
+
+    sources = Sources(given.profile, given.gpu, given.anyway, given.results)
+    found: dict[int, Known] = {}
+    notes = []
+    for dcp in legal_dcps(shape, tp):
+        layout = DcpLayout(tp, dcp)
+        heads = layout.heads(shape)
+        geometry = Geometry(heads.gathered, heads.kv, shape.head_dim, shape.dtype, shape.cache_dtype)
+        try:
+            one = find(geometry, sources, f"{shape.name} with {layout}")
+        except UsageError as error:
+            if dcp == 1 and len(legal_dcps(shape, tp)) > 1:
+                sizes = ",".join(map(str, legal_dcps(shape, tp)))
+                raise UsageError(
+                    f"{error}; measure it with 'dcpbench tune --model {model} --tp {tp} --dcp {sizes} --context … "
+                    f"--concurrency …' on the GPU"
+                ) from None
+            notes.append(f"dcp {dcp}: {error}.")
+            continue
+        if found and (apart := found[1].profile.environment.differences(one.profile.environment)):
+            notes.append(
+                f"dcp {dcp}: {one.path} is another machine's than that of dcp 1 ({'; '.join(apart)}): left out."
+            )
+            continue
+        found[dcp] = one
+    return found, notes
+
+
+def _gpu(given: Given, device: str) -> str:
+    """Return the GPU's short name: as given, or of the profile's device."""
+    if given.gpu:
+        return given.gpu.strip().lower().removeprefix("nvidia ")
+    words = device.lower().split()
+    return next((name for name in GPU_MEMORY if name in words), words[-1] if words else UNLESS_TOLD)
+
+
+def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
+    """Join each profile with the runs beside it, where its exchanges may have been measured; dcp 1 has none."""
+    from bench.recommend import Evidence
+    from bench.store import Store
+
+    folders = {dcp: one.path.parent for dcp, one in known.items() if dcp > 1 and one.path.parent.name == "profiles"}
+    runs = {folder: Store.read(folder.parent)[0] for folder in set(folders.values())}
+    return {dcp: Evidence.of(one.profile, runs[folders[dcp]] if dcp in folders else []) for dcp, one in known.items()}
+
+
+def _serve(found: Recommendation, known: dict[int, Known]) -> Serving:
+    """Return vLLM's flags for the answer, from the measured batches that it rests on."""
+    from bench.record import Environment
+    from bench.report.vllm import serving
+    from dcp_core.layout import DcpLayout
+
+    dcp = found.answer.dcp
+    layout, decision = DcpLayout(found.tp, dcp), found.decision
+    one = next((one for one in decision.options if one.layout.dcp == dcp), None) if decision else None
+    basis = {batch for part in one.parts for batch in part.step.basis} if one else set()
+    profile = known[dcp].profile if dcp in known else None
+    entries = [entry for entry in profile.answering(layout) if entry.workload in basis] if profile else []
+    environment = profile.environment if profile else Environment({})
+    return serving(entries, environment, layout, workspace_bytes=found.rooms[dcp].workspace)

@@ -1,0 +1,119 @@
+"""The traffic that ``dcpbench recommend`` is asked about: typed, or replayed from a trace; and a sweep of its batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.batches import carrying, remembered
+from bench.cli.recommend_options import Asked
+from bench.errors import UsageError
+from bench.files import write_whole
+from bench.recommend import Recommendation, Room, Traffic
+from bench.trace_file import read_trace
+from bench.traffic import Scheduler, Step, replay
+from dcp_core.layout import DcpLayout
+from dcp_core.memory import parse_tokens
+from dcp_core.shapes import ModelShape, Request, Workload
+
+if TYPE_CHECKING:
+    from bench.profile import Profile
+
+
+def served_by(
+    asked: Asked, shape: ModelShape, tp: int, profile: Profile | None, room: Room
+) -> tuple[Traffic, list[str]]:
+    """Return the traffic that was asked about, and what to know of it.
+
+    Args:
+        profile: of dcp 1, if there is one, whose times a trace is replayed with.
+        room: of dcp 1; where weights were told, its KV cache bounds what is replayed at once.
+
+    Raises:
+        ValueError: in a sentence, for what cannot be read.
+    """
+    if asked.trace is not None:
+        if profile is None:
+            raise UsageError(
+                "a --trace is replayed with the times of dcp 1, and no profile here has them: give context and concurrency"
+            )
+        return _replayed(asked, asked.trace, shape, DcpLayout(tp), profile, room)
+    context, requests = parse_tokens(asked.context or ""), asked.concurrency or 1
+    new = parse_tokens(asked.new)
+    decodes = [Request(new, context + new)] * requests
+    batches, longest = [(Workload(tuple(decodes)), 1.0)], new
+    if asked.chunk is not None:
+        chunk = parse_tokens(asked.chunk)
+        batches.append((Workload((*decodes, Request(chunk, context + chunk))), 1.0))
+        longest = max(new, chunk)
+    notes = ["The two batches count as much as each other; a --trace would weigh them."] if asked.chunk else []
+    return Traffic(tuple(batches), requests, context + longest), notes
+
+
+def write_sweep(path: Path, found: Recommendation) -> str:
+    """Write a sweep of the traffic's batches over every legal dcp size; return what to do with it.
+
+    Raises:
+        StorageError: if the disk does not take it.
+    """
+    import json
+
+    batches = ",\n    ".join(json.dumps(str(batch)) for batch, _ in found.traffic.batches)
+    lines = [
+        "# The batches that carry the time of some traffic, as 'dcpbench recommend' found them: 'dcpbench tune' takes this file.",
+        "",
+        f'description = "{len(found.traffic.batches)} batches, every legal dcp"',
+        "",
+        f"model = {json.dumps(found.model)}",
+        f"tp = {found.tp}",
+        f"dcp = {list(found.rooms)}",
+        'exchange = ["ag_rs", "a2a", "direct"]',
+        f"batch = [\n    {batches},\n]",
+        "",
+        "[gpu]",
+        'kernel = ["fa2", "fa3"]',
+        "",
+    ]
+    write_whole(path, "\n".join(lines).encode())
+    return f"Wrote {path}: 'dcpbench tune {path}' measures these batches."
+
+
+def _replayed(
+    asked: Asked, path: Path, shape: ModelShape, layout: DcpLayout, profile: Profile, room: Room
+) -> tuple[Traffic, list[str]]:
+    from bench.steptime import StepTimes, as_engine
+
+    arrivals = read_trace(path, unit=asked.trace_unit)
+    kv_tokens = None if room.upper else room.memory.tokens
+    scheduler = Scheduler(parse_tokens(asked.max_batched_tokens), asked.max_sequences, kv_tokens)
+    times = StepTimes.of(profile, layout, as_engine(profile.environment))
+    unknown: list[Workload] = []
+
+    def attention_us(workload: Workload) -> float:
+        known = times.find(workload)
+        if known is not None:
+            return known.span.median_us
+        unknown.append(workload)
+        return times.least_us(workload)
+
+    attention = remembered(attention_us)
+
+    def step_s(step: Step) -> float:
+        return 1e-6 * (shape.layers * attention(step) + asked.rest_us)
+
+    # Each step with the time of its attention, which is what dcp changes.
+    timed, most = [], 0
+    for step in replay(arrivals, scheduler, step_s):
+        timed.append((step, attention(step)))
+        most = max(most, len(step.ran))
+    found = carrying(timed)
+    mean = sum(one.computed for one in arrivals) // len(arrivals)
+    shares = ", ".join(f"{one.share:.0%} {one.workload}" for one in found)
+    steps = f"{len(arrivals):,} requests make {len(timed):,} steps of up to {most} requests with dcp 1"
+    cost = f"each its attention and {asked.rest_us / 1e3:g} ms (--rest-us)"
+    notes = [f"{steps}, {cost}. Batches that stand for them, by their share of attention's time: {shares}."]
+    if unknown:
+        notes.append(
+            f"{len(unknown)} kinds of steps lie beyond what was measured: timed by what their work allows at best."
+        )
+    return Traffic(tuple((one.workload, float(one.steps)) for one in found), most, mean), notes

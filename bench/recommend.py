@@ -1,0 +1,354 @@
+"""Which dcp size to run for some traffic: the fastest that fits, as far as that is known. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+
+from bench.collective import CollectiveModel, Kind, Row, Way, fit_all, model_for, readings
+from bench.decision import Decision, Exchange, Limits, Option, Origin, Standing, asked, option
+from bench.predict import messages
+from bench.profile import Profile
+from bench.record import Label, Measured, Trial
+from bench.steptime import Span, StepTimes, as_engine, fastest
+from dcp_core.exchange_bytes import exchange_bytes
+from dcp_core.layout import DcpLayout, legal_dcps
+from dcp_core.memory import KvMemory, RankMemory
+from dcp_core.serving import WRAPPER_BYTES, Server
+from dcp_core.serving import Limits as ServerLimits
+from dcp_core.settings import Case, ExchangeName, PathName, Settings
+from dcp_core.shapes import ModelShape, Request, Workload
+from dcp_core.worst_case import worst_case
+
+ALIKE = 0.01
+"""Of two steps that were not told apart, the smaller dcp is preferred though it seems so much slower."""
+MOST_REQUESTS = 256
+"""Up to which it is said from how many requests on a size pays."""
+ENGINE_EXCHANGES = (ExchangeName.AG_RS, ExchangeName.A2A)
+"""Those that vLLM has for grouped-query attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """The batches that a server runs, each so many times as often as others; and its requests.
+
+    Args:
+        requests: at once.
+        length: tokens of each, in the end.
+    """
+
+    batches: tuple[tuple[Workload, float], ...]
+    requests: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of one dcp size: a profile of its geometry, and what was measured of exchanges on the same machine.
+
+    Args:
+        way: in which the profile's simulated steps were timed; None if not one and the same, or not known.
+        models: of exchanges between real ranks; those timed in that way are asked.
+    """
+
+    profile: Profile
+    way: Way | None = None
+    models: tuple[CollectiveModel, ...] = ()
+
+    @classmethod
+    def of(cls, profile: Profile, trials: Iterable[Trial]) -> Evidence:
+        """Join a profile with the trials that it was picked from, and others that were made beside them."""
+        known = list(trials)
+        proofs = {candidate.case for entry in profile.entries for candidate in entry.candidates}
+        ways = {
+            Way.of(trial, trial.outcome)
+            for trial in known
+            if isinstance(trial.outcome, Measured)
+            and trial.outcome.label is Label.SIMULATED
+            and trial.case.key in proofs
+        }
+        return cls(profile, ways.pop() if len(ways) == 1 else None, tuple(fit_all(readings(known))))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a rank holds with a layout.
+
+    Args:
+        memory: beside weights and activations; where ``upper``, weights were not told and are not taken off.
+        workspace: of FlashInfer, bytes to set.
+    """
+
+    memory: RankMemory
+    workspace: int
+    upper: bool
+
+    def requests(self, traffic: Traffic) -> int:
+        """Return the requests of some traffic that fit; at most so many where ``upper``."""
+        return self.memory.requests(traffic.length)
+
+
+class Why(StrEnum):
+    """What an answer rests on."""
+
+    ONLY = "only"
+    FASTEST = "fastest"
+    FITS = "fits"
+    IN_TIME = "in_time"
+    OPEN = "open"
+    LEVEL = "level"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A dcp size, and why.
+
+    Args:
+        dcp: to run; of several ``between``, the smallest where the exchange would decide (``open``), else the one that seems
+            fastest (``level``).
+        between: sizes that were not told apart, ascending; ``dcp`` alone where it is firm.
+        overfull: not all requests fit with any size.
+        late: no size is known to keep the time asked for.
+    """
+
+    dcp: int
+    why: Why
+    between: tuple[int, ...]
+    overfull: bool = False
+    late: bool = False
+
+    @property
+    def is_firm(self) -> bool:
+        """Whether it holds over all that is not known."""
+        return self.why not in (Why.OPEN, Why.LEVEL, Why.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Everything that an answer rests on.
+
+    Args:
+        model: as it was asked for.
+        engine: the options as vLLM runs them; None if dcp 1 was not measured so.
+        tuned: with the settings that the profile chose.
+        crossing: what decides, by requests of a batch of the same lengths.
+        rooms: by dcp, of every legal size.
+    """
+
+    model: str
+    shape: ModelShape
+    tp: int
+    traffic: Traffic
+    engine: Decision | None
+    tuned: Decision | None
+    rooms: Mapping[int, Room]
+    slo_us: float | None = None
+    crossing: tuple[tuple[int, Decision], ...] = ()
+
+    @property
+    def decision(self) -> Decision | None:
+        """What decides: what vLLM runs, or where that was not measured, what the profile chose."""
+        return self.engine or self.tuned
+
+    @property
+    def answer(self) -> Answer:
+        """The dcp size to run."""
+        return _answer(self.decision, self._holding, self._limit_us, self.traffic.requests)
+
+    @property
+    def tuned_answer(self) -> Answer:
+        """The same, if the profile's settings could be run."""
+        return _answer(self.tuned, self._holding, self._limit_us, self.traffic.requests)
+
+    @property
+    def unmeasured(self) -> tuple[int, ...]:
+        """Legal sizes without times near enough."""
+        timed = {one.layout.dcp for one in self.decision.options} if self.decision else set()
+        return tuple(dcp for dcp in self.rooms if dcp not in timed)
+
+    @property
+    def _holding(self) -> dict[int, int]:
+        """The requests that fit, by dcp size."""
+        return {dcp: room.requests(self.traffic) for dcp, room in self.rooms.items()}
+
+    @property
+    def _limit_us(self) -> float | None:
+        """What one layer may take, all batches by their weights."""
+        weight = sum(weight for _, weight in self.traffic.batches)
+        return None if self.slo_us is None else self.slo_us * weight / self.shape.layers
+
+
+def rooms_of(
+    shape: ModelShape,
+    tp: int,
+    *,
+    budget: int,
+    upper: bool,
+    server: ServerLimits,
+    multiprocessors: int,
+) -> dict[int, Room]:
+    """Return what a rank holds, by legal dcp size.
+
+    Args:
+        budget: bytes of a rank that weights and activations leave, or where ``upper``, that activations leave.
+    """
+    rooms = {}
+    for dcp in legal_dcps(shape, tp):
+        layout = DcpLayout(tp, dcp)
+        one = Server(shape, layout, server, multiprocessors)
+        workspace = worst_case(one).need.float_bytes
+        exchange = _exchange_buffers(shape, layout, server.max_batched_tokens)
+        kv, wrappers = KvMemory(shape, layout), one.wrappers * WRAPPER_BYTES
+        memory = RankMemory(kv, budget, one.float_workspace(workspace), wrappers, exchange)
+        rooms[dcp] = Room(memory, workspace, upper)
+    return rooms
+
+
+def decide(
+    shape: ModelShape,
+    tp: int,
+    traffic: Traffic,
+    known: Mapping[int, Evidence],
+    limits: Limits,
+    *,
+    engine: bool,
+) -> Decision | None:
+    """Compare the legal dcp sizes over some traffic; None if dcp 1 has no times near enough.
+
+    Args:
+        known: by dcp.
+        limits: of exchanges that nobody measured.
+        engine: with the settings that vLLM runs, not those that the profiles chose.
+    """
+    options = []
+    workloads, weights = zip(*traffic.batches, strict=True)
+    for dcp, evidence in sorted(known.items()):
+        layout, profile = DcpLayout(tp, dcp), evidence.profile
+        times = StepTimes.of(profile, layout, as_engine(profile.environment) if engine else fastest)
+        found = [times.find(workload) for workload in workloads]
+        steps = [step for step in found if step is not None]
+        if len(steps) == len(found):
+            told = partial(modelled, evidence=evidence, engine=engine)
+            options.append(option(layout, steps, weights, asked(shape, limits, told, as_engine=engine)))
+    return Decision(tuple(options)) if options and options[0].layout.dcp == 1 else None
+
+
+def crossing(
+    shape: ModelShape,
+    tp: int,
+    batch: Workload,
+    known: Mapping[int, Evidence],
+    limits: Limits,
+    *,
+    engine: bool,
+) -> tuple[tuple[int, Decision], ...]:
+    """Return what is decided for 1, 2, 4 … ``MOST_REQUESTS`` requests like those of a batch, which are all alike."""
+    found = []
+    for power in range(MOST_REQUESTS.bit_length()):
+        many = Workload(batch.requests[:1] * (1 << power))
+        traffic = Traffic(((many, 1.0),), len(many), many.total_lens[0])
+        if decision := decide(shape, tp, traffic, known, limits, engine=engine):
+            found.append((len(many), decision))
+    return tuple(found)
+
+
+def modelled(case: Case, evidence: Evidence, *, engine: bool) -> Exchange | None:
+    """Return the modelled time of a case's exchanges, by the quickest exchange; None if none was fitted for them.
+
+    Args:
+        engine: of vLLM's exchanges only.
+    """
+    if evidence.way is None:
+        return None
+    sent = list(messages(case))
+    spans = []
+    for exchange in ENGINE_EXCHANGES if engine else (*ENGINE_EXCHANGES, ExchangeName.DIRECT):
+        kind = Kind(evidence.way, exchange, case.layout.dcp, Row.of(case))
+        found = [(model_for(evidence.models, operation, kind), operation, tokens) for operation, tokens in sent]
+        brackets = [
+            model.at(kind.dcp, kind.row.wire_bytes(operation, kind.dcp, tokens))
+            for model, operation, tokens in found
+            if model
+        ]
+        if sent and len(brackets) == len(sent):
+            total = [sum(one) for one in zip(*((b.low_us, b.time_us, b.high_us) for b in brackets), strict=True)]
+            spans.append(Span(sorted(total)[1], min(total), max(total)))
+    if not spans:
+        return None
+    return Exchange(min(spans, key=lambda span: span.median_us), Origin.MODELLED, len(sent) // 2)
+
+
+def break_even_requests(decisions: Iterable[tuple[int, Decision]], dcp: int) -> tuple[int | None, int | None]:
+    """Return from how many requests on a dcp size is faster than dcp 1: at best, and surely. None: with none of them.
+
+    Args:
+        decisions: by requests of one batch, ascending.
+    """
+    at_best, surely = None, None
+    for requests, decision in decisions:
+        one = next((one for one in decision.options if one.layout.dcp == dcp), None)
+        if one is None:
+            continue
+        if one.span.low_us >= decision.base.span.high_us:
+            at_best = None
+        elif at_best is None:
+            at_best = requests
+        if one.against(decision.base) is not Standing.FASTER:
+            surely = None
+        elif surely is None:
+            surely = requests
+    return at_best, surely
+
+
+def _answer(decision: Decision | None, holding: Mapping[int, int], limit_us: float | None, requests: int) -> Answer:
+    """Choose among sizes that hold all requests, or as many as any; of those, the ones in time; of those, the fastest."""
+    sizes = sorted(holding)
+    most = min(requests, max(holding.values()))
+    overfull = most < requests
+    fitting = [dcp for dcp in sizes if holding[dcp] >= most]
+    if sizes == [1]:
+        return Answer(1, Why.ONLY, (1,), overfull)
+    timed = [] if decision is None else [one for one in decision.options if one.layout.dcp in fitting]
+    late = False
+    if limit_us is not None and timed:
+        in_time = [one for one in timed if one.span.low_us <= limit_us]
+        late = not any(one.span.high_us <= limit_us for one in timed)
+        timed = in_time or timed
+    if decision is None or not timed:
+        return Answer(fitting[0], Why.FITS if len(fitting) == 1 else Why.UNKNOWN, tuple(fitting), overfull, late)
+    left = decision.unbeaten(one.layout.dcp for one in timed)
+    between = tuple(one.layout.dcp for one in left)
+    if len(left) > 1:
+        if any(_exchange_decides(one, other) for one in left for other in left):
+            return Answer(between[0], Why.OPEN, between, overfull, late)
+        first = min(left, key=lambda one: one.span.median_us * (1 if one is not left[0] else 1 - ALIKE))
+        return Answer(first.layout.dcp, Why.LEVEL, between, overfull, late)
+    if decision.unbeaten() == left:
+        return Answer(between[0], Why.FASTEST, between, overfull, late)
+    return Answer(between[0], Why.FITS if len(fitting) < len(sizes) else Why.IN_TIME, between, overfull, late)
+
+
+def _exchange_decides(one: Option, other: Option) -> bool:
+    """Tell whether either may be the faster one only because nobody measured an exchange: their steps as they are."""
+    if not (one.is_bracketed or other.is_bracketed):
+        return False
+    mine, theirs = (side.local.median_us for side in (one, other))
+    at_least, at_most = (_exchanges_us(one, end) for end in (False, True))
+    other_least, other_most = (_exchanges_us(other, end) for end in (False, True))
+    return mine + at_least <= theirs + other_most and theirs + other_least <= mine + at_most
+
+
+def _exchanges_us(one: Option, most: bool) -> float:
+    spans = [(part.exchange.span, part.weight) for part in one.parts]
+    return sum((span.high_us if most else span.low_us) * weight for span, weight in spans)
+
+
+def _exchange_buffers(shape: ModelShape, layout: DcpLayout, tokens: int) -> int:
+    """Return what vLLM's default exchange keeps for the largest batch."""
+    if layout.dcp == 1:
+        return 0
+    settings = replace(Settings(), path=PathName.SPLIT, exchange=ExchangeName.AG_RS)
+    return exchange_bytes(Case(shape, layout, Workload((Request(tokens, 2 * tokens),)), settings))

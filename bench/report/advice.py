@@ -1,0 +1,424 @@
+"""A recommendation in words, as tables and as plain data: the answer first, then what it rests on. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from bench.decision import Decision, Option, Origin, Part, Standing
+from bench.recommend import Answer, Recommendation, Why, break_even_requests
+from bench.record import Label
+from bench.report.grid import Column, Grid
+from bench.report.style import duration
+from bench.report.style import tokens as short
+from bench.report.table import NOT_MEASURED, kernels_of, micros
+from bench.steptime import Span
+from dcp_core.layout import DcpLayout, IllegalLayout
+from dcp_core.memory import format_size
+from dcp_core.shapes import Workload
+
+LONGEST = 44
+"""Characters of a batch in a sentence."""
+
+
+def paragraph(found: Recommendation) -> str:
+    """Return the answer, and what makes it one, in a few sentences."""
+    answer = found.answer
+    return " ".join([_headline(found, answer), *_times(found), *_capacity(found, answer), *_late(found, answer)])
+
+
+def options_grid(found: Recommendation) -> Grid:
+    """Return what each option takes, batch by batch: as vLLM runs it, and as the profile chose where that differs."""
+    headings = ("batch", "dcp", "run by", "path", "kernel", "step µs", "exchange µs", "per token", "label")
+    columns = tuple(
+        Column(heading, right=heading in ("step µs", "exchange µs", "per token"), wrap=heading in ("batch", "label"))
+        for heading in headings
+    )
+    rows = [row for index, _ in enumerate(found.traffic.batches) for row in _rows(found, index)]
+    notes = [
+        f"Step: one layer's attention. Per token: all {found.shape.layers} layers, exchange included.",
+        *_exchange_notes(found),
+        *_model_notes(found),
+    ]
+    title = f"{found.shape.name}, tp {found.tp}: attention of one rank"
+    return Grid(title, columns, tuple(rows), footnotes=tuple(notes))
+
+
+def room_grid(found: Recommendation) -> Grid:
+    """Return the KV capacity of each legal dcp size."""
+    columns = tuple(
+        Column(heading, right=True)
+        for heading in ("dcp", "KV tokens", f"requests of {short(found.traffic.length)}", "beside the cache")
+    )
+    rows = [
+        (
+            str(dcp),
+            f"{room.memory.tokens:,}",
+            f"{room.requests(found.traffic):,}",
+            format_size(room.memory.beside),
+        )
+        for dcp, room in found.rooms.items()
+    ]
+    first = next(iter(found.rooms.values()))
+    left = "before weights, which were not told (--weights)" if first.upper else "that weights leave"
+    note = (
+        f"In {format_size(first.memory.budget)} of each GPU, {left}. Beside the cache: FlashInfer's workspace and wrappers, "
+        f"exchange buffers."
+    )
+    return Grid("What fits", columns, tuple(rows), footnotes=(note,))
+
+
+def changes(found: Recommendation) -> list[str]:
+    """Return what could change the answer, a sentence each."""
+    sentences = [*_break_evens(found), *_crossing(found), *_disagreement(found), *_tuned(found)]
+    if found.unmeasured:
+        sizes = ", ".join(map(str, found.unmeasured))
+        sentences.append(
+            f"dcp {sizes} is legal here, and has no times near enough: it was left out. Measure it with {tune_command(found)}."
+        )
+    decision = found.decision
+    if decision and any(one.is_bracketed for one in decision.options):
+        effect = "narrow the bracket" if found.answer.is_firm else "settle it"
+        sentences.append(
+            f"The exchange, measured between real ranks, would {effect}: {tune_command(found, ranks=True)}."
+        )
+    return sentences
+
+
+def tune_command(found: Recommendation, *, ranks: bool = False) -> str:
+    """Return the command that measures what is not known here."""
+    dcps = [dcp for dcp in found.rooms if dcp > 1]
+    batches = " ".join(f"--batch {batch}" for batch, _ in found.traffic.batches if len(str(batch)) <= LONGEST)
+    before = f"--ranks {max(dcps)} " if ranks and dcps else ""
+    sizes = ",".join(map(str, found.rooms))
+    exchange = " --exchange ag_rs,a2a,direct" if ranks else ""
+    return f"'dcpbench {before}tune --model {found.model} --tp {found.tp} --dcp {sizes}{exchange} {batches}'"
+
+
+def to_json(found: Recommendation) -> dict[str, Any]:
+    """Return everything as plain data."""
+    answer = found.answer
+    return {
+        "model": found.shape.name,
+        "tp": found.tp,
+        "answer": _answer_json(answer),
+        "tuned_answer": _answer_json(found.tuned_answer),
+        "text": paragraph(found),
+        "batches": [{"batch": str(batch), "weight": weight} for batch, weight in found.traffic.batches],
+        "layers": found.shape.layers,
+        "slo_us": found.slo_us,
+        "engine": _decision_json(found.engine),
+        "tuned": _decision_json(found.tuned),
+        "capacity": {
+            str(dcp): {
+                "kv_tokens": room.memory.tokens,
+                "requests": room.requests(found.traffic),
+                "request_tokens": found.traffic.length,
+                "fits": room.requests(found.traffic) >= found.traffic.requests,
+                "weights_taken_off": not room.upper,
+                "workspace_bytes": room.workspace,
+            }
+            for dcp, room in found.rooms.items()
+        },
+        "unmeasured": list(found.unmeasured),
+        "what_could_change_it": changes(found),
+    }
+
+
+def _headline(found: Recommendation, answer: Answer) -> str:
+    what = _traffic(found)
+    sizes = " and ".join(f"dcp {dcp}" for dcp in answer.between)
+    advice = "Leave DCP off" if answer.dcp == 1 else f"Run dcp {answer.dcp}"
+    match answer.why:
+        case Why.ONLY:
+            return f"Leave DCP off: {_too_small(found)}."
+        case Why.FASTEST:
+            bracket = found.decision and any(one.is_bracketed for one in found.decision.options)
+            reason = "whatever the exchange costs within its bracket" if bracket else "by more than their intervals"
+            return f"{advice}: it is the fastest for {what}, {reason}."
+        case Why.FITS:
+            return f"{advice}: it is what holds {what}, not what is fastest."
+        case Why.IN_TIME:
+            return f"{advice}: it is what keeps {duration(found.slo_us or 0)} per token with {what}."
+        case Why.OPEN:
+            return (
+                f"It depends on the exchange, which nobody measured here: {sizes} are not told apart for {what}. {advice} until "
+                f"it is."
+            )
+        case Why.LEVEL:
+            return f"{advice}, as it seems: {sizes} are not told apart for {what} within what was measured or modelled."
+        case Why.UNKNOWN:
+            return f"{sizes} were not measured near {what}: nothing is said of their speed."
+
+
+def _too_small(found: Recommendation) -> str:
+    try:
+        DcpLayout(found.tp, 2).check(found.shape)
+    except IllegalLayout as error:
+        return str(error).partition(": ")[2]
+    return f"{found.shape.name} takes no other size at tp {found.tp}"
+
+
+def _traffic(found: Recommendation) -> str:
+    batches = found.traffic.batches
+    if len(batches) == 1:
+        return clipped(batches[0][0])
+    return f"these {len(batches)} batches"
+
+
+def _times(found: Recommendation) -> Iterator[str]:
+    """Say what a step takes with dcp 1, and what each larger size gains or loses."""
+    decision = found.decision
+    if decision is None:
+        return
+    weight = sum(part.weight for part in decision.base.parts)
+    layers = found.shape.layers
+    base = decision.base.span.times(1 / weight)
+    yield f"A step takes {_us(base)} per layer with dcp 1 ({labels(decision.base)})."
+    for one in decision.options[1:]:
+        span, local = one.span.times(1 / weight), one.local.times(1 / weight)
+        low, high = base.median_us - span.high_us, base.median_us - span.low_us
+        exchange = f" and an exchange of {_exchanges(one, weight)}" if one.exchanges else ""
+        yield (f"dcp {one.layout.dcp} takes {_us(local)} ({labels(one)}){exchange}: {_gain(low, high, layers)}.")
+
+
+def _gain(low: float, high: float, layers: int) -> str:
+    """Say what is gained per layer and per token between two ends, either of which may be a loss."""
+    if low == -math.inf:
+        if high <= 0:
+            return f"a loss of {micros(-high)} µs a layer at least"
+        return f"a gain of {micros(high)} µs a layer at most"
+    if low >= 0:
+        return f"{_between(low, high)} µs a layer gained, {_tokens(low, high, layers)} per token"
+    if high <= 0:
+        return f"{_between(-high, -low)} µs a layer lost, {_tokens(-high, -low, layers)} per token"
+    return (
+        f"between {micros(-low)} µs a layer lost and {micros(high)} gained, {duration(-low * layers)} lost and "
+        f"{duration(high * layers)} gained per token"
+    )
+
+
+def _between(low: float, high: float) -> str:
+    return micros(low) if micros(low) == micros(high) else f"{micros(low)} to {micros(high)}"
+
+
+def _tokens(low: float, high: float, layers: int) -> str:
+    if high == math.inf:
+        return f"{duration(low * layers)} or more"
+    one, other = duration(low * layers), duration(high * layers)
+    return one if one == other else f"{one} to {other}"
+
+
+def _capacity(found: Recommendation, answer: Answer) -> Iterator[str]:
+    """Say how many requests each size holds: its reason to be where it is not faster."""
+    rooms, wanted, size = found.rooms, found.traffic.requests, short(found.traffic.length)
+    bound = "at most " if rooms[1].upper else ""
+    held = ", ".join(f"{room.requests(found.traffic):,} with dcp {dcp}" for dcp, room in rooms.items())
+    most = max(rooms)
+    if answer.overfull:
+        yield f"{wanted:,} requests of {size} do not fit at once with any size: {bound}{held}."
+    elif most > 1:
+        ratio = rooms[most].memory.tokens / max(1, rooms[1].memory.tokens)
+        yield f"dcp {most} holds {ratio:.1f} times the KV tokens; of requests of {size}, {bound}{held}."
+
+
+def _late(found: Recommendation, answer: Answer) -> Iterator[str]:
+    if answer.late and found.slo_us is not None:
+        yield f"No size is known to keep {duration(found.slo_us)} of attention per token."
+
+
+def _rows(found: Recommendation, index: int) -> Iterator[tuple[str, ...]]:
+    batch = clipped(found.traffic.batches[index][0], 24)
+    for dcp in found.rooms:
+        seen: Part | None = None
+        for name, decision in (("vLLM", found.engine), ("tuned", found.tuned)):
+            part = _part(decision, dcp, index)
+            if part and not (seen and seen.step.settings == part.step.settings):
+                yield (batch, *_cells(found, dcp, name, part))
+                seen = part
+
+
+def _part(decision: Decision | None, dcp: int, index: int) -> Part | None:
+    if decision is None:
+        return None
+    return next((one.parts[index] for one in decision.options if one.layout.dcp == dcp), None)
+
+
+def _cells(found: Recommendation, dcp: int, name: str, part: Part) -> tuple[str, ...]:
+    step, layers = part.step, found.shape.layers
+    # What is bracketed is told by its ends, what is not by its median.
+    ends = (part.span.low_us, part.span.high_us) if part.exchange.count else (step.span.median_us,) * 2
+    return (
+        str(dcp),
+        name,
+        str(step.settings.path),
+        kernels_of(step.settings),
+        micros(step.span.median_us),
+        _bracket(part),
+        _tokens(*ends, layers),
+        str(step.label),
+    )
+
+
+def _bracket(part: Part) -> str:
+    if not part.exchange.count:
+        return "in it" if part.exchange.origin is Origin.MEASURED else NOT_MEASURED
+    return f"{_range(part.exchange.span)} {part.exchange.origin}"
+
+
+def _range(span: Span) -> str:
+    if span.high_us == math.inf:
+        return f"{span.low_us:.0f} or more"
+    return f"{span.low_us:.0f} to {span.high_us:.0f}"
+
+
+def _exchanges(one: Option, weight: float) -> str:
+    total = Span(0.0, 0.0, 0.0)
+    for part in one.parts:
+        total = total + part.exchange.span.times(part.weight / weight)
+    origins = " and ".join(sorted({str(part.exchange.origin) for part in one.parts if part.exchange.count}))
+    return f"{_range(total)} µs ({origins})"
+
+
+def _exchange_notes(found: Recommendation) -> list[str]:
+    decision = found.decision
+    origins = {part.exchange.origin for one in decision.options for part in one.parts} if decision else set()
+    notes = {
+        Origin.ASSUMED: "Exchange assumed, not measured on this machine: from nothing, all of it hidden, to "
+        "40 µs and 27 GB/s a peer, more than any step between two H200s or H100s on NVLink took (results/reference).",
+        Origin.GIVEN: "Exchange as given by --exchange-us.",
+        Origin.UNKNOWN: "Nobody measured an exchange on this GPU, and nothing is assumed: give --exchange-us, or measure it.",
+        Origin.MODELLED: "Exchange modelled from messages measured between real ranks of this machine.",
+    }
+    return [text for origin, text in notes.items() if origin in origins]
+
+
+def _model_notes(found: Recommendation) -> list[str]:
+    steps = [
+        part.step
+        for decision in (found.engine, found.tuned)
+        if decision
+        for one in decision.options
+        for part in one.parts
+        if part.step.label is Label.MODELLED
+    ]
+    if not steps:
+        return []
+    worst = max(step.error for step in steps)
+    basis = sorted({clipped(batch, 24) for step in steps for batch in step.basis})
+    return [f"Modelled from {', '.join(basis[:8])}: left out, these were met within {worst:.0%}."]
+
+
+def _break_evens(found: Recommendation) -> Iterator[str]:
+    decision = found.decision
+    if decision is None:
+        return
+    for one in decision.options[1:]:
+        even = one.break_even_us(decision.base)
+        if even is None:
+            continue
+        if even <= 0:
+            yield f"dcp {one.layout.dcp} loses to dcp 1 even with an exchange that costs nothing."
+        else:
+            yield (
+                f"dcp {one.layout.dcp} is faster than dcp 1 where an exchange (gather and combine) costs less than "
+                f"{micros(even)} µs per layer."
+            )
+
+
+def _crossing(found: Recommendation) -> Iterator[str]:
+    """Say from how many requests on each size pays, other things equal."""
+    if not found.crossing:
+        return
+    last = found.crossing[-1][0]
+    for dcp in list(found.rooms)[1:]:
+        at_best, surely = break_even_requests(found.crossing, dcp)
+        if at_best is None:
+            yield f"With this context dcp {dcp} is not faster than dcp 1 up to {last} requests."
+        elif at_best == surely:
+            yield f"With this context dcp {dcp} is faster than dcp 1 from {at_best} requests on."
+        else:
+            sure = f"surely is from {surely} on" if surely else f"not surely up to {last}"
+            yield f"With this context dcp {dcp} may be faster than dcp 1 from {at_best} requests on, and {sure}."
+
+
+def _disagreement(found: Recommendation) -> Iterator[str]:
+    """Say which batches speak for another size than the whole does."""
+    decision = found.decision
+    if decision is None or len(found.traffic.batches) < 2:
+        return
+    for one in decision.options[1:]:
+        standings = [
+            Option(one.layout, (part,)).against(Option(decision.base.layout, (base,)))
+            for part, base in zip(one.parts, decision.base.parts, strict=True)
+        ]
+        for standing in (Standing.FASTER, Standing.SLOWER):
+            batches = [
+                clipped(found.traffic.batches[index][0]) for index, each in enumerate(standings) if each is standing
+            ]
+            if batches and len(batches) < len(standings):
+                yield f"dcp {one.layout.dcp} is {standing} for {', '.join(batches)}."
+
+
+def _tuned(found: Recommendation) -> Iterator[str]:
+    answer, tuned = found.answer, found.tuned_answer
+    if found.engine and found.tuned and answer.between != tuned.between:
+        sizes = " or ".join(f"dcp {dcp}" for dcp in tuned.between)
+        yield f"With the settings that the profile chose, which vLLM cannot all run, it would be {sizes}."
+
+
+def labels(one: Option) -> str:
+    """Return the labels of an option's steps."""
+    return ", ".join(sorted({str(part.step.label) for part in one.parts}))
+
+
+def clipped(batch: Workload, longest: int = LONGEST) -> str:
+    """Return a batch as text, cut where it is long."""
+    text = str(batch)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _us(span: Span) -> str:
+    return f"{micros(span.median_us)} µs"
+
+
+def _answer_json(answer: Answer) -> dict[str, Any]:
+    return {
+        "dcp": answer.dcp,
+        "why": str(answer.why),
+        "firm": answer.is_firm,
+        "between": list(answer.between),
+        "overfull": answer.overfull,
+        "late": answer.late,
+    }
+
+
+def _decision_json(decision: Decision | None) -> list[dict[str, Any]] | None:
+    if decision is None:
+        return None
+    return [
+        {
+            "dcp": one.layout.dcp,
+            "us_per_layer": _span_json(one.span),
+            "break_even_exchange_us": one.break_even_us(decision.base),
+            "against_dcp_1": str(one.against(decision.base)) if one is not decision.base else None,
+            "parts": [
+                {
+                    "batch": str(part.step.workload),
+                    "settings": part.step.settings.to_json(),
+                    "label": str(part.step.label),
+                    "basis": [str(batch) for batch in part.step.basis],
+                    "error": part.step.error,
+                    "step_us": _span_json(part.step.span),
+                    "exchange": {"origin": str(part.exchange.origin), **_span_json(part.exchange.span)},
+                }
+                for part in one.parts
+            ],
+        }
+        for one in decision.options
+    ]
+
+
+def _span_json(span: Span) -> dict[str, float]:
+    return {"median_us": span.median_us, "low_us": span.low_us, "high_us": span.high_us}

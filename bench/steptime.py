@@ -1,0 +1,276 @@
+"""What one layer's step takes: as a profile has it, or modelled from the nearest batches that it has. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from bench.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
+from bench.nearest import FURTHEST, Point, place
+from bench.profile import Profile
+from bench.record import Environment, Label
+from bench.tree import Sizes, lengths
+from dcp_core.cost import Ceiling, ceiling_of, step_work
+from dcp_core.layout import DcpLayout
+from dcp_core.settings import Batching, Case, ExchangeName, Settings
+from dcp_core.shapes import ModelShape, Workload
+
+SAME = 0.02
+"""Doublings within which two batches are one: a token more or less, of contexts of 1k and up."""
+NEIGHBOURS = 2
+PASS_US = 6.0
+"""Of any pass, however little it reads, beside its work: what ratios of small batches to large ones need to come out right."""
+LEAST_ERROR = 0.02
+"""Of a model, whatever its neighbours say."""
+
+Pick = Callable[[Entry], Candidate | None]
+"""Which of a batch's candidates is meant; None where it was not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time in µs, and what it lies between; ``high_us`` is infinite where nothing bounds it.
+
+    Raises:
+        ValueError: unless 0 <= low <= median <= high.
+    """
+
+    median_us: float
+    low_us: float
+    high_us: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low_us <= self.median_us <= self.high_us:
+            raise ValueError(f"{self.low_us} to {self.high_us} µs does not hold {self.median_us}")
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.median_us + other.median_us, self.low_us + other.low_us, self.high_us + other.high_us)
+
+    def times(self, factor: float) -> Span:
+        """Return the span of so many such steps."""
+        return Span(self.median_us * factor, self.low_us * factor, self.high_us * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One layer's step of a batch on a layout.
+
+    Args:
+        span: with the 95 % interval of what was measured, or the model's error.
+        label: measured or simulated of this very batch (give or take a token); else modelled.
+        basis: the batches that it was read off.
+        error: of the model, relative: how far its neighbours, each left out, are off; 0 where nothing is modelled.
+        exchange_timed: the time holds the exchange between ranks, or there is none.
+    """
+
+    workload: Workload
+    layout: DcpLayout
+    settings: Settings
+    span: Span
+    label: Label
+    basis: tuple[Workload, ...]
+    error: float
+    exchange_timed: bool
+
+
+class Kind(StrEnum):
+    """Batches whose times scale alike with their work."""
+
+    DECODE = "decode"
+    EXTEND = "extend"
+    MIXED = "mixed"
+
+    @classmethod
+    def of(cls, workload: Workload) -> Kind:
+        """Return a batch's kind."""
+        return cls.DECODE if workload.is_decode else cls.MIXED if workload.is_mixed else cls.EXTEND
+
+
+def fastest(entry: Entry) -> Candidate:
+    """Pick the settings that the profile chose."""
+    return entry.chosen
+
+
+def as_engine(environment: Environment) -> Pick:
+    """Return the pick of what vLLM's FlashInfer backend runs by itself, over either of its exchanges.
+
+    A simulation cannot tell whether gather and combine are left out where nothing is cached, so that either stands for both.
+    """
+
+    def pick(entry: Entry) -> Candidate | None:
+        wanted = {_untimed(one, entry) for one in engine_defaults(entry.layout, entry.workload, environment)}
+        return next((one for one in entry.candidates if _untimed(one.settings, entry) in wanted), None)
+
+    return pick
+
+
+def _untimed(settings: Settings, entry: Entry) -> Settings:
+    if settings.exchange is ExchangeName.A2A:
+        settings = replace(settings, exchange=ExchangeName.AG_RS)
+    return replace(settings, skip_empty_context=True) if entry.label is Label.SIMULATED else settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A measured batch: where it lies, its time, and the time that its work alone would take."""
+
+    entry: Entry
+    candidate: Candidate
+    kind: Kind
+    point: Point
+    work_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """What a profile has to say about the time of steps on one layout."""
+
+    layout: DcpLayout
+    geometry: Geometry
+    ceiling: Ceiling
+    rows: tuple[_Row, ...]
+
+    @classmethod
+    def of(cls, profile: Profile, layout: DcpLayout, pick: Pick) -> StepTimes:
+        """Read the steps of a layout off a profile of its geometry; a batch measured on real ranks is not simulated too."""
+        ceiling = ceiling_of(profile.environment.hard.get("device_name", ""))
+        found = ((entry, pick(entry)) for entry in profile.answering(layout))
+        rows = (_row(profile.geometry, ceiling, entry, candidate) for entry, candidate in found if candidate)
+        return cls(layout, profile.geometry, ceiling, tuple(rows))
+
+    def find(self, workload: Workload) -> StepTime | None:
+        """Return what a batch takes; None if nothing near enough was measured.
+
+        The very batch, if it was measured. Of others the two nearest of its kind are asked by how much they exceed what
+        their work allows, weighted by nearness. A mixed batch is taken apart, as an engine does: its decodes, and the rest.
+        """
+        here, kind = place(Sizes.of(*lengths(workload))), Kind.of(workload)
+        near = self._near(here, kind)
+        if near and _together(near[0].point, here):
+            return self._measured(workload, near[0])
+        if kind is Kind.MIXED:
+            return self._apart(workload)
+        if not near or math.dist(near[0].point, here) > FURTHEST:
+            return None
+        return self._modelled(workload, here, near)
+
+    def least_us(self, workload: Workload) -> float:
+        """Return what the engine's settings take for a batch at best: a bound, for where nothing near was measured."""
+        settings = default_settings(self.layout, workload)
+        return _work_us(self.geometry, self.ceiling, self.layout, workload, settings)
+
+    def _near(self, here: Point, kind: Kind, *, besides: Point | None = None) -> list[_Row]:
+        """Return the nearest rows of a kind, no two at one place: of real ranks only, where there are any near enough.
+
+        Args:
+            besides: a place whose rows may not answer.
+        """
+        alike = [row for row in self.rows if row.kind is kind and not (besides and _together(row.point, besides))]
+        real = [row for row in alike if row.entry.label is Label.MEASURED and math.dist(row.point, here) <= FURTHEST]
+        chosen: list[_Row] = []
+        for row in sorted(real or alike, key=lambda row: math.dist(row.point, here)):
+            if not any(_together(row.point, other.point) for other in chosen):
+                chosen.append(row)
+            if len(chosen) == NEIGHBOURS:
+                break
+        return chosen
+
+    def _measured(self, workload: Workload, row: _Row) -> StepTime:
+        entry, one = row.entry, row.candidate
+        span = Span(one.median_us, one.low_us, one.high_us)
+        return StepTime(
+            workload, self.layout, one.settings, span, entry.label, (entry.workload,), 0.0, _timed(self.layout, entry)
+        )
+
+    def _modelled(self, workload: Workload, here: Point, near: Sequence[_Row]) -> StepTime | None:
+        settings = carried(near[0].candidate.settings, self.layout.canonical, workload)
+        if settings is None:
+            return None
+        work_us = _work_us(self.geometry, self.ceiling, self.layout, workload, settings)
+        median = work_us * _excess(near, here)
+        error = max(LEAST_ERROR, *(self._left_out(row) for row in near))
+        span = Span(median, median / (1 + error), median * (1 + error))
+        basis, timed = tuple(row.entry.workload for row in near), _timed(self.layout, near[0].entry)
+        return StepTime(workload, self.layout, settings, span, Label.MODELLED, basis, error, timed)
+
+    def _left_out(self, row: _Row) -> float:
+        """Return by what factor less 1 a row is missed by its own neighbours; 1 if it has none."""
+        near = self._near(row.point, row.kind, besides=row.point)
+        if not near:
+            return 1.0
+        ratio = row.work_us * _excess(near, row.point) / row.candidate.median_us
+        return max(ratio, 1 / ratio) - 1
+
+    def _apart(self, workload: Workload) -> StepTime | None:
+        """Add up the passes of a mixed batch. Its settings are those of the longer requests, decodes apart."""
+        decodes = Workload(tuple(one for one in workload.requests if one.new == 1))
+        longer = Workload(tuple(one for one in workload.requests if one.new > 1))
+        first, second = self.find(decodes), self.find(longer)
+        if first is None or second is None or first.exchange_timed is not second.exchange_timed:
+            return None
+        settings = replace(
+            second.settings, decode_kernel=first.settings.kernel, batching=Batching.SEPARATE, overlap=False
+        )
+        carried_on = carried(settings, self.layout.canonical, workload)
+        if carried_on is None:
+            return None
+        error = max(LEAST_ERROR, first.error, second.error, self._sums_error())
+        whole = first.span + second.span
+        span = Span(
+            whole.median_us,
+            min(whole.low_us, whole.median_us / (1 + error)),
+            max(whole.high_us, whole.median_us * (1 + error)),
+        )
+        basis = (*first.basis, *second.basis)
+        return StepTime(workload, self.layout, carried_on, span, Label.MODELLED, basis, error, first.exchange_timed)
+
+    def _sums_error(self) -> float:
+        """Return how far sums of passes are off the mixed batches that were measured, those whose parts were measured too."""
+        mixed = [row for row in self.rows if row.kind is Kind.MIXED]
+        ratios = [told / row.candidate.median_us for row in mixed if (told := self._parts_us(row.entry.workload))]
+        return max((max(ratio, 1 / ratio) - 1 for ratio in ratios), default=0.0)
+
+    def _parts_us(self, workload: Workload) -> float | None:
+        total = 0.0
+        for decode in (True, False):
+            part = Workload(tuple(one for one in workload.requests if (one.new == 1) is decode))
+            here = place(Sizes.of(*lengths(part)))
+            near = self._near(here, Kind.of(part))
+            if not near or not _together(near[0].point, here):
+                return None
+            total += near[0].candidate.median_us
+        return total
+
+
+def _together(one: Point, other: Point) -> bool:
+    return math.dist(one, other) <= SAME
+
+
+def _timed(layout: DcpLayout, entry: Entry) -> bool:
+    return layout.dcp == 1 or entry.label is Label.MEASURED
+
+
+def _row(geometry: Geometry, ceiling: Ceiling, entry: Entry, candidate: Candidate) -> _Row:
+    work_us = _work_us(geometry, ceiling, entry.layout, entry.workload, candidate.settings)
+    point = place(Sizes.of(*lengths(entry.workload)))
+    return _Row(entry, candidate, Kind.of(entry.workload), point, work_us)
+
+
+def _excess(near: Iterable[_Row], here: Point) -> float:
+    """Return by what factor steps near a place exceed their work: a mean in logarithms, weighted by 1 / distance²."""
+    rows = [(1 / max(math.dist(row.point, here), SAME) ** 2, row) for row in near]
+    total = sum(weight for weight, _ in rows)
+    return math.exp(sum(weight * math.log(row.candidate.median_us / row.work_us) for weight, row in rows) / total)
+
+
+def _work_us(geometry: Geometry, ceiling: Ceiling, layout: DcpLayout, workload: Workload, settings: Settings) -> float:
+    """Return what a rank's attention cannot be faster than, and ``PASS_US``; without exchange."""
+    # Any model and tp of this geometry does: one whose tensor-parallel group is one DCP group.
+    shape = ModelShape(geometry.q_heads, geometry.kv_heads, geometry.head_dim, 1, geometry.dtype, geometry.kv_dtype)
+    case = Case(shape, DcpLayout(layout.dcp, layout.dcp, layout.canonical.interleave), workload, settings)
+    own = [work for work in step_work(case) if work.stage not in ("gather", "combine")]
+    return PASS_US + 1e6 * sum(
+        max(work.flops / ceiling.flops_per_s, work.bytes_moved / ceiling.bytes_per_s) for work in own
+    )

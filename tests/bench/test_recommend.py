@@ -1,0 +1,276 @@
+"""The recommendation as a whole, on what ships: legal, monotone in memory, the same in plain data as in words."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.cli import main
+from bench.cli.exits import Exit
+from bench.decision import Limits, Origin
+from bench.profile import Profile
+from bench.recommend import Evidence, Recommendation, Traffic, Why, decide, modelled, rooms_of
+from bench.record import Label, Measured, Trial
+from bench.shipped import shipped_profiles
+from bench.store import Store
+from bench.sweep import Sweep
+from bench.tune.pick import pick
+from dcp_core.layout import DcpLayout, legal_dcps
+from dcp_core.serving import Limits as ServerLimits
+from dcp_core.settings import PathName, Settings
+from dcp_core.shapes import ModelShape, Request, Workload
+from tests.bench.made_up import QWEN, cases, trial
+
+EVIDENCE = {
+    dcp: Evidence(Profile.load(shipped_profiles(f"q{8 * dcp},kv1,d128,dtype=bfloat16", "h200")[0])) for dcp in (1, 2)
+}
+ASSUMED = Limits(None, "NVIDIA H200")
+
+
+def asked(
+    batch: str, *, budget: int = 60 << 30, slo_us: float | None = None, limits: Limits = ASSUMED
+) -> Recommendation:
+    workload = Workload.parse(batch)
+    traffic = Traffic(((workload, 1.0),), len(workload), max(workload.total_lens))
+    rooms = rooms_of(QWEN, 8, budget=budget, upper=False, server=ServerLimits(), multiprocessors=132)
+    engine, tuned = (decide(QWEN, 8, traffic, EVIDENCE, limits, engine=engine) for engine in (True, False))
+    return Recommendation("qwen3-235b-a22b", QWEN, 8, traffic, engine, tuned, rooms, slo_us)
+
+
+@pytest.mark.parametrize(
+    ("batch", "dcp", "why"),
+    [
+        ("16q1s128k", 2, Why.FASTEST),  # 254 µs against 175 with ag_rs between two H200s
+        ("q1s1025", 1, Why.FASTEST),  # dcp 2 loses even with an exchange that costs nothing
+        ("q1s32k", 1, Why.OPEN),
+        ("q8ks16k", 1, Why.OPEN),
+    ],
+)
+def test_what_is_fastest_is_recommended_where_that_is_sure(batch: str, dcp: int, why: Why) -> None:
+    answer = asked(batch, budget=80 << 30).answer
+    assert (answer.dcp, answer.why) == (dcp, why)
+    assert answer.is_firm is (why is Why.FASTEST)
+
+
+def test_an_exchange_that_is_told_settles_what_an_assumed_one_leaves_open() -> None:
+    assert asked("q1s32k", limits=Limits((30.0, 40.0))).answer.why is Why.FASTEST
+    assert asked("q1s32k", limits=Limits((0.0, 0.1))).answer.dcp == 2
+
+
+def test_dcp_may_cost_time_and_be_what_holds_the_requests() -> None:
+    found = asked("16q1s8193", budget=5 << 30, limits=Limits((500.0, 500.0)))
+    assert found.decision
+    assert found.decision.unbeaten()[0].layout.dcp == 1
+    assert (found.answer.dcp, found.answer.why) == (2, Why.FITS)
+
+
+def test_what_fits_with_no_size_is_said() -> None:
+    answer = asked("64q1s128k", budget=20 << 30).answer
+    assert answer.overfull
+    assert answer.dcp == 2
+
+
+def test_a_time_to_keep_leaves_out_what_cannot_keep_it() -> None:
+    limits = Limits((10.0, 10.0))
+    assert asked("64q1s32k", slo_us=94 * 200.0, limits=limits).answer.dcp == 2
+    assert asked("64q1s32k", slo_us=94 * 10.0, limits=limits).answer.late
+    assert not asked("64q1s32k", slo_us=94 * 1000.0, limits=limits).answer.late
+
+
+@given(st.integers(8, 200), st.integers(0, 100), st.sampled_from(["4q1s8k", "64q1s32k"]))
+def test_more_memory_never_holds_fewer_requests(budget: int, more: int, batch: str) -> None:
+    small, large = asked(batch, budget=budget << 30), asked(batch, budget=(budget + more) << 30)
+    for dcp, room in small.rooms.items():
+        assert large.rooms[dcp].requests(large.traffic) >= room.requests(small.traffic)
+    assert not (large.answer.overfull and not small.answer.overfull)
+
+
+@given(st.integers(0, 8), st.integers(7, 17), st.integers(1, 8))
+def test_a_dearer_exchange_never_speaks_for_dcp(requests: int, context: int, dearer: int) -> None:
+    batch = f"{1 << requests}q1s{1 << context}"
+    cheap, dear = (asked(batch, limits=Limits((us, us))).decision for us in (10.0 * dearer, 40.0 * dearer))
+    if cheap and dear and 2 not in {one.layout.dcp for one in cheap.unbeaten()}:
+        assert 2 not in {one.layout.dcp for one in dear.unbeaten()}
+
+
+@given(
+    st.sampled_from(["qwen3-235b-a22b", "qwen3-30b-a3b", "qwen3-32b", "llama-3.1-70b", "llama-3.1-405b"]),
+    st.sampled_from([1, 2, 4, 8, 16, 32, 64]),
+)
+def test_only_layouts_that_a_server_takes_are_among_the_answers(model: str, tp: int) -> None:
+    shape = ModelShape.preset(model)
+    rooms = rooms_of(shape, tp, budget=60 << 30, upper=False, server=ServerLimits(), multiprocessors=132)
+    assert list(rooms) == legal_dcps(shape, tp)
+    for dcp in rooms:
+        DcpLayout(tp, dcp).check(shape)
+
+
+def timed(exchanges: Sequence[str], *batches: str) -> list[Trial]:
+    """Return made-up decode steps with the timer of a profile."""
+    found = [trial(one) for one in cases(batches, dcps=[2], exchanges=exchanges, kernels=["fa2"])]
+    return [
+        replace(one, outcome=replace(one.outcome, timer="cuda_graph_events"))
+        for one in found
+        if isinstance(one.outcome, Measured) and one.case.settings.path is PathName.DECODE
+    ]
+
+
+def test_exchanges_measured_in_the_way_of_the_profile_are_modelled_and_others_are_not() -> None:
+    simulated, real = timed(["loopback"], "32q1s32k"), timed(["ag_rs"], "q1s16", "8q1s16", "64q1s16", "256q1s16")
+    (profile,) = (one for one in pick([*simulated, *real]) if one.geometry.q_heads == 16)
+    case = real[0].case
+    found = modelled(case, Evidence.of(profile, [*simulated, *real]), engine=True)
+    assert found
+    assert found.origin is Origin.MODELLED
+    assert 0 < found.span.low_us <= found.span.median_us <= found.span.high_us
+    for other in (
+        [replace(one, environment=replace(one.environment, hard={"device_name": "NVIDIA H100"})) for one in real],
+        [replace(one, protocol=one.protocol - 1) for one in real],
+    ):
+        assert modelled(case, Evidence.of(profile, [*simulated, *other]), engine=True) is None
+
+
+def test_the_reference_is_timed_in_one_way() -> None:
+    """So that exchanges, once measured in that way on such a machine, are put to use by lying beside it."""
+    (path,) = shipped_profiles("q16,kv1,d128,dtype=bfloat16", "h200")
+    trials, _ = Store.read(path.parent.parent)
+    assert Evidence.of(Profile.load(path), trials).way is not None
+
+
+def test_a_chunk_without_context_exchanges_under_vllm_alone() -> None:
+    found = asked("q8k")
+    assert found.engine
+    assert found.tuned
+    ours, theirs = (decision.options[1].parts[0] for decision in (found.tuned, found.engine))
+    assert (ours.exchange.count, theirs.exchange.count) == (0, 1)
+    assert theirs.step.label is Label.SIMULATED
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = main(["recommend", *words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+TYPED = ("--model", "qwen3-235b-a22b", "--tp", "8", "--context", "32k", "--concurrency", "64")
+
+
+def test_the_answer_comes_first_and_the_flags_last(run: Run) -> None:
+    code, out, _ = run(*TYPED)
+    assert code == Exit.DONE
+    assert out.startswith("Run dcp 2: it is the fastest for 64q1s32769")
+    assert "simulated" in out
+    assert "assumed" in out
+    assert out.rstrip().endswith("--attention-backend FLASHINFER")
+    assert "--decode-context-parallel-size 2" in out
+    assert "costs less than 116.9 µs per layer" in out
+
+
+def test_its_json_says_the_same(run: Run) -> None:
+    code, out, _ = run(*TYPED, "--json")
+    data: dict[str, Any] = json.loads(out)
+    assert code == Exit.DONE
+    assert (data["answer"]["dcp"], data["answer"]["firm"]) == (2, True)
+    assert data["serve"]["flags"]["--decode-context-parallel-size"] == "2"
+    assert [one["dcp"] for one in data["engine"]] == [1, 2]
+    assert data["engine"][1]["parts"][0]["exchange"]["origin"] == "assumed"
+    for one in data["engine"]:
+        for part in one["parts"]:
+            Settings.from_json(part["settings"])
+            Workload.parse(part["batch"])
+
+
+def test_where_tp_is_too_small_it_says_which_would_do(run: Run) -> None:
+    for model, tp, least in (("qwen3-235b-a22b", "4", "8"), ("llama-3.1-70b", "8", "16"), ("qwen3-32b", "2", "16")):
+        code, out, _ = run("--model", model, "--tp", tp, "--context", "8k", "--concurrency", "8")
+        assert code == Exit.DONE
+        assert out.startswith("Leave DCP off: ")
+        assert f"the smallest tp for dcp 2 is {least}." in out
+        assert "--decode-context-parallel-size" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (TYPED[:4], "give --context and --concurrency"),
+        ((*TYPED, "--trace", "x.csv"), "--trace tells context, concurrency and chunks by itself"),
+        ((*TYPED, "--gpu", "h2oo"), "no reference ships for GPU 'h2oo'"),
+        ((*TYPED, "--exchange-us", "40,25"), "--exchange-us is a time in µs, as 40, or a bracket, as 25,40"),
+        ((*TYPED, "--exchange-us", "nan"), "--exchange-us is a time in µs"),
+        ((*TYPED, "--weights", "150GiB"), "weights of 150GiB leave nothing of 0.9 of 140GiB"),
+        (
+            ("--model", "q32,kv2,d256,l48", "--tp", "8", *TYPED[4:]),
+            "no profile here is for q4,kv1,d256.*there are: .*dcpbench tune",
+        ),
+        (("--model", "qwen3-235b-a22b", "--tp", "6", *TYPED[4:]), "tp must divide the 64 query heads"),
+        (
+            ("--model", "qwen3-235b-a22b", "--tp", "8", "--trace", "none.csv"),
+            "none.csv: no such file; a trace was expected there",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(words: tuple[str, ...], complaint: str, run: Run) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (Exit.USAGE, "")
+    (line,) = err.splitlines()
+    assert line.startswith("dcpbench: ")
+    assert re.search(complaint, line)
+
+
+def test_a_trace_stands_in_for_context_and_becomes_a_sweep(run: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    with trace.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arrival", "prompt_tokens", "output_tokens"])
+        writer.writerows([0.2 * number, 30_000, 200] for number in range(40))
+    sweep = tmp_path / "mine.toml"
+    code, out, err = run(
+        "--model", "qwen3-235b-a22b", "--tp", "8", "--trace", str(trace), "--sweep", str(sweep), "--json"
+    )
+    assert code == Exit.DONE
+    data = json.loads(out)
+    assert any("40 requests make" in note for note in data["notes"])
+    batches = [Workload.parse(one["batch"]) for one in data["batches"]]
+    assert any(batch.is_decode for batch in batches)
+    assert any(not batch.is_decode for batch in batches)
+    loaded = Sweep.load(sweep)
+    assert set(loaded.parts[0].batch) == set(batches)
+    assert loaded.parts[0].dcp == (1, 2)
+    expansion = loaded.expand(1)
+    assert {case.workload for case in expansion.cases} == set(batches)
+    assert err == ""
+
+
+def test_drafted_tokens_and_chunks_are_batches_of_their_own(run: Run) -> None:
+    code, out, _ = run(*TYPED, "--new", "4", "--chunk", "8k", "--json")
+    assert code == Exit.DONE
+    first, second = (Workload.parse(one["batch"]) for one in json.loads(out)["batches"])
+    assert set(first.requests) == {Request(4, 32772)}
+    assert second.requests[-1] == Request(8192, 40960)
+
+
+def test_it_answers_without_torch() -> None:
+    loaded = "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    program = f"import sys; from bench.cli import main; main({['recommend', *TYPED]!r}); {loaded}"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False False"
