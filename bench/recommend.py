@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 
 from bench.collective import CollectiveModel, Kind, Row, Way, fit_all, model_for, readings
-from bench.decision import Decision, Exchange, Limits, Option, Origin, Standing, asked, option
+from bench.decision import Decision, Exchange, Limits, Option, Origin, asked, option
 from bench.predict import messages
 from bench.profile import Profile
 from bench.record import Label, Measured, Trial
@@ -279,28 +279,6 @@ def modelled(case: Case, evidence: Evidence, *, engine: bool) -> Exchange | None
     if not spans:
         return None
     return Exchange(min(spans, key=lambda span: span.median_us), Origin.MODELLED, len(sent) // 2)
-
-
-def break_even_requests(decisions: Iterable[tuple[int, Decision]], dcp: int) -> tuple[int | None, int | None]:
-    """Return from how many requests on a dcp size is faster than dcp 1: at best, and surely. None: with none of them.
-
-    Args:
-        decisions: by requests of one batch, ascending.
-    """
-    at_best, surely = None, None
-    for requests, decision in decisions:
-        one = next((one for one in decision.options if one.layout.dcp == dcp), None)
-        if one is None:
-            continue
-        if one.span.low_us >= decision.base.span.high_us:
-            at_best = None
-        elif at_best is None:
-            at_best = requests
-        if one.against(decision.base) is not Standing.FASTER:
-            surely = None
-        elif surely is None:
-            surely = requests
-    return at_best, surely
 
 
 def _answer(decision: Decision | None, holding: Mapping[int, int], limit_us: float | None, requests: int) -> Answer:

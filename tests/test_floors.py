@@ -49,6 +49,7 @@ FLOORS = {
             "fitness",
             "steptime",
             "decision",
+            "decision_map",
             "recommend",
             "traffic",
             "trace_file",

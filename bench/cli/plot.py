@@ -22,7 +22,7 @@ def plot(
         typer.Option(
             "--figure",
             metavar="NAME",
-            help="latency, mask-cost, breakdown, kv-memory; all that the trials allow if none.",
+            help="latency, mask-cost, breakdown, kv-memory, decision-map; all that the trials allow if none.",
             autocompletion=completion.figures,
         ),
     ] = None,

@@ -139,7 +139,7 @@ class Given:
     exchange_us: Annotated[
         str | None,
         typer.Option(
-            help="What a gather and combine cost per layer: at most, or 'least,most'.",
+            help="What a gather and combine cost per layer, or a bracket, as 0,40.",
             metavar="MICROSECONDS",
             rich_help_panel=_KNOWN,
         ),
@@ -161,9 +161,9 @@ class Given:
             *least, most = (float(text) for text in self.exchange_us.split(","))
         except ValueError:
             least, most = [], -1.0
-        low = least[0] if least else 0.0
+        low = least[0] if least else most
         if len(least) > 1 or not 0 <= low <= most < float("inf"):
             raise UsageError(
-                f"--exchange-us is a time in µs, as 40, or a bracket, as 25,40, not {self.exchange_us[:40]!r}"
+                f"--exchange-us is a time in µs, as 40, or a bracket, as 0,40, not {self.exchange_us[:40]!r}"
             )
         return low, most

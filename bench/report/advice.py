@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from bench.decision import Decision, Option, Origin, Part, Standing
-from bench.recommend import Answer, Recommendation, Why, break_even_requests
+from bench.decision import Decision, Option, Origin, Part, Standing, break_even_requests
+from bench.recommend import Answer, Recommendation, Why
 from bench.record import Label
 from bench.report.grid import Column, Grid
 from bench.report.style import duration
 from bench.report.style import tokens as short
-from bench.report.table import NOT_MEASURED, kernels_of, micros
+from bench.report.table import NOT_MEASURED, counted, kernels_of, micros
 from bench.steptime import Span
 from dcp_core.layout import DcpLayout, IllegalLayout
 from dcp_core.memory import format_size
@@ -30,14 +30,14 @@ def paragraph(found: Recommendation) -> str:
 
 def options_grid(found: Recommendation) -> Grid:
     """Return what each option takes, batch by batch: as vLLM runs it, and as the profile chose where that differs."""
-    headings = ("batch", "dcp", "run by", "path", "kernel", "step µs", "exchange µs", "per token", "label")
+    headings = ("batch", "dcp", "run by", "path", "kernel", "step µs", "exchange µs", "all layers", "label")
     columns = tuple(
-        Column(heading, right=heading in ("step µs", "exchange µs", "per token"), wrap=heading in ("batch", "label"))
+        Column(heading, right=heading in ("step µs", "exchange µs", "all layers"), wrap=heading in ("batch", "label"))
         for heading in headings
     )
     rows = [row for index, _ in enumerate(found.traffic.batches) for row in _rows(found, index)]
     notes = [
-        f"Step: one layer's attention. Per token: all {found.shape.layers} layers, exchange included.",
+        f"Step: one layer's attention. All {found.shape.layers} layers: exchange included.",
         *_exchange_notes(found),
         *_model_notes(found),
     ]
@@ -134,8 +134,9 @@ def _headline(found: Recommendation, answer: Answer) -> str:
         case Why.ONLY:
             return f"Leave DCP off: {_too_small(found)}."
         case Why.FASTEST:
-            bracket = found.decision and any(one.is_bracketed for one in found.decision.options)
-            reason = "whatever the exchange costs within its bracket" if bracket else "by more than their intervals"
+            reason = (
+                "whatever the exchange costs within its bracket" if _is_wide(found) else "by more than is uncertain"
+            )
             return f"{advice}: it is the fastest for {what}, {reason}."
         case Why.FITS:
             return f"{advice}: it is what holds {what}, not what is fastest."
@@ -150,6 +151,13 @@ def _headline(found: Recommendation, answer: Answer) -> str:
             return f"{advice}, as it seems: {sizes} are not told apart for {what} within what was measured or modelled."
         case Why.UNKNOWN:
             return f"{sizes} were not measured near {what}: nothing is said of their speed."
+
+
+def _is_wide(found: Recommendation) -> bool:
+    """Tell whether an exchange is a bracket with two ends."""
+    options = found.decision.options if found.decision else ()
+    spans = (part.exchange.span for one in options if one.is_bracketed for part in one.parts)
+    return any(span.low_us < span.high_us for span in spans)
 
 
 def _too_small(found: Recommendation) -> str:
@@ -175,27 +183,29 @@ def _times(found: Recommendation) -> Iterator[str]:
     weight = sum(part.weight for part in decision.base.parts)
     layers = found.shape.layers
     base = decision.base.span.times(1 / weight)
-    yield f"A step takes {_us(base)} per layer with dcp 1 ({labels(decision.base)})."
+    mean = "" if len(found.traffic.batches) == 1 else " on average"
+    unit = "token" if all(batch.is_decode for batch, _ in found.traffic.batches) else "step"
+    yield f"A step takes {_us(base)}{mean} per layer with dcp 1 ({labels(decision.base)})."
     for one in decision.options[1:]:
         span, local = one.span.times(1 / weight), one.local.times(1 / weight)
         low, high = base.median_us - span.high_us, base.median_us - span.low_us
         exchange = f" and an exchange of {_exchanges(one, weight)}" if one.exchanges else ""
-        yield (f"dcp {one.layout.dcp} takes {_us(local)} ({labels(one)}){exchange}: {_gain(low, high, layers)}.")
+        yield (f"dcp {one.layout.dcp} takes {_us(local)} ({labels(one)}){exchange}: {_gain(low, high, layers, unit)}.")
 
 
-def _gain(low: float, high: float, layers: int) -> str:
-    """Say what is gained per layer and per token between two ends, either of which may be a loss."""
+def _gain(low: float, high: float, layers: int, unit: str) -> str:
+    """Say what is gained per layer and per step, or token, between two ends, either of which may be a loss."""
     if low == -math.inf:
         if high <= 0:
             return f"a loss of {micros(-high)} µs a layer at least"
         return f"a gain of {micros(high)} µs a layer at most"
     if low >= 0:
-        return f"{_between(low, high)} µs a layer gained, {_tokens(low, high, layers)} per token"
+        return f"{_between(low, high)} µs a layer gained, {_tokens(low, high, layers)} per {unit}"
     if high <= 0:
-        return f"{_between(-high, -low)} µs a layer lost, {_tokens(-high, -low, layers)} per token"
+        return f"{_between(-high, -low)} µs a layer lost, {_tokens(-high, -low, layers)} per {unit}"
     return (
         f"between {micros(-low)} µs a layer lost and {micros(high)} gained, {duration(-low * layers)} lost and "
-        f"{duration(high * layers)} gained per token"
+        f"{duration(high * layers)} gained per {unit}"
     )
 
 
@@ -270,7 +280,8 @@ def _bracket(part: Part) -> str:
 def _range(span: Span) -> str:
     if span.high_us == math.inf:
         return f"{span.low_us:.0f} or more"
-    return f"{span.low_us:.0f} to {span.high_us:.0f}"
+    low, high = f"{span.low_us:.0f}", f"{span.high_us:.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _exchanges(one: Option, weight: float) -> str:
@@ -305,9 +316,11 @@ def _model_notes(found: Recommendation) -> list[str]:
     ]
     if not steps:
         return []
-    worst = max(step.error for step in steps)
+    errors = sorted(step.error for step in steps)
+    within = f"{errors[-1]:.0%}" if errors[0] == errors[-1] else f"{errors[0]:.0%} to {errors[-1]:.0%}"
     basis = sorted({clipped(batch, 24) for step in steps for batch in step.basis})
-    return [f"Modelled from {', '.join(basis[:8])}: left out, these were met within {worst:.0%}."]
+    others = f" and {len(basis) - 8} more" if len(basis) > 8 else ""
+    return [f"Modelled from {', '.join(basis[:8])}{others}: left out, these were met within {within}."]
 
 
 def _break_evens(found: Recommendation) -> Iterator[str]:
@@ -337,10 +350,10 @@ def _crossing(found: Recommendation) -> Iterator[str]:
         if at_best is None:
             yield f"With this context dcp {dcp} is not faster than dcp 1 up to {last} requests."
         elif at_best == surely:
-            yield f"With this context dcp {dcp} is faster than dcp 1 from {at_best} requests on."
+            yield f"With this context dcp {dcp} is faster than dcp 1 from {counted(at_best, 'request')} on."
         else:
             sure = f"surely is from {surely} on" if surely else f"not surely up to {last}"
-            yield f"With this context dcp {dcp} may be faster than dcp 1 from {at_best} requests on, and {sure}."
+            yield f"With this context dcp {dcp} may be faster than dcp 1 from {counted(at_best, 'request')} on, and {sure}."
 
 
 def _disagreement(found: Recommendation) -> Iterator[str]:

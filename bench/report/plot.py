@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.files import write_whole
 from bench.record import Measured, Trial, latest
-from bench.report import breakdown, exchange_cost, kv_memory, latency, mask_cost, style
+from bench.report import breakdown, decision_map, exchange_cost, kv_memory, latency, mask_cost, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
     "breakdown": breakdown.draw,
     "exchange-cost": exchange_cost.draw,
     "kv-memory": kv_memory.draw,
+    "decision-map": decision_map.draw,
 }
 """Every picture by the name of its files."""
 APART = ("exchange-cost",)

@@ -215,7 +215,7 @@ def test_where_tp_is_too_small_it_says_which_would_do(run: Run) -> None:
         (TYPED[:4], "give --context and --concurrency"),
         ((*TYPED, "--trace", "x.csv"), "--trace tells context, concurrency and chunks by itself"),
         ((*TYPED, "--gpu", "h2oo"), "no reference ships for GPU 'h2oo'"),
-        ((*TYPED, "--exchange-us", "40,25"), "--exchange-us is a time in µs, as 40, or a bracket, as 25,40"),
+        ((*TYPED, "--exchange-us", "40,25"), "--exchange-us is a time in µs, as 40, or a bracket, as 0,40"),
         ((*TYPED, "--exchange-us", "nan"), "--exchange-us is a time in µs"),
         ((*TYPED, "--weights", "150GiB"), "weights of 150GiB leave nothing of 0.9 of 140GiB"),
         (
@@ -274,3 +274,16 @@ def test_it_answers_without_torch() -> None:
     program = f"import sys; from bench.cli import main; main({['recommend', *TYPED]!r}); {loaded}"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_the_page_on_tuning_shows_what_is_printed(run: Run) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    parts = re.split(r"^    \$ dcpbench ", page, flags=re.MULTILINE)[1:]
+    blocks = [re.match(r"(.*)\n((?:    .*\n|\n)*)", part) for part in parts]
+    shown = [block.groups() for block in blocks if block and block[2].strip() and block[1].startswith("recommend")]
+    assert len(shown) == 6
+    for command, text in shown:
+        _, out, err = run(*command.split()[1:])
+        printed = [line.rstrip() for line in (out or err).splitlines()]
+        lines = [line.removeprefix("    ").rstrip() for line in text.splitlines()]
+        assert [line for line in lines if line not in ("", "…", *printed)] == []

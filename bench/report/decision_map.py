@@ -1,0 +1,197 @@
+"""The picture of which dcp to run: context by concurrency, with what is gained, and what fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bench.decision import Decision, Option, Origin
+from bench.decision_map import Map, Phase, Row, maps_of
+from bench.record import Trial
+from bench.report import style
+from dcp_core.layout import DcpLayout, legal_dcps
+from dcp_core.memory import KvMemory, format_size
+from dcp_core.settings import PathName
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BUDGET_BYTES = 40 << 30
+"""For the KV cache of one rank, where nobody says otherwise."""
+MAX_PANELS = 6
+MAX_ROWS = 8
+LEAST_EVEN_US = 0.1
+"""An exchange that may cost no more is none."""
+_CELL_INCHES = (1.25, 0.52)
+_OPEN = "////"
+
+
+def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str:
+    """Draw which dcp and path is fastest over context and concurrency, a panel per model, tp and phase.
+
+    Filled where one is fastest over all that is not known, hatched where the exchange decides.
+
+    Returns:
+        The figure, or why there is none.
+    """
+    maps = [one for one in maps_of(trials) if len(one.cells) > 1]
+    if not maps:
+        return "needs two batches or more, each of like requests, with dcp 1 and a larger legal dcp"
+    shown = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
+    shown = [one for one in maps if one in shown]
+    width = 1.0 + _CELL_INCHES[0] * max(len(one.contexts) for one in shown)
+    height = 1.45 + _CELL_INCHES[1] * max(min(len(one.rows), MAX_ROWS) for one in shown)
+    with style.styled():
+        figure, axes = style.panels(len(shown), width=width, height=height, columns=2)
+        for place, one in zip(axes, shown, strict=True):
+            _draw_panel(place, one, budget)
+        style.title(figure, "Which dcp: the fastest attention step of one layer, at the same number of GPUs")
+        sources = [trial for one in shown for trial in one.trials]
+        style.finish(figure, _keys(shown), sources, *_notes(shown, budget, hidden=len(maps) - len(shown)))
+    return figure
+
+
+def _draw_panel(axes: Axes, one: Map, budget: int) -> None:
+    contexts, rows = one.contexts, one.rows[-MAX_ROWS:]
+    for y, row in enumerate(rows):
+        for x, context in enumerate(contexts):
+            if decision := one.cells.get((row, context)):
+                _draw_cell(axes, x, y, decision, one.subject.shape.layers)
+    axes.set_xlim(-0.5, len(contexts) - 0.5)
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+    axes.set_xticks(range(len(contexts)), [_column(one, context, budget) for context in contexts], fontsize=7)
+    axes.set_yticks(range(len(rows)), [_row(row, one.subject.phase) for row in rows])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.set_title(f"{one.subject.shape.name}, tp {one.subject.tp}: {one.subject.phase}\n{_labels(one)}", loc="left")
+    axes.set_xlabel("context per request, tokens")
+    axes.set_ylabel("requests" if one.subject.phase is Phase.DECODE else "requests × new tokens")
+
+
+def _draw_cell(axes: Axes, x: int, y: int, decision: Decision, layers: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    left = decision.unbeaten()
+    path, corner, size = _path(left[-1]), (x - 0.48, y - 0.46), (0.96, 0.92)
+    face = _face(path) if len(left) == 1 else "white"
+    edge = style.tint(style.PATH_COLOURS[path], 0.75)
+    axes.add_patch(Rectangle(corner, *size, facecolor=face, edgecolor=edge, lw=0.8))
+    if len(left) > 1:
+        pale = style.tint(style.PATH_COLOURS[path], 0.22)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=pale, lw=0, hatch=_OPEN))
+    axes.text(x, y, _words(decision, left, layers), ha="center", va="center", fontsize=6.2, linespacing=1.25)
+
+
+def _face(path: PathName) -> tuple[float, float, float]:
+    return style.tint(style.PATH_COLOURS[path], 0.16 if path is PathName.TP else 0.38)
+
+
+def _words(decision: Decision, left: Sequence[Option], layers: int) -> str:
+    """Say who wins, and what the best of the larger sizes gains in one layer and in all of them."""
+    rival = left[-1] if left[-1] is not decision.base else min(decision.options[1:], key=lambda one: one.span.median_us)
+    *some, last = [str(one.layout.dcp) for one in left]
+    names = f"{', '.join(some)} or {last}" if some else last
+    base, span = decision.base.span, rival.span
+    low, high = span.low_us - base.median_us, span.high_us - base.median_us
+    lines = [f"dcp {names}, {_path(left[-1])}", _signed(low, high, 1)]
+    even = rival.break_even_us(decision.base)
+    if left[0] is decision.base and len(left) > 1 and even is not None and even >= LEAST_EVEN_US:
+        return "\n".join([*lines, f"if exchange < {_short(even)}"])
+    return "\n".join([*lines, f"× {layers}: {_signed(low, high, layers)}"])
+
+
+def _signed(low: float, high: float, times: int) -> str:
+    if high == math.inf:
+        return f"{_short(low * times)} or more"
+    one, other = _short(low * times), _short(high * times)
+    return one if one == other else f"{one} … {other}"
+
+
+def _short(value_us: float) -> str:
+    """Return a time to two figures, with its sign if it is negative: a picture's cell holds no more."""
+    sign, size = ("\u2212" if value_us < 0 else ""), abs(value_us)
+    if size < 1000:
+        return f"{sign}{size:.0f} µs" if size >= 10 else f"{sign}{size:.1f} µs"
+    return f"{sign}{size / 1e3:.1f} ms" if size < 1e4 else f"{sign}{size / 1e3:.0f} ms"
+
+
+def _path(one: Option) -> PathName:
+    return one.parts[0].step.settings.path
+
+
+def _row(row: Row, phase: Phase) -> str:
+    return str(row.requests) if phase is Phase.DECODE else f"{row.requests} × {style.tokens(row.new)}"
+
+
+def _column(one: Map, context: int, budget: int) -> str:
+    """Name a context, what fits of it by dcp, and from how many requests on dcp pays."""
+    shape, tp = one.subject.shape, one.subject.tp
+    if not context:
+        return "0"
+    fits = [KvMemory(shape, DcpLayout(tp, dcp)).requests_in(budget, context + 1) for dcp in legal_dcps(shape, tp)]
+    lines = [style.tokens(context), f"fits {' | '.join(map(_count, fits))}"]
+    if one.subject.phase is Phase.DECODE:
+        at_best, surely = one.break_even(context)
+        lines.append("pays: not seen" if at_best is None else f"pays from {surely or '–'} ({at_best})")
+    return "\n".join(lines)
+
+
+def _labels(one: Map) -> str:
+    """Say of each dcp size where its numbers come from."""
+    found = {
+        (each.layout.dcp, part.step.label)
+        for decision in one.cells.values()
+        for each in decision.options
+        for part in each.parts
+    }
+    return ", ".join(f"dcp {dcp} {label}" for dcp, label in sorted(found))
+
+
+def _count(number: int) -> str:
+    return str(number) if number < 10_000 else f"{number // 1000}k"
+
+
+def _keys(maps: Sequence[Map]) -> list[Artist]:
+    from matplotlib.patches import Patch
+
+    decisions = [decision for one in maps for decision in one.cells.values()]
+    winners = [decision.unbeaten() for decision in decisions]
+    paths = {_path(left[-1]) for left in winners}
+    entries: list[Artist] = [
+        Patch(facecolor=_face(path), edgecolor=style.PATH_COLOURS[path], label=str(path))
+        for path in PathName
+        if path in paths
+    ]
+    if any(len(left) > 1 for left in winners):
+        entries.append(Patch(facecolor="white", edgecolor="#999999", hatch=_OPEN, label="not told apart"))
+    return entries
+
+
+def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
+    parts = [
+        part for one in maps for decision in one.cells.values() for each in decision.options for part in each.parts
+    ]
+    origins = {part.exchange.origin for part in parts}
+    cell = "In a cell: the fastest dcp and path; the best larger dcp's step less dcp 1's, where negative is a gain, of one layer"
+    capacity = f"Fits: requests of that context in {format_size(budget)} of KV cache on each rank, by legal dcp"
+    pays = (
+        "Pays: the least number of requests measured from which on a larger dcp is surely faster than dcp 1 (at best)"
+    )
+    notes = [f"{cell} and of all.", f"{capacity}. {pays}."]
+    if Origin.ASSUMED in origins:
+        notes.append(
+            "Simulated steps lack their exchange: assumed, not measured there, from nothing (all hidden) to 40 µs and 27 GB/s a "
+            "peer, more than any step between two H200s or H100s on NVLink took. Hatched: it decides."
+        )
+    if Origin.UNKNOWN in origins:
+        notes.append(
+            "Simulated steps lack their exchange, and nothing is assumed of this device's links. Hatched: it decides."
+        )
+    if hidden:
+        notes.append(f"{hidden} more maps were measured and are not shown.")
+    return notes

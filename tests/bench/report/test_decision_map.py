@@ -1,0 +1,101 @@
+"""The decision map: legal layouts only, told apart where what is known tells them apart, each number with its label."""
+
+from __future__ import annotations
+
+import re
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from bench.decision import Standing
+from bench.decision_map import Phase, Row, maps_of
+from bench.record import Label, Trial
+from bench.report import decision_map
+from bench.shipped import reference_folder
+from bench.store import Store
+from tests.bench.made_up import CPU, cases, trial, trials
+
+SIMULATED: dict[str, object] = {"exchanges": ("loopback",), "kernels": ("fa2",)}
+BATCHES = ("1q1s8k", "64q1s8k", "1q1s128k", "64q1s128k")
+
+
+def words(found: list[Trial]) -> str:
+    figure = decision_map.draw(found)
+    assert isinstance(figure, Figure), figure
+    return "\n".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+
+
+def test_each_phase_has_a_map_of_contexts_and_rows() -> None:
+    found = maps_of(trials(*BATCHES, "8q4s8k", "q2ks10k", "4q2ks10k", **SIMULATED))
+    assert [one.subject.phase for one in found] == list(Phase)
+    decode, drafted, chunks = found
+    assert (decode.contexts, decode.rows) == ([8192, 131072], [Row(1, 1), Row(1, 64)])
+    assert (drafted.contexts, drafted.rows) == ([8192], [Row(4, 8)])  # of 8188 tokens: 8k, as people say
+    assert (chunks.contexts, chunks.rows) == ([8192], [Row(2048, 1), Row(2048, 4)])
+
+
+def test_only_what_a_server_runs_is_on_a_map() -> None:
+    assert maps_of(trial(one) for one in cases(BATCHES, dcps=(1, 4), exchanges=("loopback",))) == []
+    mixed = trials("8q1s8k_q512s8k", **SIMULATED)
+    assert maps_of(mixed) == []
+
+
+def test_a_measured_group_goes_before_a_simulated_one_and_needs_no_bracket() -> None:
+    (one,) = maps_of(trials("16q1s32k", "64q1s32k", kernels=("fa2",)))
+    for decision in one.cells.values():
+        two = decision.options[1]
+        assert two.parts[0].step.label is Label.MEASURED
+        assert not two.is_bracketed
+
+
+def test_from_how_many_requests_on_dcp_pays_is_said_as_far_as_it_is_known() -> None:
+    trials_here, _ = Store.read(reference_folder() / "h200")
+    found = {(one.subject.shape.name, one.subject.tp, one.subject.phase): one for one in maps_of(trials_here)}
+    one = found["qwen3-235b-a22b", 8, Phase.DECODE]
+    # Between two H200s (two-gpus/decode.log), dcp 2 loses with 1 request of 32k, and wins with 64 of 32k and 16 of 128k.
+    assert one.break_even(32768) == (1, 32)
+    assert one.break_even(131072) == (1, 8)
+    assert one.break_even(1024)[1] is None
+    assert {each.layout.dcp for decision in one.cells.values() for each in decision.options} == {1, 2}
+
+
+def test_what_two_gpus_took_lies_within_the_bracket() -> None:
+    trials_here, _ = Store.read(reference_folder() / "h200")
+    (one,) = (
+        each
+        for each in maps_of(trials_here)
+        if (each.subject.tp, each.subject.phase, each.subject.shape.name) == (8, Phase.DECODE, "qwen3-235b-a22b")
+    )
+    log = (reference_folder() / "h200" / "two-gpus" / "decode.log").read_text()
+    compared = 0
+    for count, total, step_us in re.findall(r"dcp 2 (\d*)q1s(\d+) decode fa2 ag_rs: ([\d.]+) µs", log):
+        decision = one.cells.get((Row(1, int(count or 1)), int(total) - 1))
+        if decision:
+            compared += 1
+            span = decision.options[1].span
+            assert span.low_us <= float(step_us) <= span.high_us
+    assert compared >= 5
+
+
+def test_the_picture_says_what_is_simulated_assumed_and_open() -> None:
+    shown = words(trials(*BATCHES, **SIMULATED))
+    assert "dcp 1 measured, dcp 2 simulated" in shown
+    assert "assumed, not measured there" in shown
+    assert "if exchange <" in shown
+    assert "fits " in shown
+    assert "pays from" in shown
+    on_cpu = words([trial(one, environment=CPU) for one in cases(BATCHES, exchanges=("loopback",), kernels=("fa2",))])
+    assert "nothing is assumed of this device's links" in on_cpu
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    for found in ([], trials("16q1s32k", dcps=(1,)), trials("16q1s32k", **SIMULATED)):
+        reason = decision_map.draw(found)
+        assert isinstance(reason, str)
+        assert reason.startswith("needs two batches")
+
+
+def test_an_unbounded_exchange_never_makes_dcp_win() -> None:
+    found = maps_of(trial(one, environment=CPU) for one in cases(BATCHES, exchanges=("loopback",), kernels=("fa2",)))
+    for decision in (decision for one in found for decision in one.cells.values()):
+        assert decision.options[1].against(decision.base) is not Standing.FASTER
