@@ -166,7 +166,7 @@ def run(lead: Callable[[], int]) -> int:
     try:
         code = lead()
         _job().dismiss()
-    except Exception:
+    except Exception:  # whatever the program ends with, the others are not left waiting
         _job().dismiss()
         raise
     finally:

@@ -54,6 +54,7 @@ def recommend(
     from bench.decision import Limits as AssumedLimits
     from bench.recommend import Recommendation, crossing, decide, rooms_of
     from bench.report import advice
+    from bench.report.advice_json import to_json
     from dcp_core.layout import DcpLayout
     from dcp_core.serving import Limits, multiprocessors_of
     from dcp_core.shapes import ModelShape
@@ -90,7 +91,7 @@ def recommend(
     if json:
         files = {str(dcp): str(one.path) for dcp, one in known.items()}
         serve = {"flags": dict(command.flags), "environment": dict(command.environment), "notes": list(command.notes)}
-        emit({**advice.to_json(found), "serve": serve, "notes": notes, "profiles": files})
+        emit({**to_json(found), "serve": serve, "notes": notes, "profiles": files})
         return Exit.DONE
     for note in notes:
         warn(note)

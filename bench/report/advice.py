@@ -1,10 +1,9 @@
-"""A recommendation in words, as tables and as plain data: the answer first, then what it rests on. Standard library only."""
+"""A recommendation in words and as tables: the answer first, then what it rests on. Standard library only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from bench.decision import Decision, Option, Origin, Part, Standing, break_even_requests
 from bench.recommend import Answer, Recommendation, Why
@@ -94,36 +93,6 @@ def tune_command(found: Recommendation, *, ranks: bool = False) -> str:
     sizes = ",".join(map(str, found.rooms))
     exchange = " --exchange ag_rs,a2a,direct" if ranks else ""
     return f"'dcpbench {before}tune --model {found.model} --tp {found.tp} --dcp {sizes}{exchange} {batches}'"
-
-
-def to_json(found: Recommendation) -> dict[str, Any]:
-    """Return everything as plain data."""
-    answer = found.answer
-    return {
-        "model": found.shape.name,
-        "tp": found.tp,
-        "answer": _answer_json(answer),
-        "tuned_answer": _answer_json(found.tuned_answer),
-        "text": paragraph(found),
-        "batches": [{"batch": str(batch), "weight": weight} for batch, weight in found.traffic.batches],
-        "layers": found.shape.layers,
-        "slo_us": found.slo_us,
-        "engine": _decision_json(found.engine),
-        "tuned": _decision_json(found.tuned),
-        "capacity": {
-            str(dcp): {
-                "kv_tokens": room.memory.tokens,
-                "requests": room.requests(found.traffic),
-                "request_tokens": found.traffic.length,
-                "fits": room.requests(found.traffic) >= found.traffic.requests,
-                "weights_taken_off": not room.upper,
-                "workspace_bytes": room.workspace,
-            }
-            for dcp, room in found.rooms.items()
-        },
-        "unmeasured": list(found.unmeasured),
-        "what_could_change_it": changes(found),
-    }
 
 
 def _headline(found: Recommendation, answer: Answer) -> str:
@@ -394,44 +363,3 @@ def clipped(batch: Workload, longest: int = LONGEST) -> str:
 
 def _us(span: Span) -> str:
     return f"{micros(span.median_us)} µs"
-
-
-def _answer_json(answer: Answer) -> dict[str, Any]:
-    return {
-        "dcp": answer.dcp,
-        "why": str(answer.why),
-        "firm": answer.is_firm,
-        "between": list(answer.between),
-        "overfull": answer.overfull,
-        "late": answer.late,
-    }
-
-
-def _decision_json(decision: Decision | None) -> list[dict[str, Any]] | None:
-    if decision is None:
-        return None
-    return [
-        {
-            "dcp": one.layout.dcp,
-            "us_per_layer": _span_json(one.span),
-            "break_even_exchange_us": one.break_even_us(decision.base),
-            "against_dcp_1": str(one.against(decision.base)) if one is not decision.base else None,
-            "parts": [
-                {
-                    "batch": str(part.step.workload),
-                    "settings": part.step.settings.to_json(),
-                    "label": str(part.step.label),
-                    "basis": [str(batch) for batch in part.step.basis],
-                    "error": part.step.error,
-                    "step_us": _span_json(part.step.span),
-                    "exchange": {"origin": str(part.exchange.origin), **_span_json(part.exchange.span)},
-                }
-                for part in one.parts
-            ],
-        }
-        for one in decision.options
-    ]
-
-
-def _span_json(span: Span) -> dict[str, float]:
-    return {"median_us": span.median_us, "low_us": span.low_us, "high_us": span.high_us}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MAX_PANELS = 6
 STAGE_COLOURS = {
     "gather": "#9ecae1",
+    "gather beside new": "#bcd3e0",
     "fold": "#d9d2e9",
     "attention": "#525252",
     "context": "#7a7a7a",
