@@ -1,10 +1,12 @@
-"""What the exchanges between ranks cost: read off trials, and fitted by a latency and a bandwidth. Standard library only."""
+"""What the exchanges between ranks cost: read off trials, and modelled between what was measured. Standard library only."""
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -116,36 +118,96 @@ class Bracket:
 
 
 @dataclass(frozen=True, slots=True)
-class CollectiveModel:
-    """One operation of one exchange as ``latency + bytes / bandwidth`` (Hockney, 1994), for the dcp and rows it was fitted to.
+class Curve:
+    """Time over size: ``latency + bytes / bandwidth`` (Hockney, 1994), bent to go through every measured point.
+
+    Libraries and kernels change their ways as messages grow, so that times lie on no one line: an all-gather between two
+    H100s is up to a fifth off one that was fitted to the other sizes. So the share by which points are off is taken along,
+    from one size to the next in proportion to the logarithm of the size.
 
     Args:
-        bytes_per_us: received by a rank.
-        worst_error, mean_error: relative, of each size predicted from the others.
+        us_per_byte: of what a rank receives.
+        shares: (bytes, measured time over the line's), sizes ascending. Below and above them the nearest counts.
+    """
+
+    latency_us: float
+    us_per_byte: float
+    shares: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def through(cls, times: Mapping[int, float]) -> Curve:
+        """Return the curve through times by size, in microseconds by bytes, none of them 0."""
+        latency, per_byte = _line(times)
+        return cls(
+            latency, per_byte, tuple((size, times[size] / (latency + per_byte * size)) for size in sorted(times))
+        )
+
+    def time_us(self, wire_bytes: float) -> float:
+        """Return the time of a message."""
+        return self.line_us(wire_bytes) * self._share(wire_bytes)
+
+    def line_us(self, wire_bytes: float) -> float:
+        """Return what the straight line says of it."""
+        return self.latency_us + self.us_per_byte * wire_bytes
+
+    def spans(self, wire_bytes: float) -> bool:
+        """True between the smallest and the largest size that was measured."""
+        return self.shares[0][0] <= wire_bytes <= self.shares[-1][0]
+
+    def _share(self, wire_bytes: float) -> float:
+        after = bisect(self.shares, wire_bytes, key=lambda point: point[0])
+        if after in (0, len(self.shares)):
+            return self.shares[min(after, len(self.shares) - 1)][1]
+        (below, one), (above, other) = self.shares[after - 1 : after + 1]
+        return one + (other - one) * log(wire_bytes / below) / log(above / below)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveModel:
+    """One operation of one exchange as a curve, for the dcp and rows it was measured with.
+
+    Args:
+        between_error: worst, relative, of each size predicted from the others, smallest and largest left aside.
+        beyond_error: the same of these two, predicted from sizes that lie all above, or all below.
+        mean_error: of all sizes.
     """
 
     operation: str
     kind: Kind
-    latency_us: float
-    bytes_per_us: float
-    sizes: int
-    worst_error: float
+    curve: Curve
+    between_error: float
+    beyond_error: float
     mean_error: float
+
+    @property
+    def latency_us(self) -> float:
+        """Of the straight line."""
+        return self.curve.latency_us
+
+    @property
+    def bytes_per_us(self) -> float:
+        """Received by a rank, along the straight line; infinite if size does not tell."""
+        return 1 / self.curve.us_per_byte if self.curve.us_per_byte else float("inf")
 
     def time_us(self, wire_bytes: float) -> float:
         """Return the modelled time of a message at the fitted dcp."""
-        return self.latency_us + wire_bytes / self.bytes_per_us
+        return self.curve.time_us(wire_bytes)
+
+    def error(self, dcp: int, wire_bytes: float) -> float:
+        """Return how far off a prediction has been that knew as much: from sizes on both sides in such a group, or less."""
+        known = dcp == self.kind.dcp and self.curve.spans(wire_bytes)
+        return self.between_error if known else max(self.between_error, self.beyond_error)
 
     def at(self, dcp: int, wire_bytes: float) -> Bracket:
         """Return what an operation may take in a group of ``dcp``, whose ranks receive ``wire_bytes`` each.
 
-        At the fitted dcp the bracket is the worst error either way. In a larger group the low end lets all peers' messages
+        At the fitted dcp the bracket is the error either way. In a larger group the low end lets all peers' messages
         be under way at once; at the high end each peer costs the latency anew; the time is half way.
         """
         peers = max(1.0, (dcp - 1) / (self.kind.dcp - 1))
-        fastest, slowest = self.time_us(wire_bytes), peers * self.latency_us + wire_bytes / self.bytes_per_us
-        low, high = max(0.0, fastest * (1 - self.worst_error)), slowest * (1 + self.worst_error)
-        return Bracket((fastest + slowest) / 2, low, high)
+        fastest = self.time_us(wire_bytes)
+        slowest, error = fastest + (peers - 1) * self.latency_us, self.error(dcp, wire_bytes)
+        return Bracket((fastest + slowest) / 2, max(0.0, fastest * (1 - error)), slowest * (1 + error))
 
 
 def readings(trials: Iterable[Trial]) -> list[Reading]:
@@ -219,19 +281,18 @@ def _comparable(kind: Kind) -> Kind:
 def fit(found: Sequence[Reading]) -> CollectiveModel | None:
     """Fit one operation of one kind of exchange; None for fewer than FEWEST sizes.
 
-    Squares of relative errors are least, so that a small message counts as much as a large one. The errors stated are
-    those of predicting each size from the others.
+    Squares of the line's relative errors are least, so that a small message counts as much as a large one. The errors stated
+    are those of predicting each size from the others.
     """
     times = _by_size(found)
     if len(times) < FEWEST:
         return None
-    latency, per_byte = _line(times)
     errors = []
-    for size, time_us in times.items():
-        others = _line({other: value for other, value in times.items() if other != size})
-        errors.append(abs(others[0] + others[1] * size - time_us) / time_us)
-    rate = 1 / per_byte if per_byte > 0 else float("inf")
-    return CollectiveModel(found[0].operation, found[0].kind, latency, rate, len(times), max(errors), fmean(errors))
+    for size in sorted(times):
+        others = Curve.through({other: time_us for other, time_us in times.items() if other != size})
+        errors.append(abs(others.time_us(size) / times[size] - 1))
+    between, beyond = max(errors[1:-1]), max(errors[0], errors[-1])
+    return CollectiveModel(found[0].operation, found[0].kind, Curve.through(times), between, beyond, fmean(errors))
 
 
 def _by_size(found: Sequence[Reading]) -> Mapping[int, float]:

@@ -82,9 +82,10 @@ def modelled(simulated: Trial, exchange: ExchangeName, models: Sequence[Collecti
         model = model_for(models, operation, kind)
         if model is None:
             return f"no {operation} of {exchange} was measured for rows of {kind.row} on this machine and fitted"
-        bracket = model.at(kind.dcp, kind.row.wire_bytes(operation, kind.dcp, tokens))
+        size = kind.row.wire_bytes(operation, kind.dcp, tokens)
+        bracket = model.at(kind.dcp, size)
         stages.append(StageTime(operation, _summary(bracket, outcome.step_us.count), communicates=True))
-        sources.append(model)
+        sources.append((model, model.error(kind.dcp, size)))
     own = tuple(stage for stage in outcome.stages if not stage.communicates)
     total = replace(
         outcome,
@@ -176,9 +177,7 @@ def _sum(parts: Sequence[Summary]) -> Summary:
     return Summary(parts[0].count, middle, min(low, middle), max(high, middle), min(low, middle), low, high, 0.0)
 
 
-def _flags(models: Iterable[CollectiveModel], dcp: int) -> Iterator[str]:
-    for model in dict.fromkeys(models):
+def _flags(sources: Iterable[tuple[CollectiveModel, float]], dcp: int) -> Iterator[str]:
+    for model, error in dict.fromkeys(sources):
         beyond = f" at dcp {model.kind.dcp}, bracketed beyond" if model.kind.dcp < dcp else ""
-        yield (
-            f"{model.operation} modelled: {model.kind.exchange} was met within {model.worst_error:.0%} on sizes left out{beyond}"
-        )
+        yield f"{model.operation} modelled: {model.kind.exchange} was met within {error:.0%} on sizes left out{beyond}"

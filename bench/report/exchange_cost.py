@@ -71,7 +71,7 @@ def _draw_panel(axes: Axes, found: Sequence[Reading]) -> None:
         colour, marker = COLOURS[kind.exchange], MARKERS[kind.exchange]
         axes.errorbar(xs, ys, yerr=errors, color=colour, marker=marker, ls=style.line_of(kind.dcp), capsize=2)
         if model := fit(group):
-            axes.plot(xs, [model.time_us(one.wire_bytes) for one in points], color=colour, lw=0.8, alpha=0.6)
+            axes.plot(xs, [model.curve.line_us(one.wire_bytes) for one in points], color=colour, lw=0.8, alpha=0.6)
     limit = link_bytes_per_us(found[0].trial.environment)
     if limit:
         for dcp in sorted({one.kind.dcp for one in found}):
@@ -100,13 +100,16 @@ def _keys(found: Sequence[Reading]) -> list[object]:
 
 def _notes(found: Sequence[Reading], *, hidden: int) -> list[str]:
     fastest = [f"{_name(place, found)}: {break_even(found, place)}." for place in places_of(found)]
-    errors = [model.worst_error for model in fit_all(found)]
-    modelled = [
-        f"Thin lines, modelled: latency + bytes / bandwidth of the quickest rank; a size left out within {max(errors):.0%}."
-    ]
+    models = fit_all(found)
+    between = max((model.between_error for model in models), default=0.0)
+    beyond = max((model.beyond_error for model in models), default=0.0)
+    modelled = (
+        "Thin: latency + bytes / bandwidth of the quickest rank. The model bends it through what was measured, and meets "
+        f"a size left out within {between:.0%} between others, within {beyond:.0%} beyond them."
+    )
     more = [f"{hidden} more kinds of row or ways of timing are not shown."] if hidden else []
     composed = {flag for reading in found for flag in _composed(reading)}
-    return [f"Fastest, {'  '.join(fastest)}", *(modelled if errors else []), *more, *sorted(composed)]
+    return [f"Fastest, {'  '.join(fastest)}", *([modelled] if models else []), *more, *sorted(composed)]
 
 
 def _name(place: Place, found: Sequence[Reading]) -> str:

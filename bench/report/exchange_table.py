@@ -193,12 +193,16 @@ def _models(models: Sequence[CollectiveModel], way: Way) -> Grid:
         Column("latency µs", right=True),
         Column("GB/s", right=True),
         Column("sizes", right=True),
-        Column("worst", right=True),
+        Column("between", right=True),
+        Column("beyond", right=True),
         Column("mean", right=True),
     )
     rows = tuple(_model(model, model.kind) for model in models)
-    note = "Worst and mean error of each size predicted from the others, of the quickest rank's time."
-    return Grid(f"Modelled as latency + bytes received / bandwidth: {way_name(way)}", columns, rows, footnotes=(note,))
+    notes = (
+        "Between the sizes measured the line bends to go through them.",
+        "Errors of sizes predicted from the others: worst between them, worst beyond them, mean of all.",
+    )
+    return Grid(f"Modelled as latency + bytes received / bandwidth: {way_name(way)}", columns, rows, footnotes=notes)
 
 
 def _model(model: CollectiveModel, kind: Kind) -> tuple[str, ...]:
@@ -209,7 +213,8 @@ def _model(model: CollectiveModel, kind: Kind) -> tuple[str, ...]:
         str(kind.row),
         micros(model.latency_us),
         f"{model.bytes_per_us / 1e3:.3g}",
-        str(model.sizes),
-        f"{model.worst_error:.0%}",
+        str(len(model.curve.shares)),
+        f"{model.between_error:.0%}",
+        f"{model.beyond_error:.0%}",
         f"{model.mean_error:.0%}",
     )

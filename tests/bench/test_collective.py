@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.collective import (
     CollectiveModel,
+    Curve,
     Kind,
     Reading,
     Row,
@@ -103,17 +107,74 @@ def test_a_straight_line_is_found_and_states_no_error() -> None:
     for model in models:
         assert model.latency_us == pytest.approx(9.0, rel=1e-6)
         assert model.bytes_per_us == pytest.approx(1 / 4e-6, rel=1e-6)
-        assert model.worst_error < 1e-6
+        assert max(model.between_error, model.beyond_error) < 1e-6
         assert model.time_us(1 << 20) == pytest.approx(9.0 + 4e-6 * (1 << 20))
 
 
+def gathers() -> list[Reading]:
+    return sorted((one for one in exchange_trials() if one.operation == "gather"), key=lambda one: one.tokens)
+
+
+def with_times(found: list[Reading], times_us: Sequence[float]) -> list[Reading]:
+    return [replace(one, pure_us=time) for one, time in zip(found, times_us, strict=True)]
+
+
 def test_a_size_off_the_line_shows_in_the_error_it_states() -> None:
-    found = [reading for reading in exchange_trials() if reading.operation == "gather"]
-    odd = [replace(one, pure_us=2 * one.pure_us) if one.tokens == 64 else one for one in found]
+    odd = [replace(one, pure_us=2 * one.pure_us) if one.tokens == 64 else one for one in gathers()]
     model = fit(odd)
     assert model is not None
-    assert model.worst_error == pytest.approx(0.5, abs=0.05)
-    assert 0 < model.mean_error < model.worst_error
+    assert model.between_error == pytest.approx(0.5, abs=0.05)
+    assert 0 < model.mean_error < model.between_error
+
+
+def test_a_smallest_or_largest_size_off_the_line_shows_in_the_error_beyond() -> None:
+    for off in (0, -1):
+        found = gathers()
+        found[off] = replace(found[off], pure_us=2 * found[off].pure_us)
+        model = fit(found)
+        assert model is not None
+        assert model.beyond_error == pytest.approx(0.5, abs=0.1)
+        assert model.error(2, found[1].wire_bytes) == model.between_error
+        beyond = max(model.between_error, model.beyond_error)
+        assert model.error(2, 2 * found[-1].wire_bytes) == model.error(4, found[1].wire_bytes) == beyond
+
+
+GATHER_US = (7.74, 10.1, 11.0, 14.8, 32.4, 76.9)
+"""Of NCCL between two H100s, 1, 8, 64, 256, 1024 and 4096 tokens: on no straight line."""
+
+
+def test_a_model_says_of_what_was_measured_what_was_measured() -> None:
+    found = with_times(gathers(), GATHER_US)
+    model = fit(found)
+    assert model is not None
+    for one in found:
+        assert model.time_us(one.wire_bytes) == pytest.approx(one.pure_us)
+
+
+def test_a_bent_line_meets_sizes_left_out_nearer_than_a_straight_one() -> None:
+    found = with_times(gathers(), GATHER_US)
+    model = fit(found)
+    assert model is not None
+    straight = []
+    for index in range(1, len(found) - 1):
+        others = fit([*found[:index], *found[index + 1 :]])
+        assert others is not None
+        straight.append(abs(others.curve.line_us(found[index].wire_bytes) / found[index].pure_us - 1))
+    assert model.between_error < 0.9 * max(straight)
+
+
+@given(times=st.lists(st.floats(1, 1e4), min_size=6, max_size=6), tokens=st.integers(1, 4096))
+def test_between_two_sizes_the_time_lies_near_theirs_whatever_was_measured(times: list[float], tokens: int) -> None:
+    found = with_times(gathers(), times)
+    model = fit(found)
+    assert model is not None
+    size = tokens * found[0].wire_bytes
+    below = max((one for one in found if one.wire_bytes <= size), key=lambda one: one.wire_bytes)
+    above = min((one for one in found if one.wire_bytes >= size), key=lambda one: one.wire_bytes)
+    # The line may rise within the gap, by no more than the share that it rises by over all of it.
+    rise = model.curve.line_us(above.wire_bytes) / model.curve.line_us(below.wire_bytes)
+    assert min(below.pure_us, above.pure_us / rise) * 0.999 <= model.time_us(size)
+    assert model.time_us(size) <= max(below.pure_us * rise, above.pure_us) * 1.001
 
 
 def test_neither_latency_nor_bandwidth_is_negative() -> None:
@@ -134,7 +195,8 @@ def test_two_sizes_are_too_few() -> None:
 
 def test_beyond_the_fitted_dcp_there_is_a_bracket_that_widens() -> None:
     kind = Kind(WAY, ExchangeName.DIRECT, 2, Row(8, 128, 2))
-    model = CollectiveModel("gather", kind, 4.0, 2.5e5, 6, worst_error=0.1, mean_error=0.05)
+    curve = Curve(4.0, 4e-6, ((1 << 10, 1.0), (1 << 20, 1.0)))
+    model = CollectiveModel("gather", kind, curve, between_error=0.1, beyond_error=0.1, mean_error=0.05)
     at = {dcp: model.at(dcp, 1 << 16) for dcp in (2, 4, 8)}
     assert at[2].low_us == pytest.approx(0.9 * model.time_us(1 << 16))
     assert at[2].high_us == pytest.approx(1.1 * model.time_us(1 << 16))
