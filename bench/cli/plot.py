@@ -22,7 +22,7 @@ def plot(
         typer.Option(
             "--figure",
             metavar="NAME",
-            help="latency, mask-cost, breakdown, exchange-cost, kv-memory, decision-map; all that can be drawn if none.",
+            help="latency, mask-cost, breakdown, timeline, exchange-cost, kv-memory, decision-map; all possible if none.",
             autocompletion=completion.figures,
         ),
     ] = None,
@@ -32,7 +32,7 @@ def plot(
     results: Results = Path("results"),
     json: Json = False,
 ) -> int:
-    """Draw runs as PNG and SVG: latency, the cost of a mask, the breakdown of a step, exchanges, KV memory, which dcp.
+    """Draw runs as PNG and SVG: latency, what a mask costs, breakdown and timeline of a step, exchanges, KV memory, which dcp.
 
     Reads the store alone, so that a picture can be made again years later, on a laptop. What the trials do not allow
     is not drawn, and the reason is printed.

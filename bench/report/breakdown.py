@@ -48,7 +48,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
             _draw_panel(place, name, bars)
         style.title(figure, "Where a step's time goes, each stage timed alone")
         measured = [pair for _, bars in shown for pair in bars]
-        timed = [stage for _, outcome in measured for stage in _timed(outcome)]
+        timed = [stage for _, outcome in measured for stage in timed_stages(outcome)]
         notes = ["Diamond: the whole step, timed in one go, with its 95 % interval."]
         if any(stage.communicates for stage in timed):
             notes[0] += " Hatched: every rank of the group takes part."
@@ -88,7 +88,7 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
     longest = max(max(outcome.step_us.high, _sum_us(outcome)) for _, outcome in bars)
     for row, (_, outcome) in enumerate(bars):
         left = 0.0
-        for stage in _timed(outcome):
+        for stage in timed_stages(outcome):
             width = stage.device_us.median
             hatch = "////" if stage.communicates else None
             axes.barh(
@@ -96,7 +96,7 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
                 width,
                 left=left,
                 height=0.62,
-                color=_colour(style.stage_kind(stage.name)),
+                color=colour_of(style.stage_kind(stage.name)),
                 hatch=hatch,
                 edgecolor="white",
                 linewidth=0.4,
@@ -108,7 +108,7 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
             step.median, row, xerr=errors, color="#111111", marker="D", ms=4, mfc="white", capsize=2, elinewidth=0.9
         )
         axes.text(max(left, step.high) + longest * 0.03, row, style.duration(step.median), va="center", fontsize=8)
-    axes.set_yticks(range(len(bars)), [_bar_name(trial, outcome) for trial, outcome in bars])
+    axes.set_yticks(range(len(bars)), [bar_name(trial, outcome) for trial, outcome in bars])
     for tick, (trial, _) in zip(axes.get_yticklabels(), bars, strict=True):
         tick.set_color(style.ink(style.PATH_COLOURS[trial.case.settings.path]))
     axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -120,20 +120,22 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
     axes.set_title(name, loc="left")
 
 
-def _timed(outcome: Measured) -> list[StageTime]:
+def timed_stages(outcome: Measured) -> list[StageTime]:
     """Leave out exchanges that a simulation only pretends."""
     return [stage for stage in outcome.stages if outcome.exchange_timed or not stage.communicates]
 
 
 def _sum_us(outcome: Measured) -> float:
-    return sum(stage.device_us.median for stage in _timed(outcome))
+    return sum(stage.device_us.median for stage in timed_stages(outcome))
 
 
-def _colour(name: str) -> str:
+def colour_of(name: str) -> str:
+    """Return the colour of a stage by what it does, the same in every picture."""
     return STAGE_COLOURS.get(name, _OTHER)
 
 
-def _bar_name(trial: Trial, outcome: Measured) -> str:
+def bar_name(trial: Trial, outcome: Measured) -> str:
+    """Name a step by its path, dcp, kernels, exchange and label, on two lines."""
     settings, exchange = trial.case.settings, exchange_of(trial.case.settings)
     how = " ".join([kernels_of(settings), *([exchange] if exchange.isidentifier() else [])])
     return f"{path_of(settings)}, dcp {dcp_of(trial.case)}, {how}\n{outcome.label}"
@@ -145,4 +147,4 @@ def _key(stages: Sequence[StageTime]) -> list[object]:
     named = {style.stage_kind(stage.name): stage for stage in stages}
     order = [*(name for name in STAGE_COLOURS if name in named), *(name for name in named if name not in STAGE_COLOURS)]
     hatches = {name: "////" if named[name].communicates else None for name in order}
-    return [Patch(facecolor=_colour(name), hatch=hatches[name], edgecolor="white", label=name) for name in order]
+    return [Patch(facecolor=colour_of(name), hatch=hatches[name], edgecolor="white", label=name) for name in order]

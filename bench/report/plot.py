@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.files import write_whole
 from bench.record import Measured, Trial, latest
-from bench.report import breakdown, decision_map, exchange_cost, kv_memory, latency, mask_cost, style
+from bench.report import breakdown, decision_map, exchange_cost, kv_memory, latency, mask_cost, style, timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
     "latency": latency.draw,
     "mask-cost": mask_cost.draw,
     "breakdown": breakdown.draw,
+    "timeline": timeline.draw,
     "exchange-cost": exchange_cost.draw,
     "kv-memory": kv_memory.draw,
     "decision-map": decision_map.draw,

@@ -1,0 +1,182 @@
+"""The picture of what runs when in a step of ``split``: on the links above, on the device's own memory and arithmetic below."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bench.record import Measured, Trial
+from bench.report import style
+from bench.report.breakdown import STAGE_COLOURS, bar_name, colour_of, timed_stages
+from dcp_core.settings import PathName
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_PANELS = 4
+_LANE = 0.36
+"""Height of a lane; a step has two."""
+_Step = tuple[Trial, Measured]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stage, or one of two that run at once, from when to when. ``communicates``: on the links."""
+
+    name: str
+    start_us: float
+    end_us: float
+    communicates: bool
+
+
+def schedule(outcome: Measured, alone: Mapping[str, float]) -> list[Span]:
+    """Lay a step's stages one after another, in the times that each takes by itself.
+
+    Two that run at once, as ``gather beside new``, were timed together: both begin with their stage, and last as long as each
+    did alone, or to the end of both. Where that is not known they stay one, on the links.
+
+    Args:
+        alone: µs of each stage by its whole name, of the same step with nothing at once.
+    """
+    spans, now = [], 0.0
+    for stage in timed_stages(outcome):
+        end = now + stage.device_us.median
+        part, colon, kind = stage.name.rpartition(": ")
+        first, _, second = kind.partition(" beside ")
+        lengths = [alone.get(f"{part}{colon}{name}") for name in (first, second)]
+        if second and lengths[0] is not None and lengths[1] is not None:
+            spans.append(Span(first, now, min(end, now + lengths[0]), communicates=True))
+            spans.append(Span(second, now, min(end, now + lengths[1]), communicates=False))
+        else:
+            spans.append(Span(kind, now, end, stage.communicates))
+        now = end
+    return spans
+
+
+def draw(trials: Sequence[Trial]) -> Figure | str:
+    """Draw a panel per batch that ``split`` served between real ranks, a step per exchange, with and without overlap.
+
+    Beside them the same step simulated, which exchanges nothing, and the dcp 1 baseline.
+
+    Returns:
+        The figure, or why there is none.
+    """
+    panels = _panels(trials)
+    if not panels:
+        return "needs a step of path split over some context, measured between real ranks"
+    shown = dict(sorted(panels.items(), key=_interest, reverse=True)[:MAX_PANELS])
+    most = max(map(len, shown.values()))
+    with style.styled():
+        figure, axes = style.panels(len(shown), width=6.8, height=1.0 + 0.46 * most, columns=2)
+        for place, (name, steps) in zip(axes, shown.items(), strict=True):
+            _draw_panel(place, name, steps, trials)
+        style.title(figure, "What runs when in a step of split")
+        kept = [step for steps in shown.values() for step in steps]
+        how = (
+            "Put together from stages each timed alone, one after another; two that run at once, timed together, at the "
+            "lengths they have alone. Upper lane: between ranks. Diamond: the whole step, timed in one go."
+        )
+        notes = [how]
+        if len(panels) > len(shown):
+            notes.append(f"{len(panels) - len(shown)} more batches were measured and are not shown.")
+        style.finish(figure, _key(kept, trials), [trial for trial, _ in kept], *notes)
+    return figure
+
+
+def _panels(trials: Iterable[Trial]) -> dict[str, list[_Step]]:
+    """Keep the fastest step of each path, dcp, label, exchange and overlap, of batches that split served between ranks."""
+    best: dict[str, dict[tuple[object, ...], _Step]] = defaultdict(dict)
+    for trial in trials:
+        case, outcome = trial.case, trial.outcome
+        settings = case.settings
+        if not isinstance(outcome, Measured) or not outcome.stages or case.workload.is_decode:
+            continue
+        if settings.path not in (PathName.TP, PathName.SPLIT):
+            continue
+        steps = best[f"{case.shape.name}, tp {case.layout.tp}: {case.workload}"]
+        kind = (settings.path, case.layout.dcp, str(outcome.label), str(settings.exchange), settings.overlap)
+        if kind not in steps or outcome.step_us.median < steps[kind][1].step_us.median:
+            steps[kind] = (trial, outcome)
+    panels = {name: sorted(steps.values(), key=_place) for name, steps in best.items()}
+    return {name: steps for name, steps in panels.items() if any(map(_exchanges, steps))}
+
+
+def _exchanges(step: _Step) -> bool:
+    return step[1].exchange_timed and any(stage.communicates for stage in step[1].stages)
+
+
+def _place(step: _Step) -> tuple[object, ...]:
+    """Order steps of a panel: the baseline, simulations, then exchange by exchange."""
+    case, outcome = step[0].case, step[1]
+    return (case.layout.dcp, outcome.exchange_timed, case.settings.exchange, case.settings.overlap)
+
+
+def _interest(panel: tuple[str, Sequence[_Step]]) -> tuple[object, ...]:
+    """Rank panels: those with overlap first, then those of the longest steps."""
+    _, steps = panel
+    return any(trial.case.settings.overlap for trial, _ in steps), max(outcome.step_us.median for _, outcome in steps)
+
+
+def _alone(trial: Trial, trials: Iterable[Trial]) -> dict[str, float]:
+    """Return each stage's time of the same step without overlap; empty if that was not measured."""
+    case = trial.case
+    if not case.settings.overlap:
+        return {}
+    twin = replace(case, settings=replace(case.settings, overlap=False)).key
+    found = [
+        one.outcome
+        for one in trials
+        if one.case.key == twin and one.ranks == trial.ranks and one.environment.hard == trial.environment.hard
+    ]
+    return {stage.name: stage.device_us.median for one in found if isinstance(one, Measured) for stage in one.stages}
+
+
+def _draw_panel(axes: Axes, name: str, steps: Sequence[_Step], trials: Sequence[Trial]) -> None:
+    longest = max(outcome.step_us.high for _, outcome in steps)
+    for row, (trial, outcome) in enumerate(steps):
+        spans = schedule(outcome, _alone(trial, trials))
+        for span in spans:
+            axes.barh(
+                row + (-_LANE if span.communicates else _LANE) / 2,
+                span.end_us - span.start_us,
+                left=span.start_us,
+                height=_LANE,
+                color=colour_of(span.name),
+                hatch="////" if span.communicates else None,
+                edgecolor="white",
+                linewidth=0.4,
+            )
+        step_us = outcome.step_us.median
+        axes.plot(step_us, row, color="#111111", marker="D", ms=4, mfc="white")
+        end = max(step_us, *(span.end_us for span in spans))
+        axes.text(end + longest * 0.02, row, style.duration(step_us), va="center", fontsize=8)
+    axes.set_yticks(range(len(steps)), [_name(trial, outcome) for trial, outcome in steps])
+    axes.set_ylim(len(steps) - 0.4, -0.6)
+    axes.set_xlim(0, longest * 1.16)
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=6)
+    style.microseconds(axes.xaxis)
+    axes.set_xlabel("device time of one layer's step")
+    axes.set_title(name, loc="left")
+
+
+def _name(trial: Trial, outcome: Measured) -> str:
+    overlap = ", overlap" if trial.case.settings.overlap else ""
+    return f"{bar_name(trial, outcome)}{overlap}"
+
+
+def _key(steps: Iterable[_Step], trials: Sequence[Trial]) -> list[object]:
+    from matplotlib.patches import Patch
+
+    named = {span.name: span for span in _spans(steps, trials)}
+    order = sorted(named, key=lambda name: [*STAGE_COLOURS, name].index(name))
+    hatches = {name: "////" if named[name].communicates else None for name in order}
+    return [Patch(facecolor=colour_of(name), hatch=hatches[name], edgecolor="white", label=name) for name in order]
+
+
+def _spans(steps: Iterable[_Step], trials: Sequence[Trial]) -> Iterator[Span]:
+    for trial, outcome in steps:
+        yield from schedule(outcome, _alone(trial, trials))
