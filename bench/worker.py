@@ -26,7 +26,7 @@ from bench.race import Course
 from bench.record import Failed, Outcome, Policy, Race, Skipped, Verified
 from bench.stand import Sequences, apart
 from dcp_core.build import open_kernel
-from dcp_core.exchange import direct
+from dcp_core.exchange import direct, flashinfer_fused
 from dcp_core.kernels.base import Masking, PassKind, PassSpec
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
@@ -201,6 +201,7 @@ def probe(mesh: Mesh) -> dict[str, Any]:
         "cuda": torch.version.cuda or "",
         "kernels": kernels,
         "exchanges": exchanges,
+        "flashinfer_exchanges": flashinfer_fused.refusals(mesh.device),
     }
 
 

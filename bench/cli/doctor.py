@@ -33,7 +33,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
         {"name": one.name, "total_bytes": one.total_bytes, "free_bytes": one.free_bytes, **clocks(index)}
         for index, one in enumerate(found)
     ]
-    probe: dict[str, Any] = {"kernels": {}, "exchanges": {}}
+    probe: dict[str, Any] = {"kernels": {}, "exchanges": {}, "flashinfer_exchanges": {}}
     problem = ""
     try:
         with Supervisor(ranks, Policy()) as supervisor:
@@ -97,8 +97,13 @@ def _show(gpus: list[dict[str, Any]], about: dict[str, str], probe: dict[str, An
     )
     say()
     what = (Column("name"), Column("here", wrap=True))
-    for title, answers in (("Kernels", probe["kernels"]), ("Exchanges", probe["exchanges"])):
-        if answers:
+    titles = {
+        "kernels": "Kernels",
+        "exchanges": "Exchanges",
+        "flashinfer_exchanges": "FlashInfer's own exchanges for DCP: none serves",
+    }
+    for part, title in titles.items():
+        if answers := probe[part]:
             draw(Grid(title, what, tuple((name, reason or "yes") for name, reason in answers.items())))
             say()
     draw(

@@ -11,11 +11,6 @@ REFUSED = (
     ("trtllm_gen", "trtllm-gen is built for Blackwell; on Hopper XQA stands in for it, and returns no LSE"),
     ("cudnn_decode", "cuDNN's decode kernel returns no LSE; only cuDNN's graph API, a package of its own, would"),
     ("fmha_v2", "TensorRT-LLM's fmha_v2 prefill keeps its softmax statistics in a form of its own and returns no LSE"),
-    ("decode_cp_a2a_alltoall", "FlashInfer's exchange for DCP needs fabric memory over MNNVL, and hangs without it"),
-    (
-        "decode_cp_a2a_lse_reduce",
-        "FlashInfer's combine for DCP needs NCCL's symmetric memory and returns no LSE to merge by",
-    ),
     ("cutile", "the cuTile decode kernel is built for Blackwell and returns no LSE"),
 )
 """(name, reason) of each, for ``doctor``."""

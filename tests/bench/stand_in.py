@@ -104,4 +104,6 @@ class Scripted:
     def probe(self) -> dict[str, object]:
         if not self.kernels:
             raise UnfitError("no worker comes up here")
-        return {"kernels": self.kernels, "exchanges": {"ag_rs": "", "a2a": "needs two ranks"}}
+        fused = {"decode_cp_a2a_alltoall": "needs fabric memory"}
+        exchanges = {"ag_rs": "", "a2a": "needs two ranks"}
+        return {"kernels": self.kernels, "exchanges": exchanges, "flashinfer_exchanges": fused}

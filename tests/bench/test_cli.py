@@ -999,7 +999,14 @@ def test_doctor_says_what_runs_and_why_the_rest_does_not(
 ) -> None:
     assert run("doctor") == Exit.DONE
     out = capsys.readouterr().out
-    for words in ("reference  yes", "fa2 needs a CUDA device", "needs two ranks", "xqa", "returns no LSE"):
+    for words in (
+        "reference  yes",
+        "fa2 needs a CUDA device",
+        "needs two ranks",
+        "needs fabric memory",
+        "xqa",
+        "returns no LSE",
+    ):
         assert words in " ".join(out.split()) or words in out
     assert run("doctor", "--json") == Exit.DONE
     assert json.loads(capsys.readouterr().out)["refused"]["xqa"]

@@ -99,6 +99,7 @@ def test_probing_says_why_each_kernel_and_exchange_does_not_run() -> None:
     assert found["kernels"].keys() == {"reference", "fa2", "fa3", "auto", "cuda_core", "persistent"}
     assert [name for name, why in found["kernels"].items() if not why] == ["reference"]
     assert found["exchanges"]["ag_rs"] == found["exchanges"]["a2a"] == "needs at least two ranks: start with --ranks N"
+    assert set(found["flashinfer_exchanges"].values()) == {"needs CUDA devices, and this rank runs on cpu"}
     assert (found["device"], found["backend"], found["ranks"]) == ("cpu", "none", 1)
 
 
