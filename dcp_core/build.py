@@ -246,6 +246,9 @@ def _site(case: Case, mesh: Mesh) -> Site:
     dtype, kv_dtype = getattr(torch, shape.dtype), getattr(torch, shape.cache_dtype)
 
     def open_pass(kernel: KernelName, kind: PassKind, masking: Masking, *, q_heads: int, kv_heads: int) -> Pass:
+        of_fa2_over_pages = (
+            kernel is KernelName.FA2 and kind is not PassKind.RAGGED
+        )  # whose splitting the settings rule
         spec = PassSpec(
             kind=kind,
             masking=masking,
@@ -258,8 +261,8 @@ def _site(case: Case, mesh: Mesh) -> Site:
             kv_layout=settings.kv_layout,
             index_device=settings.index_device,
             replayable=settings.replayable,
-            fixed_split_size=None if kind is PassKind.RAGGED else settings.fixed_split_size,
-            disable_split_kv=settings.disable_split_kv and kind is not PassKind.RAGGED,
+            fixed_split_size=settings.fixed_split_size if of_fa2_over_pages else None,
+            disable_split_kv=settings.disable_split_kv and of_fa2_over_pages,
         )
         return open_kernel(kernel).open(spec, mesh.device)
 

@@ -33,6 +33,8 @@ def _of_shape(name: KernelName, spec: PassSpec) -> str | None:
         return "persistent reads pages of the cache; a ragged pass over new tokens needs fa2 or fa3"
     if name is KernelName.PERSISTENT and spec.replayable:
         return "persistent plans for one batch, and a graph of it serves no other; fa2 and fa3 can be replayable"
+    if name is KernelName.CUDA_CORE and spec.fixed_split_size:
+        return "cuda_core chooses how it splits KV itself; a fixed split size needs fa2"
     if spec.head_dim not in HEAD_DIMS:
         return f"{name} is built for head dims {_listed(HEAD_DIMS)}, not {spec.head_dim}"
     if spec.q_heads % spec.kv_heads:

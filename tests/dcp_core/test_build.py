@@ -6,12 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dcp_core.arithmetic import TORCH
 from dcp_core.build import SimulatedPath, arithmetic_for, open_exchange, open_kernel, open_path
+from dcp_core.kernels.base import Pass, PassKind, PassSpec
 from dcp_core.layout import DcpLayout
 from dcp_core.mesh import Mesh
 from dcp_core.paths.base import Path as StepPath
@@ -98,6 +100,40 @@ def test_a_path_of_decodes_without_dcp_takes_the_decode_kernel() -> None:
     longer = Case(ModelShape(4, 1, 64), DcpLayout(1), Workload.parse("q8s40"), settings)
     with pytest.raises(Unsupported):
         open_path(longer, Mesh.alone())
+
+
+@pytest.mark.parametrize("split", [{"fixed_split_size": 2}, {"disable_split_kv": True}], ids=str)
+def test_how_kv_is_split_is_told_to_fa2_over_pages_alone(
+    split: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[tuple[KernelName, PassKind], dict[str, object]] = {}
+
+    def recording(kernel: KernelName) -> SimpleNamespace:
+        def open_pass(spec: PassSpec, device: torch.device) -> Pass:
+            told[kernel, spec.kind] = {
+                "fixed_split_size": spec.fixed_split_size,
+                "disable_split_kv": spec.disable_split_kv,
+            }
+            return open_kernel(KernelName.REFERENCE).open(spec, device)
+
+        return SimpleNamespace(open=open_pass)
+
+    monkeypatch.setattr("dcp_core.build.open_kernel", recording)
+    settings = {
+        "path": "split",
+        "kernel": "fa2",
+        "new_kernel": "fa3",
+        "decode_kernel": "cuda_core",
+        "exchange": "loopback",
+    }
+    asked = replace(case("q8s25_2q1s9"), settings=Settings.from_json(settings | split))
+    open_path(asked, Mesh.simulated(2, "cpu"))
+    silent = {"fixed_split_size": None, "disable_split_kv": False}
+    assert told == {
+        (KernelName.FA2, PassKind.PAGED): silent | split,
+        (KernelName.FA3, PassKind.RAGGED): silent,
+        (KernelName.CUDA_CORE, PassKind.DECODE): silent,
+    }
 
 
 def test_on_a_cpu_arithmetic_is_torch_s() -> None:

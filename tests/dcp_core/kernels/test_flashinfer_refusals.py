@@ -76,6 +76,11 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
             replace(SPEC, kv_dtype=FLOAT8),
             "fa3 reads a float8_e4m3fn cache only with float8 queries, not bfloat16 ones; fa2 takes these",
         ),
+        (
+            CUDA_CORE,
+            replace(DECODE, fixed_split_size=2),
+            "cuda_core chooses how it splits KV itself; a fixed split size needs fa2",
+        ),
         (PERSISTENT, RAGGED, "persistent reads pages of the cache; a ragged pass over new tokens needs fa2 or fa3"),
         (
             PERSISTENT,
