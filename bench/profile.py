@@ -149,12 +149,18 @@ class Profile:
 
         Raises:
             IllegalSettings: for an interleave beyond any page size.
+            ValueError: for a batch or layout that is none, or a layout whose ranks cannot compute this geometry.
         """
+        if not (isinstance(workload, Workload) and isinstance(layout, DcpLayout)):
+            raise ValueError(
+                f"a profile is asked with a Workload and a DcpLayout, not {workload!r:.60} and {layout!r:.60}"
+            )
         new, total = lengths(workload)
         dcp, interleave = _shared_out(layout)
         found = self._exact.get((dcp, interleave, (new, total)))
         if found is not None:
             return found
+        self.geometry.check(layout)
         sizes, shortest = Sizes.of(new, total), math.inf
         here, mixed = place(sizes), 1 in new and max(new) > 1
         for label in (Label.MEASURED, Label.SIMULATED):

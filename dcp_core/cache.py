@@ -176,7 +176,7 @@ class PagedCache:
             slots: int64 ``[tokens]``, from ``slot_mapping``.
 
         Raises:
-            ValueError: for keys and values that are not one per slot, or do not fit the pages.
+            ValueError: for keys and values that are not one per slot, or do not fit the pages; for a slot beyond them.
         """
         heads, head_dim = self.pages.shape[3 if self.kv_layout is KvLayout.NHD else 2], self.pages.shape[-1]
         for tensor in (keys, values):
@@ -184,6 +184,9 @@ class PagedCache:
                 raise ValueError(f"this cache takes {list(wanted)} for {slots.numel()} slots, not {list(tensor.shape)}")
         slots = slots.to(self.pages.device)
         kept = (slots >= 0).nonzero().squeeze(1)
+        room = self.pages.shape[0] * self.page_size
+        if kept.numel() and (last := int(slots.max())) >= room:
+            raise ValueError(f"this cache of {self.pages.shape[0]} pages has slots 0 to {room - 1}, not {last}")
         page, offset = slots[kept] // self.page_size, slots[kept] % self.page_size
         for which, tensor in enumerate((keys, values)):
             tokens = tensor[kept].to(self.pages.dtype)

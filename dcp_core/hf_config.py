@@ -36,6 +36,8 @@ def read_config(path: Path) -> tuple[str, Mapping[str, object]]:
         if found.st_size > MAX_CONFIG_BYTES:
             raise ShapeError(f"{file}: larger than {MAX_CONFIG_BYTES >> 20} MiB, so it is no model's config.json")
         config = json.loads(file.read_text(encoding="utf-8"))
+    except ShapeError:
+        raise
     except OSError as error:
         raise ShapeError(f"{file}: {error.strerror or error}; give a preset's name or a config.json") from None
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number too long, of a NUL in the path

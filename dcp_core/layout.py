@@ -119,6 +119,8 @@ class DcpLayout:
         Raises:
             IllegalLayout: naming the bound, the value and the nearest legal choice.
         """
+        if not isinstance(shape, ModelShape):
+            raise IllegalLayout(f"a layout is checked against a ModelShape, not {shape!r}")
         if problem := self._problem(shape):
             raise IllegalLayout(f"{shape.name} with {self}: {problem}; {self._advice(shape)}")
 

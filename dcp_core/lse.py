@@ -34,6 +34,9 @@ class Partial:
         out: ``[tokens, heads, head_dim]`` in the query's dtype.
         lse: ``[tokens, heads]`` float32 (float64 in the oracle); -inf where a row saw no key, and then ``out`` may hold anything.
         base: of ``lse``.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit.
     """
 
     out: Tensor
@@ -41,6 +44,11 @@ class Partial:
     base: LseBase = LseBase.NATURAL
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.out, Tensor) and isinstance(self.lse, Tensor) and isinstance(self.base, LseBase)):
+            raise ValueError(
+                f"a partial is an out and an lse, both tensors, and an LseBase, "
+                f"not {type(self.out).__name__}, {type(self.lse).__name__} and {self.base!r}"
+            )
         if self.out.shape[:-1] != self.lse.shape:
             raise ValueError(
                 f"out {list(self.out.shape)} needs an lse of {list(self.out.shape[:-1])}, not {list(self.lse.shape)}"
@@ -151,14 +159,19 @@ def room_for(out: Tensor, into: Partial | None) -> Partial:
 
 def check_sources(outs: Tensor, lses: Tensor) -> None:
     """Refuse what ``combine`` cannot add up."""
+    if not (isinstance(outs, Tensor) and isinstance(lses, Tensor)):
+        raise ValueError(f"combine needs two tensors, not {type(outs).__name__} and {type(lses).__name__}")
     if outs.ndim != 4 or outs.shape[0] < 1 or lses.shape != outs.shape[:-1]:
         raise ValueError(
             f"combine needs outs [N, T, H, D] and lses [N, T, H], not {list(outs.shape)}, {list(lses.shape)}"
         )
+    _check_dtypes(outs, lses)
 
 
 def check_pair(first: Partial, second: Partial) -> None:
     """Refuse two partials that ``merge`` cannot add up."""
+    if not (isinstance(first, Partial) and isinstance(second, Partial)):
+        raise ValueError(f"merge needs two partials, not {type(first).__name__} and {type(second).__name__}")
     if first.out.shape != second.out.shape or first.out.dtype != second.out.dtype:
         raise ValueError(
             f"cannot merge {list(first.out.shape)} {first.out.dtype} with {list(second.out.shape)} {second.out.dtype}"
@@ -169,3 +182,10 @@ def check_shares(partial: Partial, lses: Tensor) -> None:
     """Refuse LSEs by which ``rescale`` cannot weigh a partial."""
     if lses.ndim != 3 or lses.shape[0] < 1 or lses.shape[1:] != partial.lse.shape:
         raise ValueError(f"lses should be [N, T, H] with [T, H] = {list(partial.lse.shape)}, not {list(lses.shape)}")
+    _check_dtypes(partial.out, lses)
+
+
+def _check_dtypes(out: Tensor, lse: Tensor) -> None:
+    """Refuse element types in which a result would come out wrong without a word."""
+    if not out.is_floating_point() or lse.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"out should be of a floating-point dtype and lse float32, not {out.dtype} and {lse.dtype}")

@@ -86,15 +86,23 @@ class Mesh:
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> Mesh:
-        """Return a group of one."""
-        return cls(0, 1, torch.device(device))
+        """Return a group of one.
+
+        Raises:
+            MeshError: for a device that is none, or that this process does not see.
+        """
+        return cls(0, 1, _usable(device))
 
     @classmethod
     def simulated(cls, dcp: int, device: torch.device | str = "cpu") -> Mesh:
-        """Return a group whose ranks all live in this process, on one device; see ``members``."""
-        if dcp < 1:
-            raise MeshError(f"a simulated group needs at least one rank, not {dcp}")
-        return cls(0, dcp, torch.device(device), board=Board(dcp), whole=True)
+        """Return a group whose ranks all live in this process, on one device; see ``members``.
+
+        Raises:
+            MeshError: for less than one rank, a device that is none, or one that this process does not see.
+        """
+        if not isinstance(dcp, int) or dcp < 1:
+            raise MeshError(f"a simulated group needs a whole number of ranks, at least one, not {dcp!r}")
+        return cls(0, dcp, _usable(device), board=Board(dcp), whole=True)
 
     @classmethod
     def from_env(cls) -> Mesh:
@@ -312,6 +320,18 @@ def _node() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     parts = (socket.gethostname(), boot.read_text(encoding="ascii").strip() if boot.is_file() else "")
     return " ".join((*parts, os.environ.get("GROUP_RANK", "")))
+
+
+def _usable(name: torch.device | str) -> torch.device:
+    """Return a device by name, once it is known that this process sees it."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise MeshError(f"{name!r} is no device; name one as torch does: cpu, cuda or cuda:1") from None
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= visible:
+        raise MeshError(f"there is no device {device} here: this process sees {visible} CUDA devices")
+    return device
 
 
 def _device_of(local_rank: int) -> torch.device:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from dcp_core.layout import DcpLayout, IllegalLayout
+from dcp_core.refused import why_refused
 from dcp_core.shapes import ModelShape, Workload
 from dcp_core.spelling import nearest
 
@@ -226,8 +227,10 @@ def coerce(name: str, value: object) -> Any:
         return int(text)
     known = [str(choice) for choice in type(default)]
     if str(value) not in known:
-        hint = nearest(str(value), known)
-        raise IllegalSettings(f"unknown {name} {str(value)[:40]!r}{hint}; known: {', '.join(known)}")
+        word = str(value)[:40]
+        if isinstance(default, KernelName) and (why := why_refused(word)):
+            raise IllegalSettings(f"{name} {word!r} is refused: {why}; known: {', '.join(known)}")
+        raise IllegalSettings(f"unknown {name} {word!r}{nearest(str(value), known)}; known: {', '.join(known)}")
     return type(default)(str(value))
 
 
@@ -258,6 +261,9 @@ class Case:
     settings: Settings
 
     def __post_init__(self) -> None:
+        for field, kind in zip(fields(self), (ModelShape, DcpLayout, Workload, Settings), strict=True):
+            if not isinstance(value := getattr(self, field.name), kind):
+                raise IllegalSettings(f"{field.name} of a case is a {kind.__name__}, not {repr(value)[:60]}")
         self.layout.heads(self.shape)
         for problem in _problems(self.layout, self.workload, self.settings):
             raise IllegalSettings(problem)

@@ -45,10 +45,13 @@ def whole_numbers(lens: Tensor | Sequence[int], device: torch.device | None = No
     Raises:
         ValueError: if they are no whole numbers.
     """
-    found = torch.as_tensor(lens, device=device)
+    try:
+        found = lens if isinstance(lens, Tensor) else torch.tensor(lens)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"lengths should be a list or tensor of whole numbers, not {repr(lens)[:60]}") from None
     if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool):
         raise ValueError(f"lengths should be whole numbers, not {found.dtype}")
-    return found.to(torch.int64)
+    return found.to(device, torch.int64)
 
 
 def token_positions(new_lens: Tensor | Sequence[int], total_lens: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {
     "dcp_core": (
-        ("grammar", "spelling", "hf_config", "shapes", "layout", "check", "launcher"),
+        ("grammar", "spelling", "refused", "hf_config", "shapes", "layout", "check", "launcher"),
         ("settings", "memory", "workspace", "serving", "worst_case", "cost", "exchange_bytes"),
         ("lse", "shard", "mask", "fold", "cache", "oracle", "mesh"),
         ("triton_ops", "arithmetic", "kernels"),

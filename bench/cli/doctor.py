@@ -119,6 +119,6 @@ def _state(gpu: dict[str, Any]) -> str:
 
 
 def _refused() -> tuple[tuple[str, str], ...]:
-    from dcp_core.kernels.refused import REFUSED
+    from dcp_core.refused import REFUSED
 
     return REFUSED

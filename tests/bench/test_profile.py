@@ -199,6 +199,15 @@ def test_settings_that_cannot_run_a_batch_are_not_carried_to_it() -> None:
     assert Case(MODEL, DCP2, torn, choice.settings).settings == choice.settings
 
 
+def test_a_question_that_no_profile_can_answer_is_refused() -> None:
+    batch = Workload.parse("5q1s9k")
+    for wrong in (("5q1s9k", DCP2), (batch, 2)):
+        with pytest.raises(ValueError, match="a profile is asked with a Workload and a DcpLayout, not "):
+            GRID.lookup(*wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a DCP group of 7 cannot have gathered 16 query heads over 1 KV heads"):
+        GRID.lookup(batch, DcpLayout(28, 7))
+
+
 def timed(batch: str, layout: DcpLayout = DCP2, label: Label = Label.MEASURED, **us: float) -> Entry:
     """Return an entry of a batch with these settings at these times, the default the last of them."""
     named = {"decode": DECODE, "fold": FOLD, "split": SPLIT}

@@ -210,3 +210,6 @@ def test_what_does_not_fit_a_cache_or_a_table_is_refused() -> None:
         cache.append(torch.zeros(3, 2, 64), torch.zeros(3, 1, 64), torch.arange(3))
     with pytest.raises(ValueError, match=r"takes \[2, 2, 64\] for 2 slots, not \[3, 2, 64\]"):
         cache.append(torch.zeros(3, 2, 64), torch.zeros(3, 2, 64), torch.arange(2))
+    with pytest.raises(ValueError, match="this cache of 3 pages has slots 0 to 47, not 48"):
+        cache.append(torch.zeros(3, 2, 64), torch.zeros(3, 2, 64), torch.tensor([-1, 47, 48]))
+    assert cache.pages.isnan().all(), "nothing is written of what is refused"

@@ -145,6 +145,11 @@ def test_an_illegal_layout_is_told_the_bound_and_the_nearest_legal_choice(tp: in
         DcpLayout(tp, dcp).check(ModelShape.preset("qwen3-235b-a22b"))
 
 
+def test_a_layout_is_checked_against_a_shape() -> None:
+    with pytest.raises(IllegalLayout, match="a layout is checked against a ModelShape, not 'qwen3-32b'"):
+        DcpLayout(16, 2).check("qwen3-32b")  # type: ignore[arg-type]
+
+
 @given(SHAPES, st.integers(1, 32), st.integers(1, 12))
 def test_whatever_is_advised_is_legal_and_nothing_legal_is_nearer(shape: ModelShape, tp: int, dcp: int) -> None:
     if servable(shape, tp, dcp):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -193,3 +194,24 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         combine(outs, lses, into=Partial(torch.ones(1, 1, 4), torch.zeros(1, 1), LseBase.TWO))
     with pytest.raises(ValueError, match=r"lses should be \[N, T, H\]"):
         rescale(Partial(outs[0], lses[0]), lses[0])
+
+
+def test_dtypes_in_which_a_result_would_be_wrong_are_refused() -> None:
+    outs, lses = torch.ones(2, 1, 1, 4), torch.zeros(2, 1, 1)
+    for wrong in ((outs, lses.half()), (outs, lses.int()), (outs.int(), lses)):
+        with pytest.raises(ValueError, match="out should be of a floating-point dtype and lse float32, not"):
+            combine(*wrong)
+    with pytest.raises(ValueError, match=r"lse float32, not torch.float32 and torch.bfloat16"):
+        rescale(Partial(outs[0], lses[0]), lses.bfloat16())
+
+
+def test_what_is_no_tensor_no_partial_or_no_base_is_refused() -> None:
+    outs, lses = torch.ones(2, 1, 1, 4), torch.zeros(2, 1, 1)
+    wrong: Any
+    for wrong in (([1.0], [0.0]), (outs[0], None), (outs[0], lses[0], "two")):
+        with pytest.raises(ValueError, match="a partial is an out and an lse, both tensors, and an LseBase, not"):
+            Partial(*wrong)
+    with pytest.raises(ValueError, match="merge needs two partials, not Partial and tuple"):
+        merge(Partial(outs[0], lses[0]), (outs[1], lses[1]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="combine needs two tensors, not list and Tensor"):
+        combine([outs[0]], lses)  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -84,8 +86,24 @@ def test_a_seat_is_by_itself_only_while_it_is_told_so() -> None:
 
 
 def test_a_group_needs_a_rank() -> None:
-    with pytest.raises(MeshError, match="at least one rank, not 0"):
-        Mesh.simulated(0)
+    for wrong in (0, -1, 1.5, "2", None):
+        with pytest.raises(MeshError, match="a whole number of ranks, at least one, not "):
+            Mesh.simulated(wrong)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: tuple[Callable[[Any], Mesh], ...] = (Mesh.alone, lambda device: Mesh.simulated(2, device))
+    for group in groups:
+        for name in ("gpu", "", None):
+            with pytest.raises(MeshError, match="is no device; name one as torch does: cpu, cuda or cuda:1"):
+                group(name)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(MeshError, match="there is no device cuda here: this process sees 0 CUDA devices"):
+            group("cuda")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(MeshError, match="there is no device cuda:2 here: this process sees 2 CUDA devices"):
+            group("cuda:2")
 
 
 def test_a_part_is_no_larger_than_the_group() -> None:

@@ -391,6 +391,28 @@ def test_a_value_that_cannot_be_is_told_what_would_be_right(name: str, value: ob
         Settings.from_json({name: value})
 
 
+@pytest.mark.parametrize("name", ["kernel", "new_kernel", "decode_kernel"])
+@pytest.mark.parametrize(
+    "word", ["xqa", "XQA", "trtllm_gen", "trtllm-gen", "cudnn", "cudnn_decode", "fmha_v2", "cutile"]
+)
+def test_a_kernel_that_returns_no_lse_is_refused_by_name_with_the_reason(name: str, word: str) -> None:
+    with pytest.raises(IllegalSettings, match=rf"^{name} '{word}' is refused: .* LSE.*; known: reference, fa2"):
+        coerce(name, word)
+
+
+def test_a_case_of_something_else_is_refused() -> None:
+    parts: dict[str, Any] = {
+        "shape": ModelShape(8, 2, 64),
+        "layout": DcpLayout(4, 2),
+        "workload": Workload.parse("q4s32"),
+        "settings": Settings(),
+    }
+    assert Case(**parts).layout == parts["layout"]
+    for name, part in parts.items():
+        with pytest.raises(IllegalSettings, match=f"^{name} of a case is a {type(part).__name__}, not 'q4s32'"):
+            Case(**(parts | {name: "q4s32"}))
+
+
 def test_an_unknown_setting_is_told_the_nearest() -> None:
     for attempt in (lambda: check_name("pagesize"), lambda: Settings.from_json({"pagesize": 16})):
         with pytest.raises(

@@ -382,6 +382,11 @@ def test_a_config_that_is_neither_a_path_nor_a_mapping_is_refused() -> None:
             ModelShape.from_hf_config(wrong)  # type: ignore[arg-type]
 
 
+def test_a_device_in_place_of_a_config_is_told_as_such() -> None:
+    with pytest.raises(ShapeError, match=r"^/dev/null: no regular file; give a preset's name or a config\.json$"):
+        ModelShape.from_hf_config("/dev/null")
+
+
 def test_a_config_that_is_not_there_or_far_too_large_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match=r"absent\.json: No such file"):
         ModelShape.parse(str(tmp_path / "absent.json"))

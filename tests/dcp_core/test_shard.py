@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -60,6 +62,12 @@ def test_new_tokens_are_the_last_of_their_requests(lens: list[tuple[int, int]]) 
     request, position = token_positions([new for new, _ in lens], [new + context for new, context in lens])
     expected = [(index, context + row) for index, (new, context) in enumerate(lens) for row in range(new)]
     assert list(zip(request.tolist(), position.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("lens", [None, "abc", [1.5], [True], ["8"], [[1], [2, 3]], [2**70]])
+def test_what_is_no_list_of_lengths_is_refused(lens: Any) -> None:
+    with pytest.raises(ValueError, match=r"^lengths should be .*whole numbers.*, not "):
+        local_seq_lens(lens, 2)
 
 
 def test_lists_that_do_not_match_are_refused() -> None:

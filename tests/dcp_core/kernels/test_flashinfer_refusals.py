@@ -12,7 +12,6 @@ from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer import FlashInfer
 from dcp_core.kernels.flashinfer_batch import BatchSize, Indices, check_batch
 from dcp_core.kernels.flashinfer_workspace import PAGED_BYTES, float_workspace, plan_bytes
-from dcp_core.kernels.refused import REFUSED
 from dcp_core.mask import InterleavedMask, PackedMask
 from dcp_core.settings import KernelName, KvLayout, Unsupported
 
@@ -149,12 +148,6 @@ def test_opening_what_is_refused_raises_the_refusal() -> None:
 def test_the_reference_kernel_is_not_flashinfers() -> None:
     with pytest.raises(ValueError, match="torch's, not FlashInfer's"):
         FlashInfer(KernelName.REFERENCE)
-
-
-def test_kernels_without_an_lse_are_refused_by_name() -> None:
-    reasons = dict(REFUSED)
-    assert {"xqa", "trtllm_gen", "cudnn_decode"} <= reasons.keys()
-    assert all("LSE" in reason for reason in reasons.values())
 
 
 def test_a_request_without_keys_has_no_last_page() -> None:
