@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bench.record import Measured, StageTime, Trial
 from bench.report import style
 from bench.report.table import dcp_of, exchange_of, kernels_of, path_of
+from dcp_core.settings import PathName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ _Panel = tuple[str, list[tuple[Trial, Measured]]]
 
 
 def draw(trials: Sequence[Trial]) -> Figure | str:
-    """Draw each step's stages stacked, a panel per model, tp and batch, a bar per path, dcp and label.
+    """Draw each step's stages stacked, a panel per model, tp and batch, a bar per path, dcp, label and (decodes) exchange.
 
     Returns:
         The figure, or why there is none.
@@ -61,14 +62,18 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
 
 
 def _panels(trials: Sequence[Trial]) -> dict[str, list[tuple[Trial, Measured]]]:
-    """Keep the fastest of each path, dcp and label, where the batch has at least one step of several stages."""
-    best: dict[tuple[str, str, str, str], tuple[Trial, Measured]] = {}
+    """Keep the fastest of each path, dcp and label, where the batch has at least one step of several stages.
+
+    Of decodes, whose step is short beside its exchange, the fastest with each exchange.
+    """
+    best: dict[tuple[str, ...], tuple[Trial, Measured]] = {}
     for trial in trials:
         if not isinstance(outcome := trial.outcome, Measured) or not outcome.stages:
             continue
         case = trial.case
         panel = f"{case.shape.name}, tp {case.layout.tp}\n{case.workload}"
-        key = (panel, dcp_of(case), case.settings.path, outcome.label)
+        exchange = case.settings.exchange if case.settings.path is PathName.DECODE else ""
+        key = (panel, dcp_of(case), case.settings.path, outcome.label, exchange)
         if key not in best or outcome.step_us.median < best[key][1].step_us.median:
             best[key] = (trial, outcome)
     panels: dict[str, list[tuple[Trial, Measured]]] = defaultdict(list)

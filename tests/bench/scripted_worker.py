@@ -38,7 +38,7 @@ def misbehave(word: str) -> None:
 def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     """Return the answer to an order: every case is skipped, the reason its model's name."""
     if order["do"] == "probe":
-        return {"probe": {"ranks": int(os.environ["WORLD_SIZE"]), "kernels": {}}}
+        return {"probe": {"ranks": int(os.environ["WORLD_SIZE"]), "kernels": {}, "environment": dict(os.environ)}}
     if order["do"] == "race":
         return raced(order, rank)
     name = order["case"]["shape"]["name"]

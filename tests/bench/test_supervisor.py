@@ -253,6 +253,14 @@ def test_probing_asks_the_whole_group(tmp_path: Path) -> None:
         assert supervisor.probe()["ranks"] == 3
 
 
+@pytest.mark.parametrize("name", ["TORCH_SYMM_MEM_DISABLE_MULTICAST", "NCCL_NVLS_ENABLE"])
+def test_workers_keep_what_turns_multicast_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for value in ("0", "1"):
+        monkeypatch.setenv(name, value)
+        with Supervisor(2, QUICK, command=scripted(tmp_path)) as supervisor:
+            assert supervisor.probe()["environment"][name] == value
+
+
 def test_a_case_takes_its_whole_group_or_one_rank() -> None:
     assert ranks_for(tiny()) == 1
     assert ranks_for(tiny(dcp=2, exchange="loopback")) == 1

@@ -225,6 +225,17 @@ def test_the_breakdown_stacks_stages_and_leaves_out_what_was_not_timed() -> None
     assert "not measured" in words(simulated)
 
 
+def test_a_decode_step_is_broken_down_with_each_exchange_and_any_other_with_its_fastest() -> None:
+    everything = trials("16q1s32k", "q2ks32k", kernels=("fa2",), exchanges=("loopback", "ag_rs", "a2a", "direct"))
+    panels = {}
+    for axes in drawn(breakdown.draw, everything).axes:
+        names = [tick.get_text().replace("\n", " ") for tick in axes.get_yticklabels()]
+        panels[axes.get_title(loc="left").split("\n")[1]] = [name for name in names if name.endswith(" measured")]
+    decodes = [f"decode, dcp 2, fa2 {exchange} measured" for exchange in ("a2a", "ag_rs", "direct")]
+    assert [name for name in panels["16q1s32k"] if name.startswith("decode")] == decodes
+    assert sum(name.startswith("split") for name in panels["q2ks32k"]) == 1
+
+
 def test_too_many_batches_are_counted_and_not_crowded() -> None:
     many = trials(*(f"{count}q1s8k" for count in range(1, 12)), kernels=("fa2",), exchanges=("ag_rs",))
     figure = drawn(breakdown.draw, many)
