@@ -233,13 +233,18 @@ def _announcement(asked: Campaign, missing: Sequence[Case], known: Sequence[Tria
         lines = [f"{all_of_them} in {asked.results} already; nothing to measure."]
     else:
         lines = [f"{there}; nothing to measure." if there else "Nothing to measure."]
-    lines += [f"{count} of them will not run here: {why}." for why, count in reasons(asked.obstacles(missing))]
+    lines += not_here(asked.obstacles(missing))
     return [*lines, *([left_alone(len(given_up))] if given_up else [])]
 
 
 def reasons(obstacles: Mapping[Case, str]) -> list[tuple[str, int]]:
     """Return each reason for which cases will not run here, and how many cases it stops."""
     return Counter(obstacles.values()).most_common()
+
+
+def not_here(obstacles: Mapping[Case, str]) -> list[str]:
+    """Say how many of the cases announced will not run here, in a sentence for each reason."""
+    return [f"{count} of them will not run here: {why}." for why, count in reasons(obstacles)]
 
 
 def left_alone(count: int) -> str:

@@ -16,6 +16,8 @@ from bench.report.table import NOT_MEASURED, Footnotes, counted, dcp_of, exchang
 from dcp_core.memory import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bench.cli.campaign import Campaign
     from bench.cli.searching import Hunt
     from dcp_core.settings import Case
@@ -87,10 +89,13 @@ def show_search(hunt: Hunt, *, as_json: bool) -> Exit:
             ),
         )
     )
+    obstacles = hunt.obstacles(known)
+    if obstacles:
+        _say_obstacles(obstacles, "Will not run here:")
     _say_illegal(hunt.campaign)
     say()
     say(
-        f"{counted(len(hunt.campaign.cases), 'candidate')} to search in about {clock(total_s)}; "
+        f"{counted(len(hunt.campaign.cases) - len(obstacles), 'candidate')} to search in about {clock(total_s)}; "
         f"kernels compiled on first use come on top."
     )
     return Exit.DONE
@@ -143,11 +148,15 @@ def _show(wanted: Campaign, plan: Plan, expected_s: dict[Case, float]) -> None:
     if len(plan.missing) > LONGEST:
         say(f"… and {len(plan.missing) - LONGEST} more; --json lists all.")
     if plan.obstacles:
-        say()
-        say(f"Will not run here ({NOT_MEASURED}):")
-        for reason, count in reasons(plan.obstacles):
-            say(f"  {count}×  {reason}")
+        _say_obstacles(plan.obstacles, f"Will not run here ({NOT_MEASURED}):")
     _say_illegal(wanted)
+
+
+def _say_obstacles(obstacles: Mapping[Case, str], title: str) -> None:
+    say()
+    say(title)
+    for reason, count in reasons(obstacles):
+        say(f"  {count}×  {reason}")
 
 
 def _say_illegal(wanted: Campaign) -> None:

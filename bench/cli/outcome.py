@@ -85,7 +85,7 @@ def _publish(
     batches = {(trial.case.layout.dcp, trial.case.layout.interleave, trial.case.workload) for trial in trials}
     profiles = [profile for profile in pick(wanted.everything_here()) if profile.geometry in geometries]
     if not as_json:
-        for grid in [*(entries_grid(profile, batches) for profile in profiles), *([how] if how else [])]:
+        for grid in [*(entries_grid(profile, batches) for profile in profiles), *([how] if how and how.rows else [])]:
             draw(grid)
             say()
         for note in notes_of(trials):

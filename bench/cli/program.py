@@ -150,7 +150,7 @@ def _described(mistake: Exception) -> str:
     """Say what typer found wrong, and where help is."""
     context = getattr(mistake, "ctx", None)
     where = context.command_path if context else PROGRAM
-    if getattr(mistake, "option_name", "") == "--ranks":
+    if getattr(mistake, "option_name", "") == "--ranks" and where != PROGRAM:
         return f"--ranks stands before the command: {PROGRAM} --ranks 2 {where.removeprefix(PROGRAM).strip()}"
     message = " ".join((mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)).split())
     end = "" if message.endswith(("?", ".", "!")) else "."

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
+from bench.cli.campaign import not_here
 from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
 from bench.record import Heat, Measured, Trial
@@ -84,6 +85,10 @@ class Hunt:
             (batch, found(batch, [trial for case in batch.candidates for trial in of.get(case, [])]))
             for batch in self.batches
         ]
+
+    def obstacles(self, known: Mapping[Case, Sequence[Trial]]) -> dict[Case, str]:
+        """Return the candidates not known yet that will not run here, and why."""
+        return self.campaign.obstacles([case for case in self.campaign.cases if case not in known])
 
     def seconds(self, known: Mapping[Case, Sequence[Trial]]) -> float:
         """Return about how long the search takes: what is known already is not measured again."""
@@ -206,7 +211,7 @@ class Track:
         finding = found(batch, trials)
         if finding.done and id(batch) not in self._finished:
             self._finished.add(id(batch))
-            self._view.advance(finding_line(finding), 0.0)
+            self._view.advance(finding_line(batch, finding), 0.0)
 
     def _fitting(self, cases: Sequence[Case]) -> Sequence[Case]:
         from bench.estimate import local_ranks
@@ -222,10 +227,10 @@ class Track:
 _HEATS = {Heat.SCREENED: "screening", Heat.RACED: "racing", Heat.CONFIRMED: "confirming"}
 
 
-def finding_line(finding: Finding) -> str:
+def finding_line(batch: Batch, finding: Finding) -> str:
     """Return what was found for a batch, in a line."""
     if finding.chosen is None:
-        return "nothing runs here"
+        return f"{_batch_name(batch.candidates[0])}: nothing runs here"
     if finding.comparison is None or finding.chosen == finding.default:
         return f"{case_name(finding.chosen)}: the default stays"
     return f"{case_name(finding.chosen)}: {finding.comparison} than the default"
@@ -242,6 +247,7 @@ def _announcement(
     yield (
         f"{wanted.campaign.name}: {counted(candidates, 'candidate')} for {batches}{trials}; about {clock(expected_s)}{limit}."
     )
+    yield from not_here(wanted.obstacles(known))
 
 
 def _batch_name(case: Case) -> str:

@@ -200,6 +200,7 @@ def test_every_exit_code_is_told_in_the_docs() -> None:
         ("tuen", "No such command 'tuen'"),
         ("sweep --modle tiny", "No such option: --modle"),
         ("--ranks 0 doctor", "--ranks"),
+        ("--ranks", "Option '--ranks' requires an argument. See 'dcpbench --help'"),
         ("memory --tp 8", "Missing option '--model'"),
         ("sweep", "name a sweep (dcp, decode"),
         ("sweep quikc", "unknown sweep 'quikc'; did you mean 'quick'?"),

@@ -238,9 +238,28 @@ def test_failed_candidates_are_named_and_the_others_searched(
     )
 
 
-def test_where_nothing_runs_the_machine_is_unfit(scripted: Scripted, tmp_path: Path) -> None:
+def test_where_nothing_runs_the_machine_is_unfit(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scripted.script = lambda number, case: Skipped("no kernel")
     assert tune(tmp_path) == Exit.UNFIT
+    out, err = capsys.readouterr()
+    assert "8q1s1k dcp 2: nothing runs here" in err
+    assert "How it was found" not in out, "a table without a row"
+
+
+def test_what_will_not_run_here_is_told_before(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("tune", "--model", "tiny", "--tp", "4", "--batch", "8q1s1k", "--kernel", "reference,fa2")
+    words = (*typed, "--results", str(tmp_path))
+    assert main([*words, "--dry-run"]) == Exit.DONE
+    out = capsys.readouterr().out
+    assert "Will not run here:\n  1×  kernel fa2 needs a GPU\n" in out
+    assert "\n1 candidate to search in about " in out
+    assert main(list(words)) == Exit.DONE
+    assert "2 candidates for 1 batch" in (err := capsys.readouterr().err)
+    assert "1 of them will not run here: kernel fa2 needs a GPU." in err
 
 
 def test_a_dry_run_says_how_many_candidates_and_about_how_long(
