@@ -85,6 +85,7 @@ class Reading:
         time_us: of the slowest rank.
         pure_us: median of the quickest rank, which came last and waited for nobody; of the slowest where that was not kept.
         skew_us: median of what the slowest rank took longer than the quickest; None where that was not kept.
+        variant: which way of several the exchange took, in words.
     """
 
     operation: str
@@ -94,6 +95,7 @@ class Reading:
     time_us: Summary
     pure_us: float
     skew_us: float | None
+    variant: str
     trial: Trial
 
     @property
@@ -238,6 +240,7 @@ def _reading(stage: StageTime, kind: Kind, trial: Trial) -> Reading:
         stage.device_us,
         median(stage.pure_us) if stage.pure_us else stage.device_us.median,
         median(stage.skew_us) if stage.skew_us else None,
+        stage.variant,
         trial,
     )
 

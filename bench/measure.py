@@ -252,7 +252,7 @@ def _time_stage(stage: Stage, stand: Stand, clock: Clock, policy: Policy) -> Sta
     slowest = timed.slowest_us
     between = stage.communicates and len(timed.ranks_us) > 1
     ranks = tuple(thin(times) for times in timed.ranks_us) if between else ()
-    return StageTime(stage.name, summarize(slowest), stage.communicates, thin(slowest), ranks)
+    return StageTime(stage.name, summarize(slowest), stage.communicates, thin(slowest), ranks, stage.variant)
 
 
 def _time_planning(stand: Stand, most: int) -> tuple[PlanTime, ...]:

@@ -1,7 +1,8 @@
 """What a run leaves behind: one trial per case, and everything a reader needs to believe it. Standard library only.
 
 History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, a stage between ranks holds
-samples of every rank, and a case may have been timed in a race. What an older line lacks has its default.
+samples of every rank and which way its exchange took, and a case may have been timed in a race. What an older line lacks has
+its default.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ class StageTime:
 
     Args:
         rank_samples_us: of a stage between real ranks, each rank's samples of the same repetitions; else empty.
+        variant: which way of several the exchange took, in words; empty where there is one, or before that was kept.
     """
 
     name: str
@@ -136,6 +138,7 @@ class StageTime:
     communicates: bool = False
     samples_us: tuple[float, ...] = ()
     rank_samples_us: tuple[tuple[float, ...], ...] = ()
+    variant: str = ""
 
     def __post_init__(self) -> None:
         for samples in (self.samples_us, *self.rank_samples_us):

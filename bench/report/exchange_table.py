@@ -64,6 +64,7 @@ def readings_json(trials: Iterable[Trial]) -> list[dict[str, object]]:
             "skew_us": one.skew_us,
             "bus_gb_per_s": one.bus_gb_per_s,
             "link_share": one.link_share,
+            "variant": one.variant,
         }
         for one in readings(trials)
     ]
@@ -158,7 +159,19 @@ def _messages(place: Place, found: Sequence[Reading]) -> Grid:
     ordered = sorted(found, key=lambda one: (one.tokens, one.time_us.median))
     firsts = {one.tokens: index for index, one in reversed(list(enumerate(ordered)))}
     title = f"{place.operation}, dcp {place.dcp}, rows of {place.row}: {way_name(place.way)}"
-    return Grid(title, columns, tuple(map(_message, ordered)), frozenset(firsts.values()))
+    return Grid(title, columns, tuple(map(_message, ordered)), frozenset(firsts.values()), footnotes=_variants(ordered))
+
+
+def _variants(found: Sequence[Reading]) -> tuple[str, ...]:
+    """Say which way an exchange that has several took at which sizes."""
+    sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for one in found:
+        if one.variant:
+            sizes[str(one.kind.exchange), one.variant].add(one.tokens)
+    return tuple(
+        f"{exchange} in {variant} at {', '.join(map(str, sorted(tokens)))} tokens."
+        for (exchange, variant), tokens in sizes.items()
+    )
 
 
 def _message(one: Reading) -> tuple[str, ...]:

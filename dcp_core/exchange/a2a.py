@@ -40,6 +40,10 @@ class AllToAll:
             tokens, self._heads.query, self._head_dim, dtype=self._dtype, device=self._mesh.device
         )
 
+    def variant(self, tokens: int) -> str:
+        """Know one way only."""
+        return ""
+
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every rank's query heads."""
         return self._gather(q)

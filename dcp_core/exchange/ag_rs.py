@@ -62,6 +62,10 @@ class AllGatherReduceScatter:
         self._by_rank = torch.empty(size, tokens, heads.query, self._head_dim, dtype=self._dtype, device=device)
         self._combined = Partial.empty(tokens, heads.query, self._head_dim, dtype=self._dtype, device=device)
 
+    def variant(self, tokens: int) -> str:
+        """Know one way only."""
+        return ""
+
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every rank's query heads."""
         return self._gather(q)

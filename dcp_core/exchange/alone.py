@@ -16,6 +16,10 @@ class Alone:
     def reserve(self, tokens: int) -> None:
         """Need no room."""
 
+    def variant(self, tokens: int) -> str:
+        """Know one way only."""
+        return ""
+
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return ``q``."""
         return q

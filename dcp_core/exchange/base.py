@@ -30,6 +30,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def variant(self, tokens: int) -> str:
+        """Say in words which of its ways a gather or combine of so many rows takes; empty where there is but one."""
+        ...
+
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every rank's query heads: ``[T, h, D] -> [T, H, D]``, heads in the order of ``interleave_ranks``."""
         ...

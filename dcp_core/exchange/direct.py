@@ -13,7 +13,7 @@ from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
-from dcp_core.triton_ops.direct import LARGE, SMALL, combine, gather_heads
+from dcp_core.triton_ops.direct import LARGE, SMALL, combine, gather_heads, tile_for
 from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox
 
 HEAD_DIMS = (64, 256)
@@ -68,6 +68,11 @@ class Direct:
         places = torch.stack([fold.place for fold in folds]).to(self._mesh.device, torch.int32)
         rows = sum(folds[self._mesh.rank].rows)
         self._laid = Laid(places, fold=self._mesh.size, rows=rows)
+
+    def variant(self, tokens: int) -> str:
+        """Say what a program moves at a time."""
+        tile = tile_for(tokens, self._group)
+        return f"tiles of {tile.rows} rows, {tile.warps} warps"
 
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every rank's query heads, in this rank's mailbox."""

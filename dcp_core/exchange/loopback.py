@@ -31,6 +31,10 @@ class Loopback:
         """Forget the results of the batch before."""
         self._gathered = self._combined = None
 
+    def variant(self, tokens: int) -> str:
+        """Know one way only."""
+        return ""
+
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every seat's query heads."""
         if not self._board.solo or self._gathered is None:

@@ -39,11 +39,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A named part of a step. ``communicates``: it calls the exchange, so every rank must run it."""
+    """A named part of a step.
+
+    Args:
+        communicates: it calls the exchange, so every rank must run it.
+        variant: which way of several the exchange takes for this batch, in words.
+    """
 
     name: str
     run: Callable[[Step], None]
     communicates: bool = False
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

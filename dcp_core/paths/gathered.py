@@ -91,13 +91,14 @@ class GatheredRecipe:
         """Return the stages of a step, gather and combine among them unless no other rank is needed."""
         if not self._local.exchanges:
             return self._local.finish()
-        gather = Stage("gather", self._gather, communicates=True)
-        combine = Stage("combine", self._combine, communicates=True)
+        variant = self._site.exchange.variant(self._rows.lse.shape[0])
+        gather = Stage("gather", self._gather, communicates=True, variant=variant)
+        combine = Stage("combine", self._combine, communicates=True, variant=variant)
         attend, apart, finish = self._local.attend(), self._local.apart(), self._local.finish()
         if self._ahead is None or not apart:
             return (gather, *attend, *apart, combine, *finish)
         beside = partial(self._gather_beside, apart, self._ahead)
-        return (Stage("gather beside new", beside, communicates=True), *attend, combine, *finish)
+        return (Stage("gather beside new", beside, communicates=True, variant=variant), *attend, combine, *finish)
 
     def result(self, out: Tensor) -> Partial:
         """Return ``out`` with the LSE that the last step left."""

@@ -81,7 +81,9 @@ def _on(name: str, path: Path, part: Callable[[Step], Step]) -> tuple[Stage, ...
     def on_part(run: Callable[[Step], None]) -> Callable[[Step], None]:
         return lambda step: run(part(step))
 
-    return tuple(Stage(f"{name}: {stage.name}", on_part(stage.run), stage.communicates) for stage in path.stages())
+    return tuple(
+        Stage(f"{name}: {stage.name}", on_part(stage.run), stage.communicates, stage.variant) for stage in path.stages()
+    )
 
 
 @dataclass(frozen=True, slots=True)

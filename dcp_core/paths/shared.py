@@ -57,10 +57,11 @@ class SharedRecipe:
 
     def stages(self) -> tuple[Stage, ...]:
         """Return gather, what each kind does, combine, and what each kind has left to do."""
+        variant = self._site.exchange.variant(self._rows.lse.shape[0])
         return (
-            Stage("gather", self._gather, communicates=True),
+            Stage("gather", self._gather, communicates=True, variant=variant),
             *(stage for part in self._parts for stage in part.attend()),
-            Stage("combine", self._combine, communicates=True),
+            Stage("combine", self._combine, communicates=True, variant=variant),
             *(stage for part in self._parts for stage in part.finish()),
         )
 

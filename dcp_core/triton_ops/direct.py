@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dcp_core.lse import LseBase, Partial
 from dcp_core.triton_ops.combine import check_lses, check_rows, natural_lse, total_lse, weighed, weight
-from dcp_core.triton_ops.mailbox import Laid, Mailbox
+from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox
 from dcp_core.triton_ops.turns import (
     GATHERED,
     LSES,
@@ -84,7 +84,7 @@ def gather_heads(
         raise ValueError(f"queries should be [T, {group.heads}, {group.head_dim}] of {group.dtype}, not {_named(q)}")
     check_rows(q)
     _check_room(tokens, mailbox)
-    tile = tile or _tile(tokens, mailbox)
+    tile = tile or tile_for(tokens, group)
     _gather[_grid(tokens, mailbox, tile)](
         q, *q.stride()[:2], **_turn(mailbox, laid, tokens, phase, tile), ALIGNED=_aligned(q)
     )
@@ -132,7 +132,7 @@ def combine(
         raise ValueError(f"the result's LSE is natural, and the room for it is labelled {into.base}")
     check_rows(own.out, into.out)
     check_lses(partial.lse, own.lse, into.lse)
-    tile = tile or _tile(tokens, mailbox)
+    tile = tile or tile_for(tokens, group)
     _combine[_grid(tokens, mailbox, tile)](
         partial.out,
         partial.lse,
@@ -153,8 +153,9 @@ def combine(
     return into
 
 
-def _tile(tokens: int, mailbox: Mailbox) -> Tile:
-    return SMALL if tokens * mailbox.group.heads <= MOST_ROWS_OF_SMALL else LARGE
+def tile_for(tokens: int, group: Group) -> Tile:
+    """Return the tile that a call takes, by its number of rows, unless told."""
+    return SMALL if tokens * group.heads <= MOST_ROWS_OF_SMALL else LARGE
 
 
 def _grid(tokens: int, mailbox: Mailbox, tile: Tile) -> tuple[int]:

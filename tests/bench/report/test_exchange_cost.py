@@ -102,6 +102,24 @@ def test_the_tables_hold_every_message_and_fit_a_terminal() -> None:
     assert len(readings_json(found)) == 4 * len(sizes)
 
 
+def test_the_tables_say_which_way_an_exchange_took_at_which_sizes() -> None:
+    found = []
+    for one in exchanged(exchanges=("a2a", "direct")):
+        assert isinstance(one.outcome, Measured)
+        way = ("large tiles" if one.case.workload.new_tokens > 64 else "small tiles") * (
+            one.case.settings.exchange == "direct"
+        )
+        stages = tuple(replace(stage, variant=way if stage.communicates else "") for stage in one.outcome.stages)
+        found.append(replace(one, outcome=replace(one.outcome, stages=stages)))
+    gathers, combines, *_ = exchange_grids(found)
+    assert gathers.footnotes == combines.footnotes
+    assert gathers.footnotes == (
+        "direct in small tiles at 1, 64 tokens.",
+        "direct in large tiles at 4096 tokens.",
+    )
+    assert {one["variant"] for one in readings_json(found)} == {"", "small tiles", "large tiles"}
+
+
 def test_eager_and_graphs_have_tables_of_their_own() -> None:
     replayed = exchanged(exchanges=("a2a",))
     eager = []

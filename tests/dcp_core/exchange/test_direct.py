@@ -172,6 +172,12 @@ def test_it_offers_what_fused_paths_ask_for(opened: Direct) -> None:
     assert isinstance(opened, FusedExchange)
 
 
+def test_it_says_in_which_tiles_a_call_moves(opened: Direct) -> None:
+    few = kernels.MOST_ROWS_OF_SMALL // HEADS.query
+    assert opened.variant(1) == opened.variant(few) == "tiles of 8 rows, 4 warps"
+    assert opened.variant(few + 1) == opened.variant(8192) == "tiles of 32 rows, 8 warps"
+
+
 @pytest.mark.parametrize("call", ["reserve", "grow", "gather", "combine", "check"])
 def test_a_loss_is_told_by_the_very_next_call(opened: Direct, mesh: Pretended, call: str) -> None:
     opened.reserve(5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dcp_core.exchange.loopback import Loopback
 from tests.dcp_core.paths.group import Group, case, stages_of
 
 GATHERED = ["gather", "attention", "combine"]
@@ -122,3 +123,17 @@ def test_the_last_stage_has_written_every_row_of_the_output() -> None:
         for result in Group(case("q1s1_q7s9_q1s40_q3s3", dcp=8, path=path)).plan().run():
             assert result.out.isfinite().all()
             assert result.lse.isfinite().all()
+
+
+@pytest.mark.parametrize("batching", ["separate", "shared", "joined"])
+def test_what_communicates_says_which_way_the_exchange_takes(batching: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loopback, "variant", lambda self, tokens: f"a way for {tokens}")
+    group = Group(case("2q1s17_q7s9", dcp=2, path="split", batching=batching)).plan()
+    told = [(stage.name, stage.variant) for stage in group.path.stages() if stage.communicates]
+    each = ("gather", "combine")
+    assert told == (
+        [(f"{kind}: {name}", f"a way for {tokens}") for kind, tokens in (("decode", 2), ("rest", 7)) for name in each]
+        if batching == "separate"
+        else [(name, "a way for 9") for name in each]
+    )
+    assert not any(stage.variant for stage in group.path.stages() if not stage.communicates)
