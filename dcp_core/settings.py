@@ -234,6 +234,17 @@ def coerce(name: str, value: object) -> Any:
     return type(default)(str(value))
 
 
+def words_for(name: str) -> tuple[str, ...]:
+    """Return the words that a setting may have; none for one that is a number, or for what is no setting."""
+    match _DEFAULTS.get(name):
+        case bool():
+            return ("false", "true")
+        case StrEnum() as default:
+            return tuple(map(str, type(default)))
+        case _:
+            return ()
+
+
 _OPTIONAL: dict[str, Any] = {"new_kernel": KernelName.AUTO, "decode_kernel": KernelName.AUTO, "fixed_split_size": 1}
 _DEFAULTS: dict[str, Any] = {field.name: _OPTIONAL.get(field.name, field.default) for field in fields(Settings)}
 _PLAIN = Settings()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 
 def models(incomplete: str) -> list[str]:
-    """Offer known models."""
+    """Offer known models, whatever the case of what was typed."""
     from dcp_core.shapes import PRESETS
 
-    return _matching(incomplete, PRESETS)
+    before, comma, last = incomplete.rpartition(",")
+    return _matching(f"{before}{comma}{last.lower()}", PRESETS)
 
 
 def sweeps(incomplete: str) -> list[str]:
@@ -43,9 +44,12 @@ def exchanges(incomplete: str) -> list[str]:
 
 
 def settings(incomplete: str) -> list[str]:
-    """Offer the settings that are no axis of their own, up to their ``=``."""
-    from dcp_core.settings import Settings
+    """Offer the settings that are no axis of their own, up to their ``=``; behind it, the words that a setting may have."""
+    from dcp_core.settings import Settings, words_for
 
+    name, equals, values = incomplete.partition("=")
+    if equals:
+        return [f"{name}={value}" for value in _matching(values, words_for(name))]
     own = ("path", "kernel", "exchange")
     return _matching(incomplete, [f"{field.name}=" for field in fields(Settings) if field.name not in own])
 
@@ -53,6 +57,16 @@ def settings(incomplete: str) -> list[str]:
 def precisions(incomplete: str) -> list[str]:
     """Offer the words for a precision."""
     return _matching(incomplete, ("quick", "standard", "strict"))
+
+
+def searches(incomplete: str) -> list[str]:
+    """Offer the ways to search."""
+    return _matching(incomplete, ("race", "exhaustive"))
+
+
+def spaces(incomplete: str) -> list[str]:
+    """Offer what may be searched."""
+    return _matching(incomplete, ("sweep", "all"))
 
 
 def figures(incomplete: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bench.cli import completion
 from bench.cli.options import Asked, Running, session_of
 
 _SEARCH = "How to search"
@@ -21,6 +22,7 @@ def tune(
             metavar="race|exhaustive",
             help="race: look at all, race the best, confirm the winner in a fresh process. "
             "exhaustive: measure each by itself.",
+            autocompletion=completion.searches,
             rich_help_panel=_SEARCH,
         ),
     ] = "race",
@@ -29,6 +31,7 @@ def tune(
         typer.Option(
             metavar="sweep|all",
             help="Settings to choose among: those that the sweep lists, or all that run here.",
+            autocompletion=completion.spaces,
             rich_help_panel=_SEARCH,
         ),
     ] = "sweep",

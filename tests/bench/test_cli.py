@@ -22,6 +22,7 @@ from bench.cli.exits import Exit
 from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock, screen
+from bench.cli.searching import Search, Space
 from bench.environment import Device
 from bench.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Verified
@@ -1086,12 +1087,18 @@ def test_commas_inside_a_value_are_its_own() -> None:
 
 
 def test_tab_completes_the_last_value_of_a_list() -> None:
-    assert completion.models("qwen3-2") == ["qwen3-235b-a22b"]
+    assert completion.models("qwen3-2") == completion.models("Qwen3-2") == ["qwen3-235b-a22b"]
+    assert completion.models("./A.json,TI") == ["./A.json,tiny"]
     assert completion.paths("tp,f") == ["tp,fold"]
     assert completion.kernels("fa") == ["fa2", "fa3"]
     assert completion.exchanges("a") == ["alone", "ag_rs", "a2a"]
     assert "quick" in completion.sweeps("")
     assert completion.settings("page") == ["page_size="]
+    assert completion.settings("mask_form=bool,") == [f"mask_form=bool,{one}" for one in ("bool", "packed", "computed")]
+    assert completion.settings("overlap=t") == ["overlap=true"]
+    assert completion.settings("page_size=") == completion.settings("nothing=") == []
+    assert completion.searches("") == list(Search)
+    assert completion.spaces("") == list(Space)
     assert completion.precisions("st") == ["standard", "strict"]
     assert completion.figures("k") == ["kv-memory"]
 
