@@ -20,7 +20,7 @@ from dcp_core.shapes import ModelShape
 
 ASSUMED_LATENCY_US, ASSUMED_BYTES_PER_US = 40.0, 27e3
 """At most so much per peer, and per byte of queries gathered: no decode step over next to no context took longer between two
-H200s or two H100s on NVLink, ag_rs in CUDA graphs, 1 to 8192 tokens (results/reference: h200/two-gpus/exchange.log, h100)."""
+H200s or two H100s on NVLink, ag_rs in CUDA graphs, 1 to 8192 tokens (results/reference)."""
 ASSUMED_OF = ("H200", "H100")
 """GPUs of whose links that is assumed."""
 NOTHING = Span(0.0, 0.0, 0.0)
@@ -214,7 +214,7 @@ def option(
 def asked(
     shape: ModelShape, limits: Limits, known: Known | None = None, *, as_engine: bool
 ) -> Callable[[StepTime], Exchange]:
-    """Return what answers for the exchanges of a model's steps: what is known of them, else ``limits``.
+    """Return what answers for the exchanges of a model's steps: what the user says, else what is known of them, else ``limits``.
 
     Args:
         as_engine: vLLM exchanges even where nothing is cached.
@@ -227,7 +227,7 @@ def asked(
         if as_engine:
             settings = replace(settings, skip_empty_context=False)
         case = Case(shape, step.layout, step.workload, settings)
-        found = known(case) if known else None
+        found = known(case) if known and limits.given_us is None else None
         return found or limits.of(case)
 
     return exchange_of

@@ -127,8 +127,11 @@ def regions_of(entries: Iterable[Entry]) -> dict[RegionKey, Region]:
 
 
 def leave_each_out(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Return entries, sorted for people, each with the regret it would have paid for being left out of its region."""
-    plain = [replace(entry, left_out=LeftOut()) for entry in entries]
+    """Return entries, sorted for people, each with the regret it would have paid for being left out of its region.
+
+    Of two equally near the first answers, here as in a profile's lookup: so both see entries in the same order.
+    """
+    plain = sorted((replace(entry, left_out=LeftOut()) for entry in entries), key=lambda entry: entry.order)
     found = [entry for region in regions_of(plain).values() for entry in _left_out(region)]
     return tuple(sorted(found, key=lambda entry: entry.order))
 

@@ -1,7 +1,7 @@
 """Where the data that comes with dcpbench lies: declared sweeps and reference runs. Standard library only.
 
 A checkout keeps them at its root, where people read and edit them; a wheel carries them inside the package, where they
-travel (``force-include`` in pyproject.toml says what goes where).
+travel (pyproject.toml says what goes where).
 """
 
 from __future__ import annotations

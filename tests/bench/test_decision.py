@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 
 from bench.collective import OPERATIONS, readings
 from bench.decision import Decision, Exchange, Limits, Option, Origin, Part, Standing, asked, option
-from bench.record import Label
+from bench.record import Label, Measured
 from bench.shipped import reference_folder
 from bench.steptime import Span, StepTime
 from bench.store import Store
@@ -113,25 +111,20 @@ def test_what_nobody_measured_is_a_bracket_that_says_where_it_is_from(
 def test_what_is_known_of_an_exchange_goes_before_what_is_assumed() -> None:
     known = Exchange(Span(30, 28, 33), Origin.MODELLED, 1)
     assert asked(QWEN, Limits(None, "NVIDIA H200"), lambda _: known, as_engine=True)(step(2, 50)) is known
+    given = asked(QWEN, Limits((5.0, 5.0), "NVIDIA H200"), lambda _: known, as_engine=True)(step(2, 50))
+    assert (given.origin, given.span.median_us) == (Origin.GIVEN, 5.0)  # who says what it takes is believed
 
 
-def test_no_exchange_that_was_measured_costs_more_than_is_assumed() -> None:
-    trials, _ = Store.read(reference_folder() / "h100")
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+def test_no_exchange_that_was_measured_costs_more_than_is_assumed(gpu: str) -> None:
+    trials, _ = Store.read(reference_folder() / gpu)
     totals: dict[Case, float] = {}
     for reading in readings(trials):
-        if reading.operation in OPERATIONS:
+        outcome = reading.trial.outcome
+        # With a cold cache each stage alone pays for its own start, and the two together for more than a step does.
+        if reading.operation in OPERATIONS and isinstance(outcome, Measured) and not outcome.flushed_bytes:
             totals[reading.trial.case] = totals.get(reading.trial.case, 0.0) + reading.time_us.high
-    limits = Limits(None, "NVIDIA H100 80GB HBM3")
+    limits = Limits(None, trials[0].environment.hard["device_name"])
     assert len(totals) >= 15
     for case, high_us in totals.items():
         assert high_us <= limits.of(case).span.high_us
-
-
-def test_nor_did_whole_steps_of_next_to_no_context_between_two_h200s() -> None:
-    log: Path = reference_folder() / "h200" / "two-gpus" / "exchange.log"
-    found = re.findall(r"qwen3-235b-a22b tp 8 dcp 2 (\d*q1s16) decode fa2 ag_rs: ([\d.]+) µs", log.read_text())
-    assert len(found) == 7
-    settings = Settings(path=PathName.DECODE, exchange=ExchangeName.AG_RS)
-    for batch, step_us in found:
-        case = Case(QWEN, DcpLayout(8, 2), Workload.parse(batch), settings)
-        assert float(step_us) <= Limits(None, "NVIDIA H200").of(case).span.high_us
