@@ -179,6 +179,10 @@ class Profile:
         found = (choice.entry for key, choice in self._exact.items() if key[:2] == shared)
         return sorted((entry for entry in found if entry), key=lambda entry: entry.order)
 
+    def of_layout(self, layout: DcpLayout) -> list[Entry]:
+        """Return all entries of a layout: of a batch that was both measured and simulated, both."""
+        return [entry for entry in self.entries if _shared_out(entry.layout) == _shared_out(layout)]
+
     def _among(self, region: Region, near: Neighbour, workload: Workload, layout: DcpLayout, sizes: Sizes) -> Choice:
         """Answer for a batch that a region covers."""
         found = region.regrets.get(region.way)

@@ -134,9 +134,9 @@ class StepTimes:
 
     @classmethod
     def of(cls, profile: Profile, layout: DcpLayout, pick: Pick) -> StepTimes:
-        """Read the steps of a layout off a profile of its geometry; a batch measured on real ranks is not simulated too."""
+        """Read the steps of a layout off a profile of its geometry, those between real ranks and those of one device."""
         ceiling = ceiling_of(profile.environment.hard.get("device_name", ""))
-        found = ((entry, pick(entry)) for entry in profile.answering(layout))
+        found = ((entry, pick(entry)) for entry in profile.of_layout(layout))
         rows = (_row(profile.geometry, ceiling, entry, candidate) for entry, candidate in found if candidate)
         return cls(layout, profile.geometry, ceiling, tuple(rows))
 
@@ -147,11 +147,11 @@ class StepTimes:
         their work allows, weighted by nearness. A mixed batch is taken apart, as an engine does: its decodes, and the rest.
         """
         here, kind = place(Sizes.of(*lengths(workload))), Kind.of(workload)
-        near = self._near(here, kind)
-        if near and _together(near[0].point, here):
-            return self._measured(workload, near[0])
+        if very := self._at(here, kind):
+            return self._measured(workload, very)
         if kind is Kind.MIXED:
             return self._apart(workload)
+        near = self._near(here, kind)
         if not near or math.dist(near[0].point, here) > FURTHEST:
             return None
         return self._modelled(workload, here, near)
@@ -160,6 +160,13 @@ class StepTimes:
         """Return what the engine's settings take for a batch at best: a bound, for where nothing near was measured."""
         settings = default_settings(self.layout, workload)
         return _work_us(self.geometry, self.ceiling, self.layout, workload, settings)
+
+    def _at(self, here: Point, kind: Kind) -> _Row | None:
+        """Return the row at a place, that of real ranks before a simulated one; None if there is none."""
+        found = [row for row in self.rows if row.kind is kind and _together(row.point, here)]
+        return min(
+            found, key=lambda row: (not _timed(self.layout, row.entry), math.dist(row.point, here)), default=None
+        )
 
     def _near(self, here: Point, kind: Kind, *, besides: Point | None = None) -> list[_Row]:
         """Return the nearest rows of a kind, no two at one place: of real ranks only, where there are any near enough.
@@ -208,7 +215,10 @@ class StepTimes:
         decodes = Workload(tuple(one for one in workload.requests if one.new == 1))
         longer = Workload(tuple(one for one in workload.requests if one.new > 1))
         first, second = self.find(decodes), self.find(longer)
-        if first is None or second is None or first.exchange_timed is not second.exchange_timed:
+        if first and second and first.exchange_timed is not second.exchange_timed:
+            simulated = self._only(timed=False)
+            first, second = simulated.find(decodes), simulated.find(longer)
+        if first is None or second is None:
             return None
         settings = replace(
             second.settings, decode_kernel=first.settings.kernel, batching=Batching.SEPARATE, overlap=False
@@ -216,7 +226,8 @@ class StepTimes:
         carried_on = carried(settings, self.layout.canonical, workload)
         if carried_on is None:
             return None
-        error = max(LEAST_ERROR, first.error, second.error, self._sums_error())
+        alike = self._only(timed=first.exchange_timed)
+        error = max(LEAST_ERROR, first.error, second.error, alike._sums_error())
         whole = first.span + second.span
         span = Span(
             whole.median_us,
@@ -225,6 +236,10 @@ class StepTimes:
         )
         basis = (*first.basis, *second.basis)
         return StepTime(workload, self.layout, carried_on, span, Label.MODELLED, basis, error, first.exchange_timed)
+
+    def _only(self, *, timed: bool) -> StepTimes:
+        """Return the steps with their exchange, or those without."""
+        return replace(self, rows=tuple(row for row in self.rows if _timed(self.layout, row.entry) is timed))
 
     def _sums_error(self) -> float:
         """Return how far sums of passes are off the mixed batches that were measured, those whose parts were measured too."""
@@ -236,11 +251,10 @@ class StepTimes:
         total = 0.0
         for decode in (True, False):
             part = Workload(tuple(one for one in workload.requests if (one.new == 1) is decode))
-            here = place(Sizes.of(*lengths(part)))
-            near = self._near(here, Kind.of(part))
-            if not near or not _together(near[0].point, here):
+            row = self._at(place(Sizes.of(*lengths(part))), Kind.of(part))
+            if row is None:
                 return None
-            total += near[0].candidate.median_us
+            total += row.candidate.median_us
         return total
 
 

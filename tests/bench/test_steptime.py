@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from bench.profile import Profile
 from bench.record import Label
 from bench.shipped import shipped_profiles
-from bench.steptime import Kind, Span, StepTimes, as_engine, fastest
+from bench.steptime import SAME, Kind, Span, StepTimes, as_engine, fastest
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, PathName
 from dcp_core.shapes import Workload
@@ -21,20 +23,34 @@ TWO = StepTimes.of(SHARED, DcpLayout(8, 2), as_engine(SHARED.environment))
 
 
 def test_a_measured_batch_answers_as_it_was_measured() -> None:
-    for times, label in ((ONE, Label.MEASURED), (TWO, Label.SIMULATED)):
+    for times, timed in ((ONE, {True}), (TWO, {True, False})):
+        seen = set()
         for row in times.rows:
             found = times.find(row.entry.workload)
             assert found is not None
-            assert found.label is label
-            assert found.exchange_timed is (label is Label.MEASURED)
+            assert found.label in (row.entry.label, Label.MEASURED)  # of what was simulated too, the one of real ranks
+            assert found.exchange_timed is (found.label is Label.MEASURED)
             assert (found.error, len(found.basis)) == (0.0, 1)
+            seen.add(found.exchange_timed)
+        assert seen == timed
 
 
 def test_a_token_more_is_the_same_batch() -> None:
-    one, other = (ONE.find(Workload.parse(text)) for text in ("64q1s32k", "64q1s32769"))
+    one, other = (ONE.find(Workload.parse(text)) for text in ("8q1s8193", "8q1s8192"))
     assert one
     assert other
     assert (other.span, other.label) == (one.span, Label.MEASURED)
+
+
+def test_of_a_mixed_batch_both_parts_hold_their_exchange_or_neither_does() -> None:
+    decodes, longer = (TWO.find(Workload.parse(text)) for text in ("32q1s32769", "q8ks40k"))
+    assert decodes
+    assert longer
+    assert (decodes.exchange_timed, longer.exchange_timed) == (True, False)
+    whole = TWO.find(Workload.parse("32q1s32769_q8ks40k"))
+    assert whole
+    assert not whole.exchange_timed
+    assert whole.span.median_us < decodes.span.median_us + longer.span.median_us
 
 
 @pytest.mark.parametrize("times", [ONE, TWO])
@@ -45,9 +61,8 @@ def test_left_out_batches_are_met_within_what_the_model_says(times: StepTimes, k
     for row in times.rows:
         if row.kind is not kind:
             continue
-        others = StepTimes(
-            times.layout, times.geometry, times.ceiling, tuple(one for one in times.rows if one is not row)
-        )
+        elsewhere = tuple(one for one in times.rows if math.dist(one.point, row.point) > SAME)
+        others = StepTimes(times.layout, times.geometry, times.ceiling, elsewhere)
         found = others.find(row.entry.workload)
         if found is None or found.label is not Label.MODELLED:
             continue
