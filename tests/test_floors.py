@@ -42,6 +42,7 @@ FLOORS = {
             "need",
             "estimate",
             "collective",
+            "compare",
             "predict",
             "verify",
             "profile_file",

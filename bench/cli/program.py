@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from bench.cli import profile
+from bench.cli.compare import compare
 from bench.cli.doctor import doctor
 from bench.cli.exits import Exit
 from bench.cli.memory import memory
@@ -93,6 +94,7 @@ add(app, sweep, panel=MEASURE)
 add(app, verify, panel=MEASURE)
 add(app, recommend, panel=READ)
 add(app, show, panel=READ)
+add(app, compare, panel=READ)
 add(app, plot, panel=READ)
 app.add_typer(profile.app, name="profile", rich_help_panel=READ)
 add(app, memory, panel=HERE)

@@ -1,0 +1,87 @@
+"""``dcpbench compare``: two runs side by side, for people and for CI."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.cli import completion
+from bench.cli.exits import Exit
+from bench.cli.options import Json, Results
+from bench.cli.screen import draw, emit, say
+
+if TYPE_CHECKING:
+    from bench.record import Trial
+
+_Run = typer.Argument(
+    help="A run by name, 'last', a .jsonl file, or a folder of runs.",
+    autocompletion=completion.runs,
+    show_default=False,
+)
+
+
+def compare(
+    before: Annotated[str, _Run],
+    after: Annotated[str, _Run],
+    fail_on: Annotated[
+        str,
+        typer.Option("--fail-on", metavar="2%", help="By how much a case may be slower and still count as the same."),
+    ] = "2%",
+    everything: Annotated[bool, typer.Option("--all", help="Show the cases that are the same too.")] = False,
+    results: Results = Path("results"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    json: Json = False,
+) -> int:
+    """Compare two runs of the same cases, and end with exit code 1 if one became slower.
+
+    Cases are paired by what was asked and how it was timed. A difference counts if its interval lies beyond what is
+    tolerated, and beyond what the two runs differ by from case to case anyway: two runs are not a race, and between them the
+    device may have changed. To tell two settings apart, race them: dcpbench tune.
+
+    Examples:
+      dcpbench compare before.jsonl after.jsonl --fail-on 3%
+      dcpbench compare baseline/ results/ --json
+    """
+    from bench.compare import compare as compared
+    from bench.report.comparison import comparison_grid, comparison_json, comparison_notes
+
+    tolerance = _share(fail_on)
+    found = compared(_trials(before, results), _trials(after, results), tolerance=tolerance)
+    end = Exit.DIFFERENT if found.is_worse else Exit.DONE
+    if json:
+        emit(comparison_json(found))
+        return end
+    grid = comparison_grid(found, everything=everything)
+    if grid.rows and markdown:
+        say(grid.to_markdown())
+        say()
+    elif grid.rows:
+        draw(grid)
+        say()
+    for note in comparison_notes(found):
+        say(f"- {note}" if markdown else note)
+    return end
+
+
+def _trials(name: str, results: Path) -> list[Trial]:
+    from bench.cli.show import trials_of
+
+    return trials_of([], Path(name)) if Path(name).is_dir() else trials_of([name], results)
+
+
+def _share(text: str) -> float:
+    """Read ``2%`` or ``0.02``.
+
+    Raises:
+        UsageError: for anything else, or a share of nothing or of everything.
+    """
+    from bench.errors import UsageError
+
+    number = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?|\.\d{1,6})(%?)", text, re.ASCII)
+    share = float(number[1]) / (100 if number[2] else 1) if number else 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"--fail-on is a share, as 2% or 0.02, not {text[:40]!r}")
+    return share
