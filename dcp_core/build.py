@@ -30,9 +30,13 @@ def open_path(case: Case, mesh: Mesh) -> Path | SimulatedPath:
         mesh: of ``case.layout.dcp`` ranks. For a whole simulated group the result serves every rank at once.
 
     Raises:
+        ValueError: for what is no case, or no mesh.
         MeshError: if the mesh has another size.
         Unsupported: if a kernel or exchange cannot run this here, with the reason.
     """
+    for value, kind in ((case, Case), (mesh, Mesh)):
+        if not isinstance(value, kind):
+            raise ValueError(f"a path is opened for a Case on a Mesh; {repr(value)[:60]} is no {kind.__name__}")
     if mesh.size != case.layout.dcp:
         raise MeshError(f"a case of dcp {case.layout.dcp} needs a mesh of as many ranks, not {mesh.size}")
     if case.settings.overlap and mesh.device.type != "cuda":

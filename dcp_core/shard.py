@@ -43,7 +43,7 @@ def whole_numbers(lens: Tensor | Sequence[int], device: torch.device | None = No
     """Return lengths as int64, on ``device`` or where they are.
 
     Raises:
-        ValueError: if they are no whole numbers.
+        ValueError: if they are no whole numbers, or there is no such device.
     """
     try:
         found = lens if isinstance(lens, Tensor) else torch.tensor(lens)
@@ -51,7 +51,11 @@ def whole_numbers(lens: Tensor | Sequence[int], device: torch.device | None = No
         raise ValueError(f"lengths should be a list or tensor of whole numbers, not {repr(lens)[:60]}") from None
     if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool):
         raise ValueError(f"lengths should be whole numbers, not {found.dtype}")
-    return found.to(device, torch.int64)
+    try:
+        return found.to(device, torch.int64)
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch's ways to say that there is no such device
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(f"lengths cannot be moved to {repr(device)[:60]}: {why[:200]}") from None
 
 
 def token_positions(new_lens: Tensor | Sequence[int], total_lens: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:

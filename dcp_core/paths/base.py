@@ -145,6 +145,8 @@ class Path:
         Raises:
             ValueError: if the path cannot serve this batch, or the table does not hold it.
         """
+        if not isinstance(workload, Workload):
+            raise ValueError(f"a batch is a Workload, as Workload.parse('8q1s1k'), not {repr(workload)[:60]}")
         local = self._site.local_lens(workload.total_lens)
         table = table or PageTable.over(local, self.case.settings.page_size)
         if table.lens != local or table.page_size != self.case.settings.page_size:

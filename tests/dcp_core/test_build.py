@@ -160,3 +160,12 @@ def test_overlap_without_a_gpu_s_streams_is_refused_and_not_run_otherwise() -> N
     overlapped = replace(plain, settings=replace(plain.settings, overlap=True))
     with pytest.raises(Unsupported, match="overlap needs two streams of a GPU, and this rank runs on cpu"):
         open_path(overlapped, Mesh.simulated(2, "cpu"))
+
+
+def test_what_is_no_case_no_mesh_or_no_batch_is_said_to_be_none() -> None:
+    with pytest.raises(ValueError, match="a path is opened for a Case on a Mesh; None is no Case"):
+        open_path(None, Mesh.simulated(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'cpu' is no Mesh"):
+        open_path(case(), "cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a batch is a Workload, as Workload\.parse\('8q1s1k'\), not 'q1'"):
+        open_path(case(), Mesh.simulated(2)).plan("q1")  # type: ignore[arg-type]

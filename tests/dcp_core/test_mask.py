@@ -170,3 +170,10 @@ def test_a_mask_beyond_int32_offsets_is_refused() -> None:
     rows = MaskRows.of([32768] * 33, [32768] * 33, 2, 0, 1, None)
     with pytest.raises(ValueError, match="2214592512 bytes is more than int32 offsets reach"):
         rows.byte_indptr()
+
+
+@pytest.mark.parametrize("device", ["nowhere", 1.5, "cuda:63"])
+def test_a_device_that_is_not_there_is_a_value_error(device: object) -> None:
+    for function in (interleaved_causal_mask, packed_interleaved_causal_mask):
+        with pytest.raises(ValueError, match="lengths cannot be moved to"):
+            function([8], [25], 4, 0, 1, device)  # type: ignore[arg-type]
