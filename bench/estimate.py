@@ -3,8 +3,8 @@
 Assumptions, for want of anything measured: on a GPU sampling ends after one or two blocks of the fewest samples, on a CPU,
 whose times scatter, at the cap; the step as a whole and each of its stages are sampled alike; a warm-up is three blocks;
 planning is repeated for half a second at most; the ranks of a simulated group share the device in the checked step; opening and
-checking a case takes a fixed time, and as long as its memory takes to write. Compiling kernels on first use, and starting
-workers, are not included.
+checking a case takes a time for each rank and each request, and as long as its memory takes to write. Compiling kernels on
+first use is not included, nor is starting workers in the time of a case.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ LAUNCHES = 20
 PLAN_SECONDS, MOST_PLANS, FEWEST_PLANS = 0.5, 30, 3
 FLUSH_S = 1e-4
 """Cooling the L2 cache before a repetition, and waiting for it."""
-SETUP_S = 0.15
-"""Opening a path, its inputs and its check, however small the case."""
+OPENING_S = 0.06
+"""For each rank in one process: opening a path, its inputs and its check. This and what follows: 970 cases on an H200."""
+MANY_REQUESTS, REQUEST_S, FURTHER_S = 256, 5e-3, 3e-4
+"""Laying out and checking a request, and each beyond so many, of which fewer rows are checked."""
+STARTING_S, MEETING_S, STARTING_ON_CPU_S = 8.0, 4.0, 3.0
+"""Until a process is ready to time a GPU's first case, and more where several processes meet."""
+BESIDE = 1 / 4
+"""Of opening a case, where it shares its inputs and what is right with others of its batch."""
 PLAN_S = 3e-4
 """Planning a batch without a mask."""
 CALIBRATION = 3
@@ -41,17 +47,39 @@ def local_ranks(case: Case) -> int:
 def case_seconds(case: Case, policy: Policy, ceiling: Ceiling) -> float:
     """Return the time that measuring one case should take, by the module's assumptions."""
     stages_s = [work.seconds(ceiling) for work in step_work(case)]
-    step_s, together = sum(stages_s), local_ranks(case)
+    step_s = sum(stages_s)
     timed_s = sum(_timed_seconds(call_s, policy, on_cpu=ceiling is CPU) for call_s in (step_s, *stages_s))
     plan_s = PLAN_S + plan_bytes(case) / (ceiling.bytes_per_s / 8)
     planning_s = min(MOST_PLANS * plan_s, max(PLAN_SECONDS, FEWEST_PLANS * plan_s))
-    checking_s = SETUP_S + together * step_s + 2 * case_bytes(case, together) / ceiling.bytes_per_s
-    return checking_s + planning_s + timed_s + LAUNCHES * step_s
+    return opening_seconds(case, ceiling) + planning_s + timed_s + LAUNCHES * step_s
+
+
+def opening_seconds(case: Case, ceiling: Ceiling) -> float:
+    """Return the time that laying a case out and checking it should take, with nothing there that it could share."""
+    together, requests = local_ranks(case), len(case.workload)
+    step_s = sum(work.seconds(ceiling) for work in step_work(case))
+    requests_s = REQUEST_S * min(requests, MANY_REQUESTS) + FURTHER_S * max(requests - MANY_REQUESTS, 0)
+    written_s = 2 * case_bytes(case, together) / ceiling.bytes_per_s
+    return OPENING_S * together + requests_s + together * step_s + written_s
+
+
+def racing_seconds(case: Case, policy: Policy, ceiling: Ceiling, samples: int) -> float:
+    """Return the time that a case should take in a race of its batch, if it is opened for it."""
+    step_s = sum(work.seconds(ceiling) for work in step_work(case))
+    calls = policy.calls * samples + WARM_UP_BLOCKS * policy.min_warmup
+    return BESIDE * opening_seconds(case, ceiling) + calls * (step_s + (0.0 if ceiling is CPU else FLUSH_S))
+
+
+def starting_seconds(ranks: int, ceiling: Ceiling) -> float:
+    """Return the time until ``ranks`` processes are ready for their first case."""
+    if ceiling is CPU:
+        return STARTING_ON_CPU_S
+    return STARTING_S + (MEETING_S if ranks > 1 else 0.0)
 
 
 def _timed_seconds(call_s: float, policy: Policy, *, on_cpu: bool) -> float:
     """Return the time of warming up and sampling one call, the step or a stage of it."""
-    each_s = call_s + (0.0 if on_cpu else FLUSH_S)
+    each_s = policy.calls * call_s + (0.0 if on_cpu else FLUSH_S)
     samples = policy.max_samples if on_cpu else min(policy.max_samples, BLOCKS * policy.min_samples)
     return min(samples * each_s, policy.max_seconds) + WARM_UP_BLOCKS * policy.min_warmup * each_s
 

@@ -114,6 +114,14 @@ class Campaign:
         seconds = seconds_each(cases, self.policy, self.device_name, known)
         return {case: 0.0 if case in hopeless else each for case, each in zip(cases, seconds, strict=True)}
 
+    def whole_s(self, cases: Sequence[Case], known: Sequence[Trial]) -> float:
+        """Return the seconds that measuring some cases should take, with the workers that it starts; 0 if none will run."""
+        from bench.estimate import starting_seconds
+        from dcp_core.cost import ceiling_of
+
+        cases_s = sum(self.expected_s(cases, known).values())
+        return cases_s + starting_seconds(self.ranks, ceiling_of(self.device_name)) if cases_s else 0.0
+
     def _lacks(self, trial: Trial | None) -> bool:
         if trial is None or isinstance(trial.outcome, Failed | Skipped):
             return True
@@ -227,7 +235,7 @@ def _announcement(asked: Campaign, missing: Sequence[Case], known: Sequence[Tria
     there = f"{kept} {_is(kept)} in {asked.results} already" if kept else ""
     if missing:
         what = ", ".join([f"{counted(len(missing), 'case')} to measure", *([there] if there else [])])
-        lines = [f"{asked.name}: {what}; about {clock(sum(asked.expected_s(missing, known).values()))}."]
+        lines = [f"{asked.name}: {what}; about {clock(asked.whole_s(missing, known))}."]
     elif kept == len(asked.cases):
         all_of_them = "Its one case is" if kept == 1 else f"All {kept} cases are"
         lines = [f"{all_of_them} in {asked.results} already; nothing to measure."]

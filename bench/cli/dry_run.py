@@ -32,7 +32,7 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
     missing = wanted.lacking(known)
     plan = Plan(missing, wanted.obstacles(missing), wanted.given_up(known))
     expected_s = wanted.expected_s(wanted.cases, known)
-    total_s = sum(expected_s[case] for case in plan.missing)
+    total_s = wanted.whole_s(plan.missing, known)
     if as_json:
         cases = _json(plan, expected_s)
         illegal = [{"what": one.text, "why": one.reason} for one in wanted.illegal]
@@ -53,7 +53,7 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
 def show_search(hunt: Hunt, *, as_json: bool) -> Exit:
     """Print what a search would look at, and about how long it takes."""
     known = hunt.known()
-    total_s = hunt.seconds(known)
+    total_s = hunt.seconds(hunt.forecasts(known))
     rows = [(batch, sum(case in known for case in batch.candidates)) for batch in hunt.batches]
     if as_json:
         batches = [

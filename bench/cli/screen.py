@@ -28,13 +28,18 @@ class Screen(Protocol):
         """Count a case and ``seconds`` of the expected time as done; show its result unless that is empty."""
         ...
 
+    def spend(self, line: str, seconds: float) -> None:
+        """Count ``seconds`` of the expected time as done, and no case; show how far it came."""
+        ...
+
 
 class Lines:
-    """A line per result, with how many remain and how long that should take; no colours, no cursor."""
+    """A line per result, with how many remain and how long that should take, ``limit_s`` at most; no colours, no cursor."""
 
-    def __init__(self, count: int, seconds: float, out: TextIO) -> None:
+    def __init__(self, count: int, seconds: float, out: TextIO, *, limit_s: float | None = None) -> None:
         self._count, self._expected_s, self._out = count, seconds, out
         self._done, self._done_s = 0, 0.0
+        self._ends = None if limit_s is None else time.monotonic() + limit_s
         self._first: tuple[float, float] | None = None
 
     def show(self, line: str) -> None:
@@ -47,19 +52,27 @@ class Lines:
     def advance(self, line: str, seconds: float) -> None:
         """Write a result's line; of results without one, each tenth of the run."""
         self._done += 1
+        is_shown = line or self._done * 10 // self._count > (self._done - 1) * 10 // self._count
+        self._pass(line, seconds, is_shown=bool(is_shown))
+
+    def spend(self, line: str, seconds: float) -> None:
+        """Write a line with the time left."""
+        self._pass(line, seconds, is_shown=True)
+
+    def _pass(self, line: str, seconds: float, *, is_shown: bool) -> None:
         self._done_s += seconds
-        if line or self._done * 10 // self._count > (self._done - 1) * 10 // self._count:
+        if is_shown:
             left = f", {clock(self._left_s())} left" if self._done < self._count else ""
             self.show(f"[{self._done}/{self._count}{left}] {line}".rstrip())
         self._first = self._first or (time.monotonic(), self._done_s)
 
     def _left_s(self) -> float:
         """Scale what was expected by the pace so far; the first case, which starts the workers, tells no pace."""
-        left_s = max(self._expected_s - self._done_s, 0.0)
-        if self._first is None:
-            return left_s
-        since, done_s = self._first
-        return left_s * (time.monotonic() - since) / (self._done_s - done_s) if self._done_s > done_s else left_s
+        now, left_s = time.monotonic(), max(self._expected_s - self._done_s, 0.0)
+        since, done_s = self._first or (now, self._done_s)
+        if self._done_s > done_s:
+            left_s *= (now - since) / (self._done_s - done_s)
+        return left_s if self._ends is None else min(left_s, self._ends - now)
 
 
 class Bar:
@@ -97,9 +110,13 @@ class Bar:
 
     def advance(self, line: str, seconds: float) -> None:
         """Move the bar, and print a result above it."""
+        self._done += 1
+        self.spend(line, seconds)
+
+    def spend(self, line: str, seconds: float) -> None:
+        """Move the bar, and print a line above it."""
         if line:
             self.show(line)
-        self._done += 1
         self._bar.update(self._task, advance=seconds, done=self._done)
 
     def close(self) -> None:
@@ -108,10 +125,10 @@ class Bar:
 
 
 @contextmanager
-def screen(count: int, seconds: float) -> Iterator[Screen]:
-    """Open the screen of a run of ``count`` cases that should take ``seconds``."""
+def screen(count: int, seconds: float, *, limit_s: float | None = None) -> Iterator[Screen]:
+    """Open the screen of a run of ``count`` cases that should take ``seconds``, and ends after ``limit_s`` if given."""
     if not _draws(sys.stderr):
-        yield Lines(count, seconds, sys.stderr)
+        yield Lines(count, seconds, sys.stderr, limit_s=limit_s)
         return
     bar = Bar(count, seconds)
     try:

@@ -11,14 +11,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.cli.campaign import not_here
+from bench.cli.progress import Progress, batch_name
 from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
 from bench.record import Heat, Measured, Trial
-from bench.report.table import case_name, counted, dcp_of
+from bench.report.table import counted
 from bench.tune.batch import Batch
-from bench.tune.known import FINALISTS, REPEATS
+from bench.tune.forecast import Forecast, forecast, whole_seconds
+from bench.tune.known import REPEATS
 from bench.tune.loop import search
-from bench.tune.search import SCREEN_ALL, Finding, Step, found
+from bench.tune.search import Finding, Step, found
 from bench.tune.space import Available, batches_of, everything
 from dcp_core.spelling import nearest
 
@@ -30,10 +32,6 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 0.8
 """Of a device's memory that cases held open together may be predicted to take."""
-MANY_SHARE = 0.1
-"""Of many candidates that are screened."""
-SCREENED_S, RACED_S, CONFIRMED_S = 0.25, 0.1, 1.5
-"""Of the time that it takes to measure a case by itself: for each case screened, each case raced, and a batch's confirmation."""
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -90,15 +88,18 @@ class Hunt:
         """Return the candidates not known yet that will not run here, and why."""
         return self.campaign.obstacles([case for case in self.campaign.cases if case not in known])
 
-    def seconds(self, known: Mapping[Case, Sequence[Trial]]) -> float:
-        """Return about how long the search takes: what is known already is not measured again."""
-        total_s = 0.0
-        for batch in self.batches:
-            each = list(self.campaign.expected_s(batch.candidates, ()).values())
-            share = MANY_SHARE if len(each) > SCREEN_ALL else 1.0
-            fresh = share * sum(case not in known for case in batch.candidates)
-            total_s += sum(each) / len(each) * (SCREENED_S * fresh + RACED_S * min(len(each), FINALISTS) + CONFIRMED_S)
-        return total_s
+    def forecasts(self, known: Mapping[Case, Sequence[Trial]]) -> list[Forecast]:
+        """Return what each batch should take: what is known already is not measured again."""
+        campaign, hopeless = self.campaign, self.obstacles(known)
+        of = ([trial for case in batch.candidates for trial in known.get(case, ())] for batch in self.batches)
+        return [
+            forecast(batch, trials, campaign.policy, campaign.device_name, hopeless=hopeless)
+            for batch, trials in zip(self.batches, of, strict=True)
+        ]
+
+    def seconds(self, forecasts: Sequence[Forecast]) -> float:
+        """Return about how long a search takes whose batches take so long."""
+        return whole_seconds(forecasts, self.campaign.ranks, self.campaign.device_name)
 
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -154,15 +155,20 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
         wanted = Hunt.of(campaign, available)
         known = wanted.known()
         kept = [trial for trials in known.values() for trial in trials]
-        expected_s = wanted.seconds(known)
+        forecasts = wanted.forecasts(known)
+        expected_s = wanted.seconds(forecasts)
         for line in _announcement(wanted, known, expected_s, budget_s):
             warn(line)
         measured: list[Trial] = []
         try:
-            with screen(len(wanted.batches), min(expected_s, budget_s or expected_s)) as view:
+            share = 1.0 if budget_s is None else min(1.0, budget_s / max(expected_s, 1e-9))
+            forecasts = [one.within(share) for one in forecasts]
+            count, total_s = sum(one.total_s > 0 for one in forecasts), sum(one.total_s for one in forecasts)
+            with screen(count, total_s, limit_s=budget_s) as view:
                 track = Track(wanted, supervisor, store, view, measured)
+                progress = Progress(wanted.batches, forecasts, view)
                 for batch, trials in search(wanted.batches, kept, track, budget_s=budget_s, now=time.monotonic):
-                    track.tell(batch, trials)
+                    progress.tell(batch, trials)
             if track.is_stuck:
                 warn(
                     "The ranks of a launched job cannot be started afresh, and settings are confirmed in a fresh process: "
@@ -184,13 +190,12 @@ class Track:
     def __init__(self, wanted: Hunt, supervisor: Supervisor, store: Store, view: Screen, measured: list[Trial]) -> None:
         self._wanted, self._supervisor, self._store = wanted, supervisor, store
         self._view, self._measured = view, measured
-        self._finished: set[int] = set()
         self.is_stuck = False
 
     def race(self, step: Step) -> list[Trial]:
         """Run a race, of a screening as many cases as fit into memory together."""
         cases = self._fitting(step.cases) if step.heat is Heat.SCREENED else step.cases
-        self._view.now(f"{_HEATS[step.heat]} {counted(len(cases), 'case')} of {_batch_name(cases[0])}")
+        self._view.now(f"{_HEATS[step.heat]} {counted(len(cases), 'case')} of {batch_name(cases[0])}")
         expected_s = sum(self._wanted.campaign.expected_s(cases, []).values())
         trials = self._supervisor.race(
             cases, step.heat, rounds=step.rounds, repeats=REPEATS, whole=step.whole, expected_s=expected_s
@@ -206,13 +211,6 @@ class Track:
         self.is_stuck = not renewed
         return renewed
 
-    def tell(self, batch: Batch, trials: Sequence[Trial]) -> None:
-        """Show a batch's result, once, when there is nothing left to find out."""
-        finding = found(batch, trials)
-        if finding.done and id(batch) not in self._finished:
-            self._finished.add(id(batch))
-            self._view.advance(finding_line(batch, finding), 0.0)
-
     def _fitting(self, cases: Sequence[Case]) -> Sequence[Case]:
         from bench.estimate import local_ranks
         from bench.need import race_bytes
@@ -227,15 +225,6 @@ class Track:
 _HEATS = {Heat.SCREENED: "screening", Heat.RACED: "racing", Heat.CONFIRMED: "confirming"}
 
 
-def finding_line(batch: Batch, finding: Finding) -> str:
-    """Return what was found for a batch, in a line."""
-    if finding.chosen is None:
-        return f"{_batch_name(batch.candidates[0])}: nothing runs here"
-    if finding.comparison is None or finding.chosen == finding.default:
-        return f"{case_name(finding.chosen)}: the default stays"
-    return f"{case_name(finding.chosen)}: {finding.comparison} than the default"
-
-
 def _announcement(
     wanted: Hunt, known: Mapping[Case, Sequence[Trial]], expected_s: float, budget_s: float | None
 ) -> Iterator[str]:
@@ -248,7 +237,3 @@ def _announcement(
         f"{wanted.campaign.name}: {counted(candidates, 'candidate')} for {batches}{trials}; about {clock(expected_s)}{limit}."
     )
     yield from not_here(wanted.obstacles(known))
-
-
-def _batch_name(case: Case) -> str:
-    return f"{case.workload} dcp {dcp_of(case)}"

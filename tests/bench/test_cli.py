@@ -1123,6 +1123,15 @@ def test_plain_progress_has_no_colours_and_counts_down(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "[1/2, 10 s left] first\\x1b[31m\n[2/2] second\n"
 
 
+def test_plain_progress_tells_how_far_a_case_came_and_no_more_than_its_limit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = Lines(1, 200.0, sys.stderr, limit_s=40.0)
+    lines.spend("half", 100.0)
+    lines.advance("whole", 100.0)
+    assert capsys.readouterr().err == "[0/1, 40 s left] half\n[1/1] whole\n"
+
+
 def test_the_bar_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     bar = Bar(1, 1.0)
     bar.now("[bold]case[/bold]")

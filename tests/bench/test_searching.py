@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -105,6 +108,57 @@ def test_what_is_found_is_told_to_machines(
     assert won["screened"] == won["candidates"] > 4
     assert by_place["q512", 1]["comparison"] is None
     assert sum(one["trials"] for one in found["search"]) == len(stored(tmp_path))
+
+
+@dataclass
+class Recorded:
+    """A screen that keeps what it is told: each line with its seconds, and how many batches it counted."""
+
+    expected: tuple[int, float] = (0, 0.0)
+    told: list[tuple[str, float]] = field(default_factory=list)
+    counted: int = 0
+
+    @contextmanager
+    def open(self, count: int, seconds: float, *, limit_s: float | None = None) -> Iterator[Recorded]:
+        self.expected = count, seconds
+        yield self
+
+    def show(self, line: str) -> None: ...
+
+    def now(self, doing: str) -> None: ...
+
+    def spend(self, line: str, seconds: float) -> None:
+        self.told.append((line, seconds))
+
+    def advance(self, line: str, seconds: float) -> None:
+        self.counted += 1
+        self.spend(line, seconds)
+
+
+def test_the_time_left_falls_as_batches_are_searched_and_again_as_they_are_confirmed(
+    scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = Recorded()
+    monkeypatch.setattr("bench.cli.searching.screen", view.open)
+    assert tune(tmp_path) == Exit.DONE
+    lines, seconds = zip(*view.told, strict=True)
+    assert [line.endswith(" leads, to be confirmed") for line in lines] == [True] * 4 + [False] * 4
+    assert "(the default) leads" in lines[0]
+    assert min(seconds) > 0
+    assert (view.counted, sum(seconds)) == (4, pytest.approx(view.expected[1]))
+    again = Recorded()
+    monkeypatch.setattr("bench.cli.searching.screen", again.open)
+    assert tune(tmp_path) == Exit.DONE
+    assert (again.expected, again.told) == ((0, 0), []), "what came to its end before is not counted again"
+
+
+def test_a_budget_is_shared_out_among_the_batches(
+    scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = Recorded()
+    monkeypatch.setattr("bench.cli.searching.screen", view.open)
+    assert tune(tmp_path, "--time-budget", "1s") == Exit.DONE
+    assert 0 < view.expected[1] <= 1
 
 
 def test_all_is_confirmed_by_workers_that_raced_nothing(scripted: Scripted, tmp_path: Path) -> None:
