@@ -121,6 +121,18 @@ class Ratio:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.value <= self.high < math.inf:
+            raise ValueError(f"an interval of {self.low} to {self.high} does not hold a ratio of {self.value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """How long the chosen settings take over others, as a race timed both in turns, whatever the device did meanwhile."""
+
+    settings: Settings
+    ratio: Ratio
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -133,6 +145,7 @@ class Entry:
         settings: those chosen among the candidates.
         default: those the engine would run, if they were measured.
         left_out: what it would have paid for being left out.
+        paired: the default and the runner-up, where they raced the chosen settings: medians of different moments say less.
 
     Raises:
         ValueError: for a modelled entry, candidates that are not the fastest first or come twice, and settings chosen or
@@ -148,6 +161,7 @@ class Entry:
     settings: Settings
     default: Settings | None = None
     left_out: LeftOut = LeftOut()
+    paired: tuple[Paired, ...] = ()
 
     def __post_init__(self) -> None:
         if self.label is Label.MODELLED:
@@ -159,7 +173,10 @@ class Entry:
         medians = [candidate.median_us for candidate in self.candidates]
         if not medians or medians != sorted(medians):
             raise ValueError(f"the entry of {self.workload} needs candidates, the fastest first")
-        for wanted in (self.settings, self.default):
+        raced = [one.settings for one in self.paired]
+        if self.settings in raced or len(set(raced)) < len(raced):
+            raise ValueError(f"the entry of {self.workload} compares its choice with itself, or twice with the same")
+        for wanted in (self.settings, self.default, *raced):
             if wanted is not None and self.find(wanted) is None:
                 raise ValueError(
                     f"the entry of {self.workload} chooses or compares with settings that were not measured"
@@ -176,14 +193,23 @@ class Entry:
 
     @property
     def runner_up(self) -> Candidate | None:
-        """The fastest candidate that was not chosen."""
-        return next((candidate for candidate in self.candidates if candidate.settings != self.settings), None)
+        """The fastest candidate that was not chosen: of those that raced, where others than the default did."""
+        others = [candidate for candidate in self.candidates if candidate.settings != self.settings]
+        raced = {one.settings for one in self.paired}
+        if raced - {self.default}:
+            others = [candidate for candidate in others if candidate.settings in raced]
+        return max(others, key=lambda candidate: self.over(candidate).value, default=None)
+
+    def over(self, other: Candidate) -> Ratio:
+        """Return the chosen settings' time over another candidate's: as a race saw it, else of their medians."""
+        raced = next((one.ratio for one in self.paired if one.settings == other.settings), None)
+        return raced or _ratio(self.chosen, other)
 
     @property
     def to_default(self) -> Ratio | None:
         """The chosen settings' time over the default's: below 1 is a gain. None if the default was not measured."""
         default = self.find(self.default) if self.default else None
-        return _ratio(self.chosen, default) if default else None
+        return self.over(default) if default else None
 
     @property
     def ratio_to_default(self) -> float | None:

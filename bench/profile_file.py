@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.entry import MAX_ENTRIES, MAX_READINGS, Candidate, Entry, Geometry, LeftOut
+from bench.entry import MAX_ENTRIES, MAX_READINGS, Candidate, Entry, Geometry, LeftOut, Paired, Ratio
 from bench.files import FileError
 from bench.profile_text import SCHEMA, Regions, Value, derived, regions_json
 from bench.record import Environment, Label
@@ -20,6 +20,7 @@ from dcp_core.spelling import nearest
 
 Name = TypeVar("Name", bound=StrEnum)
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 Regret = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Text = Annotated[str, Field(max_length=4096)]
@@ -57,6 +58,13 @@ class _Candidate(_Strict):
     time: Annotated[str, Field(max_length=40)] = ""
 
 
+class _Paired(_Strict):
+    settings: dict[str, Value]
+    ratio: Positive
+    low: Positive
+    high: Positive
+
+
 class _LeftOut(_Strict):
     neighbour: Regret | None
     tree: Regret | None
@@ -71,8 +79,9 @@ class _Entry(_Strict):
     settings: dict[str, Value]
     default: dict[str, Value] | None
     left_out: _LeftOut
+    paired: Annotated[list[_Paired], Field(max_length=2)] = []
     candidates: Annotated[list[_Candidate], Field(min_length=1, max_length=10_000)]
-    # For the reader alone: derived from the candidates, and not read back.
+    # For the reader alone: derived from the candidates and pairs, and not read back.
     median_us: object = None
     low_us: object = None
     high_us: object = None
@@ -210,6 +219,7 @@ def _read_entry(form: _Entry, workload: Workload, geometry: Geometry, unless_giv
         read(form.settings),
         None if form.default is None else read(form.default),
         LeftOut(form.left_out.neighbour, form.left_out.tree),
+        tuple(Paired(read(one.settings), Ratio(one.ratio, one.low, one.high)) for one in form.paired),
     )
 
 
@@ -218,7 +228,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     *outside, last = first["loc"] or ("the profile",)
     if first["type"] == "extra_forbidden":
-        models = (_Profile, _Entry, _Candidate, _Layout, _Environment, _Geometry, _LeftOut)
+        models = (_Profile, _Entry, _Candidate, _Layout, _Environment, _Geometry, _LeftOut, _Paired)
         known = ["schema", *(name for model in models for name in model.model_fields)]
         key = str(last)[:40]
         return f"{_place(outside)}: unknown key {key!r}{nearest(key, known)}".removeprefix(": ")
@@ -241,7 +251,7 @@ _SAID = {
     "bool_type": "should be true or false",
 }
 """What pydantic's complaints mean to somebody who writes JSON."""
-_ONE_OF = {"entries": "entry", "candidates": "candidate"}
+_ONE_OF = {"entries": "entry", "candidates": "candidate", "paired": "pair"}
 
 
 def _place(path: Sequence[str | int]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bench.entry import Candidate, Entry, Geometry
+from bench.entry import Candidate, Entry, Geometry, Paired
 from bench.nearest import Region, RegionKey
 from bench.record import Environment
 from bench.tree import Leaf, Tree
@@ -15,7 +15,7 @@ from dcp_core.settings import Settings
 
 SCHEMA = 2
 """Version of the file. History: 1, the first; 2, a candidate says when it was measured, an entry what it would have paid
-for being left out whichever way it is answered, and regions say how they answer."""
+for being left out whichever way it is answered, regions say how they answer, and `paired` what races said (none if absent)."""
 LINE_WIDTH = 220
 """Wide enough for a candidate on one line."""
 FOR_THE_READER = ("median_us", "low_us", "high_us", "ratio_to_default", "ratio_low", "ratio_high")
@@ -85,6 +85,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "default": _given(entry.default) if entry.default else None,
         **{name: numbers[name] for name in ratios},
         "runner_up": _given(runner_up.settings) if runner_up else None,
+        **({"paired": [_paired(one) for one in entry.paired]} if entry.paired else {}),
         "left_out": asdict(entry.left_out),
         "candidates": [_candidate(candidate) for candidate in entry.candidates],
     }
@@ -94,6 +95,10 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
     times = {"median_us": candidate.median_us, "low_us": candidate.low_us, "high_us": candidate.high_us}
     when = {"time": candidate.time} if candidate.time else {}
     return {"settings": _given(candidate.settings), **times, "case": candidate.case, **when}
+
+
+def _paired(one: Paired) -> dict[str, Any]:
+    return {"settings": _given(one.settings), "ratio": one.ratio.value, "low": one.ratio.low, "high": one.ratio.high}
 
 
 def _given(settings: Settings) -> dict[str, Value]:

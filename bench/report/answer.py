@@ -58,6 +58,6 @@ def evidence_lines(choice: Choice) -> list[str]:
     if entry.to_default:
         lines.append(f"Over the engine's default: {shown_ratio(entry.to_default)}")
     if runner_up:
-        longer = runner_up.median_us / chosen.median_us
+        longer = 1 / entry.over(runner_up).value
         lines.append(f"Runner-up: {settings_line(runner_up.settings)}, {longer:.2f} of it, case {runner_up.case}")
     return lines

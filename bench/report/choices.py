@@ -19,7 +19,7 @@ Batches = Collection[tuple[int, int, Workload]]
 def entries_grid(profile: Profile, batches: Batches | None = None) -> Grid:
     """Return a profile's choices: the settings of each batch, their step, its ratio to the engine's default.
 
-    ``next`` is the runner-up's time over it.
+    ``next`` is the runner-up's time over it. Both ratios are those of races where the settings were timed in turns.
 
     Args:
         batches: to show; all if None.
@@ -59,6 +59,7 @@ def entries_json(profile: Profile, batches: Batches | None = None) -> list[dict[
             "ratio_interval": (entry.to_default.low, entry.to_default.high) if entry.to_default else None,
             "runner_up": entry.runner_up.settings.to_json() if entry.runner_up else None,
             "runner_up_us": entry.runner_up.median_us if entry.runner_up else None,
+            "runner_up_ratio": 1 / entry.over(entry.runner_up).value if entry.runner_up else None,
             "case": entry.chosen.case,
             "time": entry.chosen.time or None,
         }
@@ -85,7 +86,7 @@ def _row(entry: Entry, footnotes: Footnotes) -> tuple[str, ...]:
         exchange_of(settings),
         micros(chosen.median_us),
         shown_ratio(entry.to_default),
-        f"{runner_up.median_us / chosen.median_us:.2f}" if runner_up else NOT_MEASURED,
+        f"{1 / entry.over(runner_up).value:.2f}" if runner_up else NOT_MEASURED,
         str(entry.label),
     )
 
@@ -94,8 +95,13 @@ def shown_ratio(ratio: Ratio | None) -> str:
     """Return a ratio with the half width of its interval: ``0.83±1.5%``; 1 where the default is what was chosen."""
     if ratio is None:
         return NOT_MEASURED
-    percent = 100 * max(ratio.high / ratio.value - 1, 1 - ratio.low / ratio.value)
+    percent = half_width_percent(ratio.value, ratio.low, ratio.high)
     return f"{ratio.value:.2f}±{percent:.1f}%" if percent else f"{ratio.value:.0f}"
+
+
+def half_width_percent(value: float, low: float, high: float) -> float:
+    """Return how far the farther end of an interval lies from its value."""
+    return 100 * max(high / value - 1, 1 - low / value)
 
 
 def regions_grid(profile: Profile) -> Grid:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.record import Heat
+from bench.report.choices import half_width_percent
 from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, dcp_of, exchange_of, kernels_of, path_of
 from bench.tune.search import Finding
-from bench.verdict import Comparison
+from bench.verdict import MARGIN, UNSTEADY, Comparison, Verdict
 from dcp_core.settings import Case
 
 
@@ -77,7 +78,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
         dcp_of(chosen),
         how_found(finding),
         f"{seen.ratio:.3f}" if seen else NOT_MEASURED,
-        f"±{50 * (seen.high - seen.low) / seen.ratio:.1f}%" if seen else NOT_MEASURED,
+        f"±{half_width_percent(seen.ratio, seen.low, seen.high):.1f}%" if seen else NOT_MEASURED,
         _settings(second[0]) if second else NOT_MEASURED,
         f"{100 * (second[1] - 1):+.1f}%" if second else "",
         f"{finding.screened}/{finding.candidates}",
@@ -88,14 +89,37 @@ def _row(finding: Finding) -> tuple[str, ...]:
 def _footnotes(findings: Sequence[Finding]) -> list[str]:
     open_ones = sum(not finding.done for finding in findings)
     kept = [finding.comparison for finding in findings if finding.chosen == finding.default and finding.comparison]
+    doubted = sum(map(_is_doubted, kept))
+    equals = sum(
+        finding.runner_up is not None
+        and finding.runner_up[1] < 1
+        and not (finding.comparison and _is_doubted(finding.comparison))
+        for finding in findings
+    )
     lines = []
     if kept:
         lines.append(
             f"{len(kept)}× no candidate was shown to beat the default in a fresh process; /default is its time there."
         )
+    if doubted:
+        lines.append(
+            f"{doubted}× of these it looked faster, but the device itself changed its speed by more than "
+            f"{UNSTEADY:.0%} meanwhile, and only a gain beyond that change is believed: search again when nothing disturbs it, "
+            f"into another folder."
+        )
+    if equals:
+        lines.append(
+            f"{equals}× the next best is not told apart from what was chosen, its median below it: of such the default is "
+            f"chosen, or else the one most like it."
+        )
     if open_ones:
         lines.append(f"{open_ones}× the search is not at its end (…): until something is confirmed the default stays.")
     return lines
+
+
+def _is_doubted(seen: Comparison) -> bool:
+    """Tell whether a gain was seen that is not believed, since the device was not one all along."""
+    return seen.verdict is Verdict.AMBIGUOUS and seen.high < 1 - MARGIN
 
 
 def _settings(case: Case) -> str:

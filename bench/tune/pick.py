@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry, engine_defaults
+from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry, Paired, Ratio, engine_defaults
 from bench.errors import UsageError
 from bench.nearest import leave_each_out
 from bench.profile import Profile
@@ -107,6 +107,7 @@ def _entry(place: _Place, timings: Sequence[_Timing], environment: Environment) 
     ranked = tuple(sorted(candidates.values(), key=lambda one: (one.median_us, one.case)))
     layout = min((timing.trial.case.layout for timing in timings), key=lambda one: one.tp)
     default = _default(place, timings[0], candidates, environment)
+    chosen = _chosen(timings, ranked, default)
     return Entry(
         layout,
         place.workload,
@@ -114,8 +115,9 @@ def _entry(place: _Place, timings: Sequence[_Timing], environment: Environment) 
         timings[0].outcome.timer,
         timings[0].outcome.flushed_bytes > 0,
         ranked,
-        settings=_chosen(timings, ranked, default),
+        settings=chosen,
         default=default.settings if default else None,
+        paired=_paired(timings, chosen, default),
     )
 
 
@@ -156,6 +158,24 @@ def _confirmed(timings: Sequence[_Timing], default: Candidate) -> Settings | Non
         if comparison is not None:
             return settings if comparison.verdict is Verdict.FASTER else default.settings
     return None
+
+
+def _paired(timings: Sequence[_Timing], chosen: Settings, default: Candidate | None) -> tuple[Paired, ...]:
+    """Return what races say of the chosen settings beside the default, and beside the fastest of the others."""
+    trials: dict[Settings, list[Trial]] = defaultdict(list)
+    for timing in timings:
+        if timing.outcome.race:
+            trials[_published(timing.trial.case.settings)].append(timing.trial)
+    mine = trials.pop(chosen, [])
+    ratios: dict[Settings, Ratio] = {}
+    for settings, theirs in trials.items():
+        seen = paired(mine, theirs, Heat.CONFIRMED) or paired(mine, theirs, Heat.RACED)
+        if seen is not None:
+            ratios[settings] = Ratio(*(float(f"{ratio:.6g}") for ratio in (seen.ratio, seen.low, seen.high)))
+    to_default = default and ratios.pop(default.settings, None)
+    second = max(ratios.items(), key=lambda item: item[1].value, default=None)
+    found = [(default.settings, to_default)] if default and to_default else []
+    return tuple(Paired(*one) for one in (*found, *([second] if second else [])))
 
 
 def _candidate(timing: _Timing) -> Candidate:

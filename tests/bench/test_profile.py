@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.entry import Candidate, Entry, Geometry, LeftOut, Ratio, default_settings
+from bench.entry import Candidate, Entry, Geometry, LeftOut, Paired, Ratio, default_settings
 from bench.errors import UsageError
 from bench.files import FileError
 from bench.nearest import Region, leave_each_out
@@ -309,6 +309,40 @@ def test_an_entry_says_its_ratio_to_the_default_with_an_interval() -> None:
     assert kept.to_default == Ratio(1, 1, 1), "a time over itself is known exactly"
 
 
+RACED = replace(
+    GRID.entries[0], paired=(Paired(SPLIT, Ratio(0.9, 0.89, 0.91)), Paired(FOLD, Ratio(1.001, 0.998, 1.002)))
+)
+
+
+def test_where_settings_raced_their_ratios_are_those_of_the_race_and_not_of_medians(tmp_path: Path) -> None:
+    assert RACED.to_default == Ratio(0.9, 0.89, 0.91)
+    assert RACED.runner_up is not None
+    assert RACED.runner_up.settings == FOLD
+    assert RACED.over(RACED.runner_up).value == 1.001, "its median is above the choice's, and yet it was a hair faster"
+    duel = replace(RACED, paired=RACED.paired[:1])
+    assert duel.runner_up is not None
+    assert duel.runner_up.settings == FOLD, "the default alone raced, and is not the next best for that"
+    raced = profile(RACED, *GRID.entries[1:])
+    path = raced.save(tmp_path)
+    assert Profile.load(path) == raced
+    first = json.loads(path.read_text())["entries"][0]
+    assert (first["ratio_to_default"], first["ratio_low"], first["ratio_high"]) == (0.9, 0.89, 0.91)
+    assert first["paired"][1] == {
+        "settings": {"path": "fold", "kernel": "fa2"},
+        "ratio": 1.001,
+        "low": 0.998,
+        "high": 1.002,
+    }
+
+
+def test_a_choice_is_compared_with_others_and_once_with_each() -> None:
+    for paired in ((Paired(DECODE, Ratio(1, 1, 1)),), (RACED.paired[0], RACED.paired[0])):
+        with pytest.raises(ValueError, match="compares its choice with itself, or twice"):
+            replace(RACED, paired=paired)
+    with pytest.raises(ValueError, match="settings that were not measured"):
+        replace(RACED, paired=(Paired(replace(FOLD, page_size=64), Ratio(1, 1, 1)),))
+
+
 def test_profiles_are_joined_and_of_a_batch_the_last_measured_counts() -> None:
     def at(one: Entry, time: str) -> Entry:
         return replace(one, candidates=tuple(replace(candidate, time=time) for candidate in one.candidates))
@@ -470,6 +504,16 @@ WRONG = [
     (wrong({"path": "splitt"}, "entries", 0, "settings"), "unknown path 'splitt'; did you mean 'split'"),
     (wrong({"workload": "8z"}, "entries", 0), "batch '8z', character 2"),
     (wrong({"dcp": 3}, "entries", 0, "layout"), "a DCP group of 3 cannot have gathered 16 query heads"),
+    (
+        wrong(
+            {"paired": [{"settings": {"path": "fold", "kernel": "fa2"}, "ratio": 2, "low": 1, "high": 1}]}, "entries", 0
+        ),
+        "entry 1: an interval of 1.0 to 1.0 does not hold a ratio of 2.0",
+    ),
+    (
+        wrong({"paired": [{"settings": {}, "ratio": "x", "low": 1, "high": 1}]}, "entries", 0),
+        "entry 1, pair 1, ratio should be a number",
+    ),
     (wrong({"kv_heads": 0}, "geometry"), "geometry, kv_heads should be greater than or equal to 1"),
     (wrong({"kv_heads": 3}, "geometry"), "KV heads divide the query heads"),
     (wrong({"q_heads": "16"}, "geometry"), "geometry, q_heads should be a whole number"),
@@ -515,7 +559,7 @@ HOSTILE = (
 def mutated(seed: int) -> bytes:
     """Return GRID's text with one to three wrong things in it: bytes, or a value in place of another."""
     source = random.Random(seed)
-    text = profile(*GRID.entries[:3]).to_text()
+    text = profile(RACED, *GRID.entries[1:3]).to_text()
     for _ in range(source.randint(1, 3)):
         if source.random() < 0.4:
             place = source.randrange(len(text))

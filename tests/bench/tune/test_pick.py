@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from bench.entry import default_settings
+from bench.entry import Ratio, default_settings
 from bench.errors import UsageError
 from bench.profile import Profile
 from bench.record import (
@@ -147,6 +147,24 @@ def test_a_confirmation_decides_whatever_the_medians_say() -> None:
     not_faster = [raced(both[0], Heat.CONFIRMED, "a", 100.0), raced(both[1], Heat.CONFIRMED, "a", 99.9)]
     (entry,) = only(not_faster).entries
     assert entry.settings == SPLIT_FA3
+
+
+def test_an_entry_says_what_races_said_whatever_medians_of_other_moments_say() -> None:
+    """The default and the winner confirmed, the winner and another raced; then each measured by itself on a slower device."""
+    default, winner, other = timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80), timed(SPLIT_FA2, 81)
+    confirmed = [raced(one, Heat.CONFIRMED, "a") for one in (default, winner)]
+    finals = [raced(one, Heat.RACED, "b", us) for one, us in ((winner, 90.0), (other, 99.0), (default, 200.0))]
+    alone = [timed(SPLIT_FA3, 150), timed(FOLD_FA2, 140), timed(SPLIT_FA2, 130)]
+    (entry,) = only([*confirmed, *finals, *alone]).entries
+    assert entry.settings == FOLD_FA2
+    assert entry.to_default == Ratio(0.8, 0.8, 0.8), "as confirmed, not as raced before"
+    assert entry.runner_up is not None
+    assert entry.runner_up.settings == SPLIT_FA2
+    assert entry.over(entry.runner_up).value == pytest.approx(90 / 99, rel=1e-5)
+    (kept,) = only([raced(one, Heat.CONFIRMED, "a", us) for one, us in ((default, 100.0), (winner, 99.9))]).entries
+    assert kept.to_default == Ratio(1, 1, 1)
+    assert kept.runner_up is not None
+    assert kept.over(kept.runner_up).value == pytest.approx(100 / 99.9, rel=1e-5)
 
 
 def test_the_last_confirmation_counts() -> None:
