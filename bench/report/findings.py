@@ -98,20 +98,20 @@ def _footnotes(findings: Sequence[Finding]) -> list[str]:
     )
     lines = []
     if kept:
-        lines.append(
-            f"{len(kept)}× no candidate was shown to beat the default in a fresh process; /default is its time there."
-        )
+        lines += [
+            f"{len(kept)}× no candidate was shown to beat the default in a fresh process;",
+            "/default is its time there.",
+        ]
     if doubted:
-        lines.append(
-            f"{doubted}× of these it looked faster, but the device itself changed its speed by more than "
-            f"{UNSTEADY:.0%} meanwhile, and only a gain beyond that change is believed: search again when nothing disturbs it, "
-            f"into another folder."
-        )
+        lines += [
+            f"{doubted}× of these it looked faster while the device changed its speed by over {UNSTEADY:.0%}:",
+            "only a gain beyond that change is believed. Search again, into another folder.",
+        ]
     if equals:
-        lines.append(
-            f"{equals}× the next best is not told apart from what was chosen, its median below it: of such the default is "
-            f"chosen, or else the one most like it."
-        )
+        lines += [
+            f"{equals}× the next best seems faster, but is not told apart: of such the default is",
+            "chosen, or else the one most like it.",
+        ]
     if open_ones:
         lines.append(f"{open_ones}× the search is not at its end (…): until something is confirmed the default stays.")
     return lines

@@ -172,10 +172,10 @@ def _paired(timings: Sequence[_Timing], chosen: Settings, default: Candidate | N
         seen = paired(mine, theirs, Heat.CONFIRMED) or paired(mine, theirs, Heat.RACED)
         if seen is not None:
             ratios[settings] = Ratio(*(float(f"{ratio:.6g}") for ratio in (seen.ratio, seen.low, seen.high)))
-    to_default = default and ratios.pop(default.settings, None)
-    second = max(ratios.items(), key=lambda item: item[1].value, default=None)
-    found = [(default.settings, to_default)] if default and to_default else []
-    return tuple(Paired(*one) for one in (*found, *([second] if second else [])))
+    told = [default.settings] if default and default.settings in ratios else []
+    others = [settings for settings in ratios if settings not in told]
+    second = sorted(others, key=lambda settings: ratios[settings].value)[-1:]
+    return tuple(Paired(settings, ratios[settings]) for settings in (*told, *second))
 
 
 def _candidate(timing: _Timing) -> Candidate:
