@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
@@ -267,17 +268,21 @@ def default_settings(
     Args:
         kernel, decode_kernel: stand-ins for a machine where these do not run, or to spell out what ``auto`` means.
     """
-    interleave = layout.canonical.interleave
-    path = PathName.TP if layout.dcp == 1 else PathName.DECODE if workload.is_decode else PathName.SPLIT
-    settings = Settings(
-        path=path,
-        kernel=decode_kernel if workload.is_decode else kernel,
+    told = _told(layout.dcp == 1, layout.canonical.interleave, workload.is_decode, kernel, decode_kernel)
+    return canonical(told, layout, workload)
+
+
+@cache
+def _told(alone: bool, interleave: int, decodes: bool, kernel: KernelName, decode_kernel: KernelName) -> Settings:
+    """Return what the engine is told to run; kept, since a lookup answers in less time than settings take to make."""
+    return Settings(
+        path=PathName.TP if alone else PathName.DECODE if decodes else PathName.SPLIT,
+        kernel=decode_kernel if decodes else kernel,
         decode_kernel=decode_kernel,
-        exchange=ExchangeName.ALONE if layout.dcp == 1 else ExchangeName.AG_RS,
+        exchange=ExchangeName.ALONE if alone else ExchangeName.AG_RS,
         page_size=-(-_PAGE_SIZE // interleave) * interleave,
         skip_empty_context=False,
     )
-    return canonical(settings, layout, workload)
 
 
 def engine_defaults(
@@ -299,7 +304,8 @@ def engine_defaults(
 
 def carried(settings: Settings, layout: DcpLayout, workload: Workload) -> Settings | None:
     """Return settings as they run another batch; None if they cannot: what decodes takes one new token each."""
-    if settings.kernel is KernelName.CUDA_CORE and not workload.is_decode:
+    for_decodes = settings.path is PathName.DECODE or settings.kernel is KernelName.CUDA_CORE
+    if for_decodes and not workload.is_decode:
         return None
     settings = canonical(settings, layout, workload)
     return settings if is_legal(settings, layout, workload) else None

@@ -162,7 +162,7 @@ class Profile:
             return found
         self.geometry.check(layout)
         sizes, shortest = Sizes.of(new, total), math.inf
-        here, mixed = place(sizes), 1 in new and max(new) > 1
+        here, mixed = place(sizes), workload.is_mixed
         for label in (Label.MEASURED, Label.SIMULATED):
             region = self.regions.get((dcp, interleave, mixed, label))
             near = region.nearest(workload, here) if region else None

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -348,13 +349,13 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     has nothing to batch apart; a mask's form matters to ``mask`` alone; and so on.
     """
     path, default = settings.path, _PLAIN
-    mixed = workload.is_mixed and path is not PathName.DECODE
+    mixed = path is not PathName.DECODE and workload.is_mixed
     apart = mixed and settings.batching is not Batching.JOINED
     shared = mixed and settings.batching is Batching.SHARED
     splits = path is PathName.FOLD and max(workload.new_lens) > settings.fold_limit
     ragged = path is PathName.SPLIT or splits
     decoding = path is PathName.DECODE or (path is PathName.TP and workload.is_decode)
-    decodes = decoding or (apart and any(request.new == 1 for request in workload.requests))
+    decodes = decoding or apart  # a mixed batch has decodes
     paged = (
         {settings.kernel_for_decode}
         if decoding
@@ -393,7 +394,13 @@ def _changed(settings: Settings, **values: Any) -> Settings:
     """Return settings with these values: the very same where they have them, which costs less than to make new ones."""
     if all(getattr(settings, name) == value for name, value in values.items()):
         return settings
-    return replace(settings, **values)
+    return _replaced(settings, tuple(values.items()))
+
+
+@lru_cache(maxsize=4096)
+def _replaced(settings: Settings, values: tuple[tuple[str, Any], ...]) -> Settings:
+    """Make new settings, once: a profile is asked while an engine runs, and the same few come again and again."""
+    return replace(settings, **dict(values))
 
 
 def is_legal(settings: Settings, layout: DcpLayout, workload: Workload) -> bool:

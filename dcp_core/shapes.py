@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from dcp_core.grammar import WorkloadError, point_at, segments
@@ -180,6 +181,7 @@ class Workload:
     """
 
     requests: tuple[Request, ...]
+    _new_lens: frozenset[int] = field(init=False, repr=False, compare=False)  # asked often while an engine runs
 
     def __post_init__(self) -> None:
         if not isinstance(self.requests, tuple | list) or not all(isinstance(one, Request) for one in self.requests):
@@ -191,6 +193,7 @@ class Workload:
             raise WorkloadError(
                 f"a batch of {len(self.requests)} requests is larger than any engine's ({MAX_REQUESTS})"
             )
+        object.__setattr__(self, "_new_lens", frozenset(map(attrgetter("new"), self.requests)))
 
     @classmethod
     def of(cls, new_lens: Iterable[int], total_lens: Iterable[int]) -> Workload:
@@ -255,12 +258,12 @@ class Workload:
     @property
     def is_decode(self) -> bool:
         """True if every request has one new token."""
-        return all(request.new == 1 for request in self.requests)
+        return self._new_lens == {1}
 
     @property
     def is_mixed(self) -> bool:
         """True if some requests decode one token while others run more."""
-        return len({request.new == 1 for request in self.requests}) == 2
+        return 1 in self._new_lens and len(self._new_lens) > 1
 
 
 def _size(tokens: int) -> str:

@@ -40,7 +40,7 @@ def tune(
         typer.Option(
             "--time-budget",
             metavar="TIME",
-            help="Stop searching after 90s, 10m, 2h: what matters most comes first.",
+            help="Stop searching after 90s, 10m, 2h: a look at every batch first, then the longest steps.",
             rich_help_panel=_SEARCH,
         ),
     ] = None,

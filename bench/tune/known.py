@@ -69,6 +69,11 @@ class Known:
         """Compare two candidates over their races of a kind."""
         return _compared(self._of(one, heat), self._of(other, heat))
 
+    @property
+    def reference_us(self) -> float:
+        """The step that all are compared with: the default's, or another's where that cannot run. 0 if it was not timed."""
+        return _median_us(self.times[self.reference]) if self.reference in self.times else 0.0
+
     def beside(self, one: Case, other: Case) -> float:
         """Return a measured candidate's time over another's, as the races saw it, or else the screening."""
         seen = self.versus(one, other, Heat.RACED)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from bench.record import Heat, Trial
 from bench.tune.batch import Batch
+from bench.tune.known import Known
 from bench.tune.search import Step, first_step, next_step
 
 CONFIRMING_S = 20.0
@@ -43,8 +44,9 @@ def search(
 
     Yields after each race the batch that it was for, and all trials of that batch so far.
 
-    With a budget every batch gets a coarse look before any is searched in full, and enough is left at the end to confirm
-    what was found: until then the default stays.
+    With a budget every batch gets a coarse look before any is searched in full, those of the longest steps first: nobody says
+    how often each batch comes, and of batches as frequent as one another these carry most of the time. Enough is left at the
+    end to confirm what was found: until then the default stays.
 
     Args:
         known: trials of these batches from before: what they hold is not measured again.
@@ -54,6 +56,7 @@ def search(
     if budget_s is not None:
         for batch in batches:
             yield from state.run(batch, first_step, (Heat.SCREENED,))
+        batches = sorted(batches, key=state.step_us, reverse=True)
     for batch in batches:
         yield from state.run(batch, next_step, (Heat.SCREENED, Heat.RACED))
     state.reserve = False
@@ -81,6 +84,10 @@ class _State:
         for trial in known:
             if batch := home.get(trial.case):
                 self._trials[id(batch)].append(trial)
+
+    def step_us(self, batch: Batch) -> float:
+        """Return what a batch's step takes as the engine runs it, as far as that is known; 0 if it is not."""
+        return Known(batch, self._trials[id(batch)]).reference_us
 
     def next(
         self, batch: Batch, plan: Callable[[Batch, Sequence[Trial]], Step | None], heats: Sequence[Heat]

@@ -255,6 +255,9 @@ def test_one_change_of_a_kernel_leads_to_each_pass_alone() -> None:
 # --- Within a budget ------------------------------------------------------------------------------------------------
 
 
+ORDERED = ("q2ks32k", "q2ks33k", "q2ks34k")
+
+
 def budgeted(budget_s: float, batches: int = 3) -> tuple[list[Finding], Paper, list[list[Trial]]]:
     tables: dict[Case, Runner] = {}
     for number in range(batches):
@@ -276,6 +279,24 @@ def test_with_a_budget_every_batch_gets_a_look_before_any_is_searched_in_full() 
     looked = [str(run[0].case.workload) for run in done[:3]]
     assert looked == ["q2ks32k", "q2ks33k", "q2ks34k"]
     assert {trial.case.settings.path for trial in done[0]} == {"split", "fold", "mask"}
+
+
+def test_after_that_look_the_longest_steps_come_first() -> None:
+    """Frequencies being unknown: of three batches the last takes ten times as long, and the time is out after it."""
+    tables: dict[Case, Runner] = {}
+    for number, factor in enumerate((1, 2, 10)):
+        for one, runner in table(default=100, fold=80, mask=300, split=95, a2a=97).items():
+            tables[replace(one, workload=Workload.parse(f"q2ks{32 + number}k"))] = replace(
+                runner, step_us=factor * runner.step_us
+            )
+    lots = [tuple(one for one in tables if str(one.workload) == name) for name in ORDERED]
+    every = [Batch(lot, lot[0]) for lot in lots]
+    paper = Paper(tables, white(0.003), 0)
+    order = [str(batch.candidates[0].workload) for batch, _ in search(every, (), paper, budget_s=1e6, now=lambda: 0.0)]
+    assert order[:3] == list(ORDERED)
+    assert list(dict.fromkeys(order[3:])) == list(reversed(ORDERED))
+    plain = [str(batch.candidates[0].workload) for batch, _ in search(every, (), paper, now=lambda: 0.0)]
+    assert list(dict.fromkeys(plain)) == list(ORDERED)
 
 
 def test_with_enough_time_a_budget_changes_nothing() -> None:

@@ -1,0 +1,19 @@
+"""What a lookup takes is printed by where the answer comes from; how long it is, is for the reader to judge."""
+
+from __future__ import annotations
+
+from bench.profile import Profile
+from bench.shipped import shipped_profiles
+from bench.tune.lookup_cost import ASKED, costs_grid, times_us
+
+
+def test_every_layout_is_asked_for_what_it_measured_and_for_more() -> None:
+    (path,) = shipped_profiles("q4,kv1,d128,dtype=bfloat16", "h200")
+    profile = Profile.load(path)
+    found = list(times_us(profile))
+    layouts = {entry.layout for entry in profile.entries}
+    assert len(found) == len(profile.entries) + len(ASKED) * len(layouts)
+    assert min(us for _, _, us in found) > 0
+    rows = costs_grid([profile]).rows
+    assert sum(int(row[2]) for row in rows) == len(found)
+    assert {row[0] for row in rows} >= {"exact", "default"}
