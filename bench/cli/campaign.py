@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.cli.obstacle import memory_here, obstacle
 from bench.cli.options import Asked, Running, ranks_here
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from bench.sweep import Illegal, Sweep
     from dcp_core.settings import Case
 
+T = TypeVar("T")
 GIVE_UP_AFTER = 2
 """Failures of a case in the store after which it is left alone."""
 MOST_REASONS = 5
@@ -191,7 +193,7 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
 
     with Store.open(asked.results) as store:
         known = asked.trials()
-        missing = asked.lacking(known)
+        missing = shuffled(asked.lacking(known), asked.policy.seed)
         for line in _announcement(asked, missing, known):
             warn(line)
         if not missing:
@@ -210,6 +212,11 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
                 raise
             return known + measured, True
         return known + measured, False
+
+
+def shuffled(cases: Sequence[T], seed: int) -> list[T]:
+    """Return cases in the order in which they are measured: a seed's, so that a drift falls on no one setting's cases."""
+    return random.Random(seed).sample(cases, len(cases))
 
 
 def _measure(

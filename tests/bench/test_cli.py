@@ -18,6 +18,7 @@ import bench.cli
 import bench.environment
 import bench.supervisor
 from bench.cli import completion, main
+from bench.cli.campaign import shuffled
 from bench.cli.exits import Exit
 from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
@@ -1114,6 +1115,18 @@ def test_help_joins_lines_and_keeps_examples() -> None:
 )
 def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+def test_cases_are_measured_in_an_order_that_a_seed_gives(
+    scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", *TYPED, "--results", results, "--dry-run", "--json") == Exit.DONE
+    listed = [case["key"] for case in json.loads(capsys.readouterr().out)["cases"]]
+    for folder in ("one", "another"):
+        before = len(scripted.measured)
+        assert run("sweep", *TYPED, "--results", results / folder) == Exit.DONE
+        assert [case.key for case in scripted.measured[before:]] == shuffled(listed, seed=0) != listed
+    assert shuffled(listed, seed=1) != shuffled(listed, seed=0)
 
 
 def test_plain_progress_has_no_colours_and_counts_down(capsys: pytest.CaptureFixture[str]) -> None:
