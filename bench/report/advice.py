@@ -269,7 +269,8 @@ def _exchange_notes(found: Recommendation) -> list[str]:
         "40 µs and 27 GB/s a peer, more than any step between two H200s or H100s on NVLink took (results/reference).",
         Origin.GIVEN: "Exchange as given by --exchange-us.",
         Origin.UNKNOWN: "Nobody measured an exchange on this GPU, and nothing is assumed: give --exchange-us, or measure it.",
-        Origin.MODELLED: "Exchange modelled from messages measured between real ranks of this machine.",
+        Origin.MODELLED: "Exchange modelled from messages measured between real ranks of this machine: bracketed by the model's "
+        "worst error on sizes left out, and in a larger group than was measured by all peers at once and one after another.",
     }
     return [text for origin, text in notes.items() if origin in origins]
 
