@@ -22,7 +22,7 @@ Files = Annotated[
 
 
 def show_profile(file: Files = None, results: Results = Path("results"), json: Json = False) -> int:
-    """Print what profiles chose for each batch, and how they answer for others.
+    """Print what profiles chose for each batch, how they answer for others, and what that gains over the engine's default.
 
     Examples:
       dcpbench profile show
@@ -30,6 +30,7 @@ def show_profile(file: Files = None, results: Results = Path("results"), json: J
     """
     from bench.profile_text import regions_json
     from bench.report.choices import entries_grid, entries_json, regions_grid
+    from bench.report.gains import gains_grid
 
     profiles = _profiles(file or [], results)
     if json:
@@ -44,6 +45,8 @@ def show_profile(file: Files = None, results: Results = Path("results"), json: J
         draw(entries_grid(profile))
         say()
         draw(regions_grid(profile))
+        say()
+        draw(gains_grid(profile))
         say(str(path))
         say()
     return Exit.DONE
