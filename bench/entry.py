@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 
@@ -300,6 +300,27 @@ def engine_defaults(
     if capability := environment.soft.get("compute_capability"):
         names.append(KernelName.FA3 if capability.startswith("9.") else KernelName.FA2)  # FlashInfer's rule for auto
     return tuple(default_settings(layout, workload, kernel=name) for name in names)
+
+
+def lent(entry: Entry, layout: DcpLayout) -> Settings | None:
+    """Return an entry's settings as another dcp of its geometry runs them; None if nothing there is like them.
+
+    What a lone rank computes by ``tp`` a rank of a group computes by ``decode`` or ``fold``: one pass over its keys.
+    """
+    settings, alone = entry.settings, entry.layout.dcp == 1
+    if alone is (layout.dcp == 1):
+        return settings
+    if alone:
+        path = PathName.DECODE if entry.workload.is_decode else PathName.FOLD
+        return replace(settings, path=path, exchange=ExchangeName.AG_RS)
+    # Two kernels, of context and of new tokens, are none that one pass over both could have.
+    return None if settings.new_kernel else replace(settings, path=PathName.TP, exchange=ExchangeName.ALONE)
+
+
+def apart(settings: Settings) -> Settings:
+    """Return settings of longer requests as they run a mixed batch: the decodes apart, by the engine's kernel for them."""
+    kernel = settings.kernel if settings.kernel is KernelName.REFERENCE else KernelName.FA2
+    return replace(settings, decode_kernel=kernel)
 
 
 def carried(settings: Settings, layout: DcpLayout, workload: Workload) -> Settings | None:

@@ -1,4 +1,8 @@
-"""How a profile generalises: to the nearest measured batch, or by a tree, and no further than it was measured."""
+"""How a profile generalises: to the nearest measured batch, or by a tree, and no further than it was measured.
+
+What decides between settings is what a rank's kernel sees: how many rows of queries, and how many keys to each. So batches
+lie where their rank computes, and those of one dcp lend their settings to another.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import NamedTuple
 
-from bench.entry import Entry, LeftOut, Source, carried
+from bench.entry import Entry, LeftOut, Source, apart, carried, lent
 from bench.record import Label
 from bench.tree import Sizes, Tree, decide, grow, lengths, rows_of
+from dcp_core.layout import DcpLayout
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 
@@ -19,19 +24,30 @@ CONTEXT_FLOOR = 128
 """Tokens added to a context before its logarithm: one tile of keys costs about as much as none."""
 FURTHEST = 3.0
 """Doublings beyond which nothing is a neighbour, however far apart a region was measured."""
+EDGE = 0.5
+"""Doublings beyond the outermost batches that are still among them: a few tokens more make no other batch."""
 MAX_FOLDS = 64
 """Of leaving out: in a region of more batches several are left out at a time."""
 WAYS = (Source.NEIGHBOUR, Source.TREE, Source.DEFAULT)
 """How a batch that was not measured may be answered; of two that do as well, the first."""
+REQUESTS_WEIGHT = 0.25
+"""Of a doubling of requests at the same number of new tokens: it matters little whose rows fill a kernel's tiles."""
 
-Point = tuple[float, float, float]
+Point = tuple[float, float, float, float]
 RegionKey = tuple[int, int, bool, Label]
-"""dcp, interleave, mixed or not, label."""
+"""dcp, interleave, longer than decodes or not, label."""
+_Pool = tuple[int, bool, bool]
 
 
-def place(sizes: Sizes) -> Point:
-    """Return where a batch lies: log2 of its requests, of their mean new tokens, and of their mean context."""
-    return math.log2(sizes.requests), math.log2(sizes.new), math.log2(sizes.total - sizes.new + CONTEXT_FLOOR)
+def place(sizes: Sizes, dcp: int) -> Point:
+    """Return where a batch lies for a rank: log2 of its new tokens, mean context on the rank and dcp; requests count less."""
+    context = (sizes.total - sizes.new) / dcp
+    return (
+        math.log2(sizes.new_tokens),
+        math.log2(context + CONTEXT_FLOOR),
+        math.log2(dcp),
+        REQUESTS_WEIGHT * math.log2(sizes.requests),
+    )
 
 
 class Neighbour(NamedTuple):
@@ -40,6 +56,19 @@ class Neighbour(NamedTuple):
     distance: float
     entry: Entry
     settings: Settings
+
+
+class Loan(NamedTuple):
+    """The settings of an entry as a dcp runs them: batches of requests that are all longer or all decodes, and mixed ones."""
+
+    alike: Settings | None
+    mixed: Settings | None
+
+    @classmethod
+    def of(cls, entry: Entry, layout: DcpLayout) -> Loan:
+        """Return what an entry lends to a layout. Beside longer requests that were measured alone, decodes run apart."""
+        settings = lent(entry, layout)
+        return cls(settings, settings if entry.workload.is_mixed or settings is None else apart(settings))
 
 
 class LeftOutRegret(NamedTuple):
@@ -56,31 +85,35 @@ class LeftOutRegret(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The measured batches that may answer for one another: one dcp, interleave and label, all mixed or none.
+    """The measured batches that may answer for one another: one dcp, interleave and label, all decodes or all longer.
 
-    ``low`` and ``high`` bound them; ``spacing`` is the longest way from one to its nearest neighbour. ``way`` is that
-    of answering whose mean of ``regrets`` is least; ``tree`` is there if it is the tree.
+    ``lenders`` are entries of other dcp that may answer too. ``low`` and ``high`` bound them all; ``spacing`` is the longest
+    way from one of them to its nearest neighbour, at most ``FURTHEST``. ``way`` is that of answering whose mean of
+    ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree.
     """
 
     entries: tuple[Entry, ...]
+    lenders: tuple[Entry, ...]
+    spacing: float
     points: tuple[Point, ...] = field(init=False)
+    loans: tuple[Loan, ...] = field(init=False)
     low: Point = field(init=False)
     high: Point = field(init=False)
-    spacing: float = field(init=False)
     regrets: Mapping[Source, LeftOutRegret] = field(init=False)
     way: Source = field(init=False)
     tree: Tree | None = field(init=False)
 
     def __post_init__(self) -> None:
-        points = [place(Sizes.of(*lengths(entry.workload))) for entry in self.entries]
+        layout, everyone = self.entries[0].layout.canonical, (*self.entries, *self.lenders)
+        points = [_place_of(entry) for entry in everyone]
         found = {way: _left_out_regret(self.entries, way) for way in WAYS}
         regrets = {way: regret for way, regret in found.items() if regret is not None}
         way = min(regrets, key=lambda one: round(regrets[one].mean, 6), default=Source.NEIGHBOUR)
         derived = {
             "points": tuple(points),
+            "loans": tuple(Loan.of(entry, layout) for entry in everyone),
             "low": tuple(map(min, zip(*points, strict=True))),
             "high": tuple(map(max, zip(*points, strict=True))),
-            "spacing": min(_spacing(points), FURTHEST),
             "regrets": regrets,
             "way": way,
             "tree": grow(*rows_of(self.entries)) if way is Source.TREE else None,
@@ -89,25 +122,26 @@ class Region:
             object.__setattr__(self, name, value)
 
     def nearest(self, workload: Workload, here: Point, *, besides: Collection[int] = ()) -> Neighbour | None:
-        """Return the nearest entry whose settings can run a batch; None if there is none.
+        """Return the nearest entry whose settings can run a batch, of equally near ones the first; None if there is none.
 
         Args:
             here: the batch's place.
-            besides: indices of entries that may not answer.
+            besides: indices of entries that may not answer, lenders after the region's own.
         """
         distances = list(map(math.dist, self.points, repeat(here)))
-        first = distances.index(min(distances))
-        for index in (first, *sorted(range(len(distances)), key=distances.__getitem__)):
-            entry = self.entries[index]
-            settings = carried(entry.settings, entry.layout, workload) if index not in besides else None
+        own, layout, mixed = len(self.entries), self.entries[0].layout.canonical, workload.is_mixed
+        for index in _nearest_first(distances):
+            loan = self.loans[index][mixed] if index not in besides else None
+            settings = carried(loan, layout, workload) if loan else None
             if settings is not None:
+                entry = self.entries[index] if index < own else self.lenders[index - own]
                 return Neighbour(distances[index], entry, settings)
         return None
 
-    def covers(self, here: Point, distance: float) -> bool:
-        """Tell whether a batch lies among the measured ones, ``distance`` from the nearest that can answer for it."""
-        inside = zip(self.low, here, self.high, strict=True)
-        return distance <= self.spacing and all(low <= value <= high for low, value, high in inside)
+    def surrounds(self, here: Point) -> bool:
+        """Tell whether a place lies between the measured ones, or next to them."""
+        bounds = zip(self.low, here, self.high, strict=True)
+        return all(low - EDGE <= value <= high + EDGE for low, value, high in bounds)
 
 
 def regions_of(entries: Iterable[Entry]) -> dict[RegionKey, Region]:
@@ -119,11 +153,20 @@ def regions_of(entries: Iterable[Entry]) -> dict[RegionKey, Region]:
     inside: dict[RegionKey, dict[Workload, Entry]] = defaultdict(dict)
     for entry in entries:
         layout = entry.layout.canonical
-        region = inside[layout.dcp, layout.interleave, entry.workload.is_mixed, entry.label]
+        region = inside[layout.dcp, layout.interleave, not entry.workload.is_decode, entry.label]
         if entry.workload in region:
             raise ValueError(f"there are two {entry.label} entries of {entry.workload} with {entry.layout}")
         region[entry.workload] = entry
-    return {key: Region(tuple(found.values())) for key, found in inside.items()}
+    pools: dict[_Pool, list[RegionKey]] = defaultdict(list)
+    for key in inside:
+        pools[_pool(key)].append(key)
+    regions: dict[RegionKey, Region] = {}
+    for keys in pools.values():
+        spacing = _spacing([_place_of(entry) for key in keys for entry in inside[key].values()])
+        for key in keys:
+            lenders = [entry for other in keys if other != key for entry in inside[other].values()]
+            regions[key] = Region(tuple(inside[key].values()), tuple(lenders), spacing)
+    return regions
 
 
 def leave_each_out(entries: Iterable[Entry]) -> tuple[Entry, ...]:
@@ -136,10 +179,28 @@ def leave_each_out(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(sorted(found, key=lambda entry: entry.order))
 
 
+def _pool(key: RegionKey) -> _Pool:
+    """Return what regions share whose entries lend to one another: interleave, decodes or longer, an exchange in the times."""
+    dcp, interleave, longer, label = key
+    return interleave, longer, dcp > 1 and label is Label.MEASURED
+
+
+def _place_of(entry: Entry) -> Point:
+    return place(_sizes(entry), entry.layout.dcp)
+
+
+def _sizes(entry: Entry) -> Sizes:
+    return Sizes.of(*lengths(entry.workload))
+
+
 def _left_out(region: Region) -> Iterator[Entry]:
-    """Yield a region's entries, each with what the others would have answered for it."""
+    """Yield a region's entries, each with what the others would have answered for it.
+
+    Left out with a batch are those of other dcp or with other decodes beside it that have the same sizes.
+    """
     entries = region.entries
     choices, rows = rows_of(entries)
+    sizes = [_sizes(entry) for entry in (*entries, *region.lenders)]
     folds = min(len(entries), MAX_FOLDS)
     for fold in range(folds):
         besides = range(fold, len(entries), folds)
@@ -147,10 +208,11 @@ def _left_out(region: Region) -> Iterator[Entry]:
         tree = grow(choices, kept) if kept else None
         for index in besides:
             entry = entries[index]
-            near = region.nearest(entry.workload, region.points[index], besides=besides)
+            alike = (other for other, one in enumerate(sizes) if one == sizes[index])
+            near = region.nearest(entry.workload, region.points[index], besides={*besides, *alike})
             told = carried(decide(tree, rows[index].sizes), entry.layout, entry.workload) if tree else None
-            left_out = LeftOut(_regret(entry, near.settings if near else None), _regret(entry, told))
-            yield replace(entry, left_out=left_out)
+            regrets = _regret(entry, near.settings if near else None), _regret(entry, told)
+            yield replace(entry, left_out=LeftOut(*regrets))
 
 
 def _regret(entry: Entry, settings: Settings | None) -> float | None:
@@ -167,6 +229,12 @@ def _left_out_regret(entries: Sequence[Entry], way: Source) -> LeftOutRegret | N
     return LeftOutRegret(sum(supposed) / len(supposed), max(known), len(regrets) - len(known))
 
 
+def _nearest_first(distances: Sequence[float]) -> Iterator[int]:
+    """Yield indices by distance; the first at once, since it nearly always answers."""
+    yield distances.index(min(distances))
+    yield from sorted(range(len(distances)), key=distances.__getitem__)
+
+
 def _spacing(points: Sequence[Point]) -> float:
     nearest = [math.inf] * len(points)
     for index, point in enumerate(points):
@@ -174,4 +242,4 @@ def _spacing(points: Sequence[Point]) -> float:
             distance = math.dist(point, points[other])
             nearest[index] = min(nearest[index], distance)
             nearest[other] = min(nearest[other], distance)
-    return max((distance for distance in nearest if distance < math.inf), default=0.0)
+    return min(max((distance for distance in nearest if distance < math.inf), default=0.0), FURTHEST)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, carried, default_settings
+from bench.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, apart, carried, default_settings
 from bench.errors import UsageError
 from bench.files import FileError, read_capped, write_whole
 from bench.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
@@ -30,8 +30,8 @@ class Choice:
     Args:
         settings: to run; legal for the batch and layout that were asked.
         source: where they come from.
-        distance: from the batch to the nearest entry of its dcp and interleave that could answer for it, 1 per doubling of
-            requests, new tokens or context; infinite if there is none.
+        distance: from the batch to the nearest entry that could answer for it, 1 per doubling of new tokens, of context on a
+            rank or of dcp; infinite if there is none.
         expected_regret: relative to the best settings: measured of this very batch; of a neighbour's, a tree's or the
             default among measured batches, what it cost those left out, on average; None where unknown.
         entry: the evidence: of this batch, or of the nearest; None for a default.
@@ -50,7 +50,7 @@ class Choice:
 class Profile:
     """The entries of one geometry, all from machines whose hard fields agree.
 
-    ``regions``: its entries by (dcp, interleave, mixed or not, label), those that may answer for one another.
+    ``regions``: its entries by (dcp, interleave, longer than decodes or not, label), those that may answer for one another.
 
     Raises:
         UsageError: for too many entries.
@@ -161,16 +161,16 @@ class Profile:
         if found is not None:
             return found
         self.geometry.check(layout)
-        sizes, shortest = Sizes.of(new, total), math.inf
-        here, mixed = place(sizes), workload.is_mixed
-        for label in (Label.MEASURED, Label.SIMULATED):
-            region = self.regions.get((dcp, interleave, mixed, label))
-            near = region.nearest(workload, here) if region else None
-            if region is None or near is None:
-                continue
-            if region.covers(here, near.distance):
+        sizes = Sizes.of(new, total)
+        here, longer = place(sizes, dcp), not workload.is_decode
+        keys = ((dcp, interleave, longer, label) for label in (Label.MEASURED, Label.SIMULATED))
+        regions = [self.regions[key] for key in keys if key in self.regions]
+        for region in regions:
+            near = region.nearest(workload, here) if region.surrounds(here) else None
+            if near and near.distance <= region.spacing:
                 return self._among(region, near, workload, layout, sizes)
-            shortest = min(shortest, near.distance)
+        nearest = (region.nearest(workload, here) for region in regions)
+        shortest = min((near.distance for near in nearest if near), default=math.inf)
         return Choice(self._default(workload, layout), Source.DEFAULT, shortest, None, outside=True)
 
     def answering(self, layout: DcpLayout) -> list[Entry]:
@@ -189,9 +189,12 @@ class Profile:
         regret = found.mean if found else None
         if region.way is Source.DEFAULT:
             return Choice(self._default(workload, layout), Source.DEFAULT, near.distance, regret)
-        told = carried(decide(region.tree, sizes), layout.canonical, workload) if region.tree else None
-        if told is not None:
-            return Choice(told, Source.TREE, near.distance, regret, near.entry)
+        told = decide(region.tree, sizes) if region.tree else None
+        if told and workload.is_mixed and told.decode_kernel is None:
+            told = apart(told)  # a tree of longer batches alone knows nothing of decodes
+        settings = carried(told, layout.canonical, workload) if told else None
+        if settings is not None:
+            return Choice(settings, Source.TREE, near.distance, regret, near.entry)
         regret = region.regrets[Source.NEIGHBOUR].mean if Source.NEIGHBOUR in region.regrets else None
         return Choice(near.settings, Source.NEIGHBOUR, near.distance, regret, near.entry)
 

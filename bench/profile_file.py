@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.entry import MAX_ENTRIES, MAX_READINGS, Candidate, Entry, Geometry, LeftOut, Paired, Ratio
 from bench.files import FileError
+from bench.nearest import leave_each_out
 from bench.profile_text import SCHEMA, Regions, Value, derived, regions_json
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
@@ -102,7 +103,7 @@ class _Profile(_Strict):
 
 
 def parse(text: str, where: str) -> tuple[Geometry, Environment, tuple[Entry, ...]]:
-    """Read a profile's text, of this version or an older one.
+    """Read a profile's text, of this version or an older one, of which what batches left out would have paid is worked out anew.
 
     Raises:
         FileError: saying where in the file what is wrong.
@@ -136,7 +137,11 @@ def parse(text: str, where: str) -> tuple[Geometry, Environment, tuple[Entry, ..
             entries.append(_read_entry(form, workload, geometry, profile.unless_given))
         except ValueError as error:
             raise FileError(f"{where}, entry {number}: {error}") from None
-    return geometry, Environment(profile.environment.hard, profile.environment.soft), tuple(entries)
+    environment = Environment(profile.environment.hard, profile.environment.soft)
+    try:
+        return geometry, environment, leave_each_out(entries) if profile.schema_version < SCHEMA else tuple(entries)
+    except ValueError as error:
+        raise FileError(f"{where}: {error}") from None
 
 
 def check_derived(text: str, where: str, entries: Sequence[Entry], regions: Regions) -> None:
@@ -177,7 +182,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _upgrade(data: dict[str, Any]) -> None:
-    """Turn version 1 into version 2: what a batch left out would have paid was known of its neighbour alone."""
+    """Turn version 1 into version 2: what a batch left out would have paid was told of its neighbour alone."""
     entries = data.get("entries")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and "left_out_regret" in entry:

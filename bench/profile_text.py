@@ -13,9 +13,11 @@ from bench.record import Environment
 from bench.tree import Leaf, Tree
 from dcp_core.settings import Settings
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the file. History: 1, the first; 2, a candidate says when it was measured, an entry what it would have paid
-for being left out whichever way it is answered, regions say how they answer, and `paired` what races said (none if absent)."""
+for being left out whichever way it is answered, regions say how they answer, and `paired` what races said (none if absent);
+3, regions part decodes from longer batches, no longer mixed ones from others, and those left out are answered by where a
+rank computes."""
 LINE_WIDTH = 220
 """Wide enough for a candidate on one line."""
 FOR_THE_READER = ("median_us", "low_us", "high_us", "ratio_to_default", "ratio_low", "ratio_high")
@@ -52,8 +54,8 @@ def render(geometry: Geometry, environment: Environment, entries: Iterable[Entry
 def regions_json(regions: Regions) -> list[dict[str, Any]]:
     """Return how each region answers for what was not measured, and what each way cost batches left out."""
     found = []
-    for (dcp, interleave, mixed, label), region in sorted(regions.items()):
-        about = {"dcp": dcp, "interleave": interleave, "mixed": mixed, "label": str(label)}
+    for (dcp, interleave, longer, label), region in sorted(regions.items()):
+        about = {"dcp": dcp, "interleave": interleave, "longer": longer, "label": str(label)}
         left_out = {
             str(way): {"mean": round(one.mean, 6), "worst": one.worst, "unknown": one.unknown}
             for way, one in region.regrets.items()

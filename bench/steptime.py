@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from bench.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
-from bench.nearest import FURTHEST, Point, place
+from bench.nearest import CONTEXT_FLOOR, FURTHEST
 from bench.profile import Profile
 from bench.record import Environment, Label
-from bench.tree import Sizes, lengths
+from bench.tree import lengths
 from dcp_core.cost import Ceiling, ceiling_of, step_work
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Batching, Case, ExchangeName, Settings
@@ -25,6 +25,7 @@ PASS_US = 6.0
 LEAST_ERROR = 0.02
 """Of a model, whatever its neighbours say."""
 
+Point = tuple[float, float, float]
 Pick = Callable[[Entry], Candidate | None]
 """Which of a batch's candidates is meant; None where it was not measured."""
 
@@ -146,7 +147,7 @@ class StepTimes:
         The very batch, if it was measured. Of others the two nearest of its kind are asked by how much they exceed what
         their work allows, weighted by nearness. A mixed batch is taken apart, as an engine does: its decodes, and the rest.
         """
-        here, kind = place(Sizes.of(*lengths(workload))), Kind.of(workload)
+        here, kind = _place(workload), Kind.of(workload)
         if very := self._at(here, kind):
             return self._measured(workload, very)
         if kind is Kind.MIXED:
@@ -251,11 +252,17 @@ class StepTimes:
         total = 0.0
         for decode in (True, False):
             part = Workload(tuple(one for one in workload.requests if (one.new == 1) is decode))
-            row = self._at(place(Sizes.of(*lengths(part))), Kind.of(part))
+            row = self._at(_place(part), Kind.of(part))
             if row is None:
                 return None
             total += row.candidate.median_us
         return total
+
+
+def _place(workload: Workload) -> Point:
+    """Return where a batch's time lies: log2 of its requests, of their mean new tokens, and of their mean context."""
+    new, total = (sum(of_each) / len(workload) for of_each in lengths(workload))
+    return math.log2(len(workload)), math.log2(new), math.log2(total - new + CONTEXT_FLOOR)
 
 
 def _together(one: Point, other: Point) -> bool:
@@ -268,8 +275,7 @@ def _timed(layout: DcpLayout, entry: Entry) -> bool:
 
 def _row(geometry: Geometry, ceiling: Ceiling, entry: Entry, candidate: Candidate) -> _Row:
     work_us = _work_us(geometry, ceiling, entry.layout, entry.workload, candidate.settings)
-    point = place(Sizes.of(*lengths(entry.workload)))
-    return _Row(entry, candidate, Kind.of(entry.workload), point, work_us)
+    return _Row(entry, candidate, Kind.of(entry.workload), _place(entry.workload), work_us)
 
 
 def _excess(near: Iterable[_Row], here: Point) -> float:

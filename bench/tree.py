@@ -20,7 +20,10 @@ MAX_CHOICES = 64
 
 
 class Sizes(NamedTuple):
-    """What a tree asks of a batch: its requests, their mean new and total tokens, and the new tokens of all."""
+    """What a tree asks of a batch: its requests, their mean new and total tokens, and the new tokens of all.
+
+    Of a mixed batch the longer requests are meant: they decide, decodes take next to nothing beside them.
+    """
 
     requests: float
     new: float
@@ -30,6 +33,8 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, new: Sequence[int], total: Sequence[int]) -> Sizes:
         """Return those of a batch, from its requests' lengths."""
+        if 1 in new and max(new) > 1:
+            new, total = zip(*((one, all_of) for one, all_of in zip(new, total, strict=True) if one > 1), strict=True)
         requests, new_tokens = len(new), sum(new)
         return cls(requests, new_tokens / requests, sum(total) / requests, new_tokens)
 

@@ -118,7 +118,8 @@ def export(
     workloads = [Workload.parse(text) for text in batch or []]
     known = find(geometry, sources, f"{shape.name} with {layout}")
     choices = [known.profile.lookup(workload, layout) for workload in workloads]
-    entries = [choice.entry for choice in choices if choice.entry] if batch else known.profile.answering(layout)
+    found_near = (choice.entry for choice in choices if choice.entry and choice.entry.layout.dcp == layout.dcp)
+    entries = list(found_near) if batch else known.profile.answering(layout)
     environment = known.profile.environment
     found = serving(entries, environment, layout, workspace_bytes=workspace_bytes)
     if json:

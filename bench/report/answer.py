@@ -22,6 +22,7 @@ def answer_json(choice: Choice) -> dict[str, Any]:
         "expected_regret": choice.expected_regret,
         "outside": choice.outside,
         "nearest": str(entry.workload) if entry else None,
+        "nearest_dcp": entry.layout.dcp if entry else None,
         "label": str(entry.label) if entry else None,
         "chosen": _candidate_json(entry.chosen) if entry else None,
         "ratio_to_default": entry.ratio_to_default if entry else None,
@@ -43,7 +44,8 @@ def source_line(choice: Choice) -> str:
     expected = "" if regret is None else f", expected {regret:.1%} over the best"
     if choice.source is Source.EXACT or choice.entry is None:
         return f"{choice.source}{expected}"
-    return f"{choice.source}, {choice.distance:.1f} doublings from {choice.entry.workload}{expected}"
+    nearest = f"{choice.entry.workload} at dcp {choice.entry.layout.dcp}"
+    return f"{choice.source}, {choice.distance:.1f} doublings from {nearest}{expected}"
 
 
 def evidence_lines(choice: Choice) -> list[str]:

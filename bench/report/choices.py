@@ -115,9 +115,9 @@ def regions_grid(profile: Profile) -> Grid:
     )
     rows = []
     unknown = False
-    for (dcp, interleave, mixed, label), region in sorted(profile.regions.items()):
+    for (dcp, interleave, longer, label), region in sorted(profile.regions.items()):
         where = f"{dcp}i{interleave}" if interleave > 1 else str(dcp)
-        batches = f"{len(region.entries)}{' mixed' if mixed else ''}"
+        batches = f"{len(region.entries)}{' longer' if longer else ' decodes'}"
         unknown = unknown or any(regret.unknown for regret in region.regrets.values())
         regrets = (_regret(region.regrets.get(way)) for way in WAYS)
         rows.append((where, batches, str(label), *regrets, str(region.way)))

@@ -793,7 +793,7 @@ def test_a_lookup_says_how_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^Over the engine's default: 0\.\d\d±", out, re.MULTILINE)
     assert re.search(r"^Runner-up: ", out, re.MULTILINE)
     assert run(*asked, "9q4s32k") == Exit.DONE
-    assert re.search(r": (tree|neighbour), 0\.\d doublings from 8q4s32k, expected", capsys.readouterr().out)
+    assert re.search(r": (tree|neighbour), 0\.\d doublings from 8q4s32k at dcp 2, expected", capsys.readouterr().out)
     assert run(*asked, "9q4s900k") == Exit.DONE
     assert "default, since it lies outside what was measured (the nearest is" in capsys.readouterr().out
 

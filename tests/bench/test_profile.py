@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench.entry import Candidate, Entry, Geometry, LeftOut, Paired, Ratio, default_settings
 from bench.errors import UsageError
 from bench.files import FileError
-from bench.nearest import Region, leave_each_out
+from bench.nearest import Region, leave_each_out, place
 from bench.profile import MAX_PROFILE_BYTES, Profile, Source, merged
 from bench.profile_file import check_derived
 from bench.record import Environment, Label
@@ -24,7 +24,7 @@ from bench.report.answer import answer_json, source_line
 from bench.report.apart import apart_grid, compare
 from bench.report.choices import entries_grid, regions_grid
 from bench.report.vllm import serving
-from bench.tree import Cut, Tree, decide, grow, rows_of
+from bench.tree import Cut, Sizes, Tree, decide, grow, lengths, rows_of
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.shapes import DType
 
@@ -132,9 +132,12 @@ def test_a_batch_among_the_measured_takes_its_neighbours_settings() -> None:
 
 
 def test_one_token_settings_are_never_carried_to_longer_batches() -> None:
-    assert ask(GRID, "q2s8k") == ("neighbour", FOLD)
-    cuda_core = profile(entry("q1s8k", Settings(path="decode", kernel="cuda_core")), entry("q8s8k", FOLD))
-    assert ask(cuda_core, "q2s8k") == ("neighbour", FOLD)
+    assert ask(GRID, "q3s8k") == ("neighbour", FOLD)
+    cuda_core = Settings(path="decode", kernel="cuda_core")
+    both = profile(
+        *(entry(f"q1s{context}k", cuda_core) for context in (8, 16)), entry("q3s8k", FOLD), entry("q8s8k", FOLD)
+    )
+    assert (ask(both, "q1s12k"), ask(both, "q4s8k")) == (("neighbour", cuda_core), ("neighbour", FOLD))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,6 @@ def test_one_token_settings_are_never_carried_to_longer_batches() -> None:
         ("4q1s512k", DCP2),
         ("4q1s1k", DCP2),
         ("q8ks32k", DCP2),
-        ("4q1s32k_q64s32k", DCP2),
         ("4q1s32k", DcpLayout(16, 4)),
         ("4q1s32k", DcpLayout(8, 2, interleave=16)),
         ("4q1s32k", DcpLayout(8)),
@@ -241,6 +243,86 @@ def test_the_way_of_answering_is_that_which_costs_batches_left_out_least() -> No
     assert (found.tree.size, found.tree.limit) == ("new", pytest.approx((60 * 70) ** 0.5))
     choice = profile(*sides).lookup(Workload.parse("q66s17k"), DCP2)
     assert (choice.source, choice.settings, choice.expected_regret) == (Source.TREE, SPLIT, 0)
+
+
+TP = Settings(path="tp", kernel="fa2", exchange="alone")
+ALONE, DCP4 = DcpLayout(8), DcpLayout(16, 4)
+LENDING = profile(
+    *(entry(f"q{new}s{context}k", TP, layout=ALONE) for new in (8, 64) for context in (8, 64)),
+    *(entry(f"{requests}q1s32k", TP, layout=ALONE) for requests in (4, 16)),
+    *(entry(f"{batch}s32k", FOLD, SPLIT, label=Label.SIMULATED, layout=DCP4) for batch in ("q4", "q128")),
+    entry("8q1s8k", DECODE, label=Label.SIMULATED, layout=DCP4),
+)
+
+
+def test_a_batch_is_answered_by_one_of_another_dcp_whose_ranks_hold_as_many_keys() -> None:
+    """At dcp 4, 128k tokens leave 32k to a rank: what was measured alone over 64k is nearer than what was over 32k at dcp 4."""
+    choice = LENDING.lookup(Workload.parse("q60s128k"), DCP4)
+    assert (choice.source, choice.settings) == (Source.NEIGHBOUR, FOLD)
+    assert choice.entry is not None
+    assert (str(choice.entry.workload), choice.entry.layout) == ("q64s64k", ALONE)
+    assert "doublings from q64s64k at dcp 1" in source_line(choice)
+    assert answer_json(choice)["nearest_dcp"] == 1
+    assert ask(LENDING, "6q1s100k", DCP4) == ("neighbour", DECODE)
+    assert ask(LENDING, "q100s16k", ALONE) == ("neighbour", TP)
+
+
+def test_whose_tokens_they_are_matters_less_than_how_many() -> None:
+    asked = Workload.parse("4q128s8k")
+    near = region(entry("q512s8k", FOLD), entry("4q64s8k", SPLIT)).nearest(asked, place(Sizes.of(*lengths(asked)), 2))
+    assert near is not None
+    assert (str(near.entry.workload), near.distance) == ("q512s8k", pytest.approx(0.5, abs=0.1))
+
+
+def test_two_kernels_are_not_lent_to_a_single_pass() -> None:
+    both = profile(
+        *(entry(f"q4s{context}k", TP, layout=ALONE) for context in (2, 32)),
+        *(entry(f"q4s{context}k", SPLIT, label=Label.SIMULATED) for context in (24, 64)),
+    )
+    choice = both.lookup(Workload.parse("q4s12k"), ALONE)
+    assert (choice.settings, choice.entry.layout if choice.entry else None) == (TP, ALONE)
+
+
+def test_what_is_timed_without_the_exchange_is_not_lent_to_what_is_timed_with_it() -> None:
+    timed_too = profile(*LENDING.entries, entry("q8s32k", SPLIT), entry("q32s32k", SPLIT))
+    assert ask(timed_too, "q16s34k") == ("neighbour", SPLIT)
+    assert ask(timed_too, "q32s60k") == ("default", default_settings(DCP2, Workload.parse("q32s60k")))
+
+
+@pytest.mark.parametrize("decodes", ["q1s100", "4q1s32k", "300q1s2k"])
+def test_a_mixed_batch_runs_as_its_longer_requests_do_and_its_decodes_apart(decodes: str) -> None:
+    joined = replace(FOLD, batching="joined")
+    fa3 = replace(FOLD, kernel="fa3")
+    known = profile(entry("q64s32k", fa3), entry("q512s32k", fa3), entry("8q1s8k_q512s8k", joined))
+    apart = replace(fa3, decode_kernel="fa2")
+    assert ask(known, f"{decodes}_q64s32k") == ("neighbour", apart)
+    assert ask(known, f"{decodes}_q500s9k") == ("neighbour", joined)
+
+
+def test_a_tree_of_longer_batches_leaves_decodes_beside_them_to_the_engines_kernel() -> None:
+    sides = [
+        timed(f"q{new}s{context}k", fold=10 if new < 64 else 20, split=20 if new < 64 else 10)
+        for context in (4, 16, 64, 256)
+        for new in (60, 70)
+    ]
+    assert ask(profile(*sides), "8q1s8k_q66s17k") == ("tree", replace(SPLIT, decode_kernel="fa2"))
+
+
+def test_left_out_with_a_batch_are_those_of_the_same_size() -> None:
+    """Only the batch of twice the tokens may answer: not the same one at another dcp, nor the one with decodes beside it."""
+    fast = {"fold": 10.0, "split": 20.0}
+    simulated = [
+        timed(batch, layout, Label.SIMULATED, **fast)
+        for batch, layout in (("q8s8k", DCP2), ("q8s8k", DCP4), ("4q1s8k_q8s8k", DCP2))
+    ]
+    other = timed("q16s8k", DCP2, Label.SIMULATED, fold=20, split=10)
+    paid = {(str(one.workload), one.layout.dcp): one.left_out.neighbour for one in profile(*simulated, other).entries}
+    assert paid["q8s8k", 2] == paid["q8s8k", 4] == 1
+
+
+def test_a_few_tokens_beyond_the_outermost_batch_are_still_answered() -> None:
+    assert ask(GRID, "4q1s131080") == ("neighbour", DECODE)
+    assert ask(GRID, "q64s33k") == ("neighbour", FOLD)
 
 
 def test_where_batches_tell_nothing_of_one_another_the_default_answers() -> None:
@@ -393,10 +475,20 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     old = Profile.load(path)
     assert [one.candidates for one in old.entries] == [one.candidates for one in GRID.entries]
-    assert [one.left_out for one in old.entries] == [LeftOut(one.left_out.neighbour) for one in GRID.entries]
-    assert ask(old, "6q1s40k") == ("neighbour", DECODE)
+    assert old == GRID
     old.save(tmp_path)
     assert Profile.load(tmp_path / old.file_name) == old
+
+
+def test_of_an_older_version_what_was_left_out_is_worked_out_anew() -> None:
+    data = json.loads(GRID.to_text())
+    data["schema"] = 2
+    for one in data["entries"]:
+        one["left_out"] = {"neighbour": 3.0, "tree": 0.0}
+    assert Profile.parse(json.dumps(data), "old.json") == GRID
+    data["entries"].append(data["entries"][0])
+    with pytest.raises(FileError, match=r"old\.json: there are two measured entries of"):
+        Profile.parse(json.dumps(data), "old.json")
 
 
 def test_the_file_says_how_batches_between_are_answered() -> None:
@@ -456,9 +548,10 @@ def test_whatever_is_asked_the_settings_are_legal(runs: list[tuple[int, int, int
         [new for count, new, _ in runs for _ in range(count)],
         [new + more for count, new, more in runs for _ in range(count)],
     )
-    choice = GRID.lookup(workload, layout)
-    assert Case(MODEL, layout, workload, choice.settings).settings == choice.settings
-    assert (choice.source is Source.DEFAULT) == (choice.entry is None)
+    for source in (GRID, LENDING):
+        choice = source.lookup(workload, layout)
+        assert Case(MODEL, layout, workload, choice.settings).settings == choice.settings
+        assert (choice.source is Source.DEFAULT) == (choice.entry is None)
 
 
 def wrong(change: dict[str, object], *place: str | int) -> str:
@@ -477,10 +570,10 @@ WRONG = [
     ("[" * 100_000, "not valid JSON"),
     ("[]", "no profile"),
     ('{"kind": "recipe"}', "no profile"),
-    (wrong({"schema": 3}), "a profile of version 3, this dcpbench reads up to 2; use a newer dcpbench"),
+    (wrong({"schema": 4}), "a profile of version 4, this dcpbench reads up to 3; use a newer dcpbench"),
     (wrong({"schema": 0}), "there is no version 0"),
     (wrong({"entires": []}), "unknown key 'entires'; did you mean 'entries'?"),
-    (wrong({}).replace('"schema": 2', '"schema": 2, "schema": 2'), "key 'schema' stands twice in one object"),
+    (wrong({}).replace('"schema": 3', '"schema": 3, "schema": 3'), "key 'schema' stands twice in one object"),
     (wrong({"median_us": 1e-9, "low_us": 1e-9}, "entries", 1, "candidates", 0), "no step takes 1e-09 to 10.5 µs"),
     (wrong({"exchange": "loopback"}, "unless_given"), "loopback is no exchange that an engine could run"),
     (wrong({"label": "modelled"}, "entries", 0), "is modelled; a profile holds what was measured or simulated"),
