@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
@@ -175,8 +176,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its pairs; of a key given twice nobody could tell which counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"key {twice[:40]!r} stands twice in one object")
     return found
 
