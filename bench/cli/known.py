@@ -13,9 +13,9 @@ from bench.cli import completion
 from bench.cli.options import Results
 
 if TYPE_CHECKING:
-    from bench.entry import Geometry
-    from bench.fitness import Fitness
-    from bench.profile import Profile
+    from bench.profile.entry import Geometry
+    from bench.profile.fitness import Fitness
+    from bench.profile.profile import Profile
     from dcp_core.layout import DcpLayout
     from dcp_core.shapes import ModelShape
 
@@ -35,7 +35,7 @@ class Placed:
         Raises:
             ShapeError, IllegalLayout: for a model that is unknown, or a layout that no server starts with.
         """
-        from bench.entry import Geometry
+        from bench.profile.entry import Geometry
         from dcp_core.layout import DcpLayout
         from dcp_core.shapes import ModelShape
 
@@ -81,7 +81,7 @@ def find(geometry: Geometry, sources: Sources, asked_by: str) -> Known:
         FileError: for one that cannot be read.
     """
     from bench.errors import UsageError
-    from bench.profile import Profile
+    from bench.profile.profile import Profile
     from bench.shipped import shipped_profiles
 
     if sources.file:
@@ -109,7 +109,7 @@ def find(geometry: Geometry, sources: Sources, asked_by: str) -> Known:
 
 def _fitness(profile: Profile) -> Fitness:
     from bench.environment import devices, fingerprint
-    from bench.fitness import fitness
+    from bench.profile.fitness import fitness
 
     gpu_here = bool(devices())
     return fitness(profile.environment, fingerprint(gpu_here), gpu_here=gpu_here)

@@ -76,7 +76,7 @@ def _publish(
     how: Grid | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    from bench.entry import Geometry
+    from bench.profile.entry import Geometry
     from bench.report.choices import entries_grid, entries_json
     from bench.report.plot import save_all
     from bench.tune.pick import pick

@@ -13,7 +13,7 @@ from bench.cli.options import Json, Results, add
 from bench.cli.screen import draw, emit, say, warn
 
 if TYPE_CHECKING:
-    from bench.profile import Profile
+    from bench.profile.profile import Profile
 
 app = typer.Typer(name="profile", help="Read profiles, and ask them what to run.")
 Files = Annotated[
@@ -28,7 +28,7 @@ def show_profile(file: Files = None, results: Results = Path("results"), json: J
       dcpbench profile show
       dcpbench profile show results/profiles/*H200.json --json
     """
-    from bench.profile_text import regions_json
+    from bench.profile.text import regions_json
     from bench.report.choices import entries_grid, entries_json, regions_grid
     from bench.report.gains import gains_grid
 
@@ -149,7 +149,7 @@ def diff(a: First, b: Second, json: Json = False) -> int:
       dcpbench profile diff before.json after.json --json
     """
     from bench.errors import UsageError
-    from bench.profile import Profile
+    from bench.profile.profile import Profile
     from bench.report.apart import apart_grid, compare, summary
 
     first, second = Profile.load(a), Profile.load(b)
@@ -181,7 +181,7 @@ def merge(
       dcpbench profile merge monday.json tuesday.json --to week.json
     """
     from bench.errors import UsageError
-    from bench.profile import Profile, merged
+    from bench.profile.profile import Profile, merged
 
     if to.exists():
         raise UsageError(f"{to} is there already, and is not replaced: name a new file, or remove it first")
@@ -199,8 +199,8 @@ def validate(file: Annotated[Path, typer.Argument(help="A profile.")]) -> int:
       dcpbench profile validate downloaded.json && cp downloaded.json results/profiles/
     """
     from bench.files import read_capped
-    from bench.profile import MAX_PROFILE_BYTES, Profile
-    from bench.profile_file import check_derived
+    from bench.profile.file import check_derived
+    from bench.profile.profile import MAX_PROFILE_BYTES, Profile
 
     text = read_capped(file, MAX_PROFILE_BYTES, "a profile")
     profile = Profile.parse(text, str(file))
@@ -217,7 +217,7 @@ def _profiles(files: list[Path], results: Path) -> list[tuple[Path, Profile]]:
         FileError: for one that cannot be read.
     """
     from bench.errors import UsageError
-    from bench.profile import Profile
+    from bench.profile.profile import Profile
 
     paths = files or sorted((results / "profiles").glob("*.json"))
     if not paths:

@@ -17,7 +17,7 @@ from bench.errors import UsageError
 from dcp_core.memory import parse_tokens
 
 if TYPE_CHECKING:
-    from bench.recommend import Evidence, Recommendation
+    from bench.recommend.recommend import Evidence, Recommendation
     from bench.report.vllm import Serving
     from dcp_core.shapes import ModelShape
 
@@ -51,8 +51,8 @@ def recommend(
       dcpbench recommend --model qwen3-235b-a22b --tp 8 --context 32k --concurrency 32 --chunk 8k --weights 60GiB
       dcpbench recommend --model qwen3-235b-a22b --tp 8 --trace requests.csv --sweep mine.toml
     """
-    from bench.decision import Limits as AssumedLimits
-    from bench.recommend import Recommendation, crossing, decide, rooms_of
+    from bench.recommend.decision import Limits as AssumedLimits
+    from bench.recommend.recommend import Recommendation, crossing, decide, rooms_of
     from bench.report import advice
     from bench.report.advice_json import to_json
     from dcp_core.layout import DcpLayout
@@ -115,7 +115,7 @@ def _profiles(model: str, shape: ModelShape, tp: int, given: Given) -> tuple[dic
     Raises:
         UsageError: if there is something to compare, and none for dcp 1.
     """
-    from bench.entry import Geometry
+    from bench.profile.entry import Geometry
     from dcp_core.layout import DcpLayout, legal_dcps
 
     sources = Sources(given.profile, given.gpu, given.anyway, given.results)
@@ -155,7 +155,7 @@ def _gpu(given: Given, device: str) -> str:
 
 def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
     """Join each profile with the runs beside it, where its exchanges may have been measured; dcp 1 has none."""
-    from bench.recommend import Evidence
+    from bench.recommend.recommend import Evidence
     from bench.store import Store
 
     folders = {dcp: one.path.parent for dcp, one in known.items() if dcp > 1 and one.path.parent.name == "profiles"}

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.batches import carrying, remembered
 from bench.cli.recommend_options import Asked
 from bench.errors import UsageError
 from bench.files import write_whole
-from bench.recommend import Recommendation, Room, Traffic
-from bench.trace_file import read_trace
-from bench.traffic import Scheduler, Step, replay
+from bench.recommend.batches import carrying, remembered
+from bench.recommend.recommend import Recommendation, Room, Traffic
+from bench.recommend.trace_file import read_trace
+from bench.recommend.traffic import Scheduler, Step, replay
 from dcp_core.layout import DcpLayout
 from dcp_core.memory import parse_tokens
 from dcp_core.shapes import ModelShape, Request, Workload
 
 if TYPE_CHECKING:
-    from bench.profile import Profile
+    from bench.profile.profile import Profile
 
 
 def served_by(
@@ -81,7 +81,7 @@ def write_sweep(path: Path, found: Recommendation) -> str:
 def _replayed(
     asked: Asked, path: Path, shape: ModelShape, layout: DcpLayout, profile: Profile, room: Room
 ) -> tuple[Traffic, list[str]]:
-    from bench.steptime import StepTimes, as_engine
+    from bench.recommend.steptime import StepTimes, as_engine
 
     arrivals = read_trace(path, unit=asked.trace_unit)
     kv_tokens = None if room.upper else room.memory.tokens

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.decision import Decision
-from bench.recommend import Answer, Recommendation
+from bench.recommend.decision import Decision
+from bench.recommend.recommend import Answer, Recommendation
+from bench.recommend.steptime import Span
 from bench.report.advice import changes, paragraph
-from bench.steptime import Span
 
 
 def to_json(found: Recommendation) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bench.entry import Candidate
-from bench.profile import Choice, Source
+from bench.profile.entry import Candidate
+from bench.profile.profile import Choice, Source
 from bench.report.choices import shown_ratio
 from bench.report.table import micros, settings_line
 

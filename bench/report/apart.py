@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from bench.entry import Entry
-from bench.profile import Profile
+from bench.profile.entry import Entry
+from bench.profile.profile import Profile
 from bench.record import Label
 from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, settings_line

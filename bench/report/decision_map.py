@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.decision import Decision, Option, Origin
-from bench.decision_map import Map, Phase, Row, maps_of
+from bench.recommend.decision import Decision, Option, Origin
+from bench.recommend.decision_map import Map, Phase, Row, maps_of
 from bench.record import Trial
 from bench.report import style
 from dcp_core.layout import DcpLayout, legal_dcps

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from math import exp, log
 from statistics import fmean, median
 
-from bench.decision_map import LEAST_CHUNK, Phase
-from bench.entry import Entry
-from bench.profile import Profile
+from bench.profile.entry import Entry
+from bench.profile.profile import Profile
+from bench.recommend.decision_map import LEAST_CHUNK, Phase
 from bench.report.grid import Column, Grid
 from dcp_core.shapes import Workload
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import geometric_mean
 
-from bench.entry import Candidate, Entry, engine_defaults
 from bench.errors import UsageError
+from bench.profile.entry import Candidate, Entry, engine_defaults
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import ExchangeName, Settings

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from bench.profile import Profile
+from bench.profile.profile import Profile
 from bench.report.grid import Column, Grid
 from dcp_core.layout import DcpLayout
 from dcp_core.shapes import Workload

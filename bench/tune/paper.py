@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.entry import default_settings
 from bench.noise import Noise
+from bench.profile.entry import default_settings
 from bench.record import (
     Environment,
     Heat,

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bench.entry import MAX_ENTRIES, Candidate, Entry, Geometry, Paired, Ratio, engine_defaults
 from bench.errors import UsageError
-from bench.nearest import leave_each_out
-from bench.profile import Profile
+from bench.profile.entry import MAX_ENTRIES, Candidate, Entry, Geometry, Paired, Ratio, engine_defaults
+from bench.profile.nearest import leave_each_out
+from bench.profile.profile import Profile
 from bench.record import Environment, Heat, Label, Measured, Trial, latest
 from bench.tune.known import paired
 from bench.verdict import Verdict

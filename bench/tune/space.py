@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.entry import engine_defaults
+from bench.profile.entry import engine_defaults
 from bench.record import Environment
 from bench.tune.batch import Batch, changed
 from dcp_core.cost import step_work

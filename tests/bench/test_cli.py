@@ -25,7 +25,7 @@ from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock, screen
 from bench.cli.searching import Search, Space
 from bench.environment import Device
-from bench.profile import Profile
+from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Verified
 from bench.shipped import reference_folder, shipped_geometries, shipped_profiles
 from bench.store import Store

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from bench.decision import Standing
-from bench.decision_map import Map, Phase, Row, maps_of
+from bench.recommend.decision import Standing
+from bench.recommend.decision_map import Map, Phase, Row, maps_of
 from bench.record import Label, Measured, Trial
 from bench.report import decision_map
 from bench.shipped import reference_folder

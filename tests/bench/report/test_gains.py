@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.entry import Candidate, Entry, Geometry
-from bench.profile import Profile
+from bench.profile.entry import Candidate, Entry, Geometry
+from bench.profile.profile import Profile
 from bench.record import Environment, Label
 from bench.report.gains import gains_grid, phase_of
 from dcp_core import DcpLayout, Settings, Workload

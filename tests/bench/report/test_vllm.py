@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.entry import Candidate, Entry, default_settings
 from bench.errors import UsageError
+from bench.profile.entry import Candidate, Entry, default_settings
 from bench.record import Environment, Label
 from bench.report.vllm import serving
 from dcp_core import DcpLayout, Settings, Workload

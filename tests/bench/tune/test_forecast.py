@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.entry import default_settings
+from bench.profile.entry import default_settings
 from bench.record import Environment, Policy
 from bench.tune.forecast import Forecast, forecast, whole_seconds
 from bench.tune.loop import search

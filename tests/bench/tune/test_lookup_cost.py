@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.profile import Profile
+from bench.profile.profile import Profile
 from bench.shipped import shipped_profiles
 from bench.tune.lookup_cost import ASKED, costs_grid, times_us
 

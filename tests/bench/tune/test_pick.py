@@ -8,9 +8,9 @@ from itertools import islice
 
 import pytest
 
-from bench.entry import Ratio, default_settings
 from bench.errors import UsageError
-from bench.profile import Profile
+from bench.profile.entry import Ratio, default_settings
+from bench.profile.profile import Profile
 from bench.record import (
     Environment,
     Failed,

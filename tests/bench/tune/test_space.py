@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from bench.entry import default_settings
+from bench.profile.entry import default_settings
 from bench.record import Environment
 from bench.tune.space import _VALUES, CUDA_CORE_GROUPS, Available, batches_of, everything, least_us, space
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload

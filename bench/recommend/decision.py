@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from bench.steptime import Span, StepTime
+from bench.recommend.steptime import Span, StepTime
 from dcp_core.cost import Work, step_work
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Case, ExchangeName

@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, apart, carried, default_settings
 from bench.errors import UsageError
 from bench.files import FileError, read_capped, write_whole
-from bench.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
+from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, apart, carried, default_settings
+from bench.profile.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
+from bench.profile.tree import Sizes, decide, lengths
 from bench.record import Environment, Label
-from bench.tree import Sizes, decide, lengths
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, Settings
 from dcp_core.shapes import Workload
@@ -108,7 +108,7 @@ class Profile:
         Raises:
             FileError: if it is no profile, or one of a newer version.
         """
-        from bench.profile_file import parse
+        from bench.profile.file import parse
 
         found = parse(text, where)
         try:
@@ -136,7 +136,7 @@ class Profile:
 
     def to_text(self) -> str:
         """Return the profile as its file has it."""
-        from bench.profile_text import render
+        from bench.profile.text import render
 
         return render(self.geometry, self.environment, self.entries, self.regions)
 

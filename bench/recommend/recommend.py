@@ -8,11 +8,11 @@ from enum import StrEnum
 from functools import partial
 
 from bench.collective import CollectiveModel, Kind, Row, Way, fit_all, model_for, readings
-from bench.decision import Decision, Exchange, Limits, Option, Origin, asked, option
 from bench.predict import messages
-from bench.profile import Profile
+from bench.profile.profile import Profile
+from bench.recommend.decision import Decision, Exchange, Limits, Option, Origin, asked, option
+from bench.recommend.steptime import Span, StepTimes, as_engine, fastest
 from bench.record import Label, Measured, Trial
-from bench.steptime import Span, StepTimes, as_engine, fastest
 from dcp_core.exchange_bytes import exchange_bytes
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.memory import KvMemory, RankMemory

@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 
 from bench.files import FileError, read_capped
-from bench.traffic import MAX_REQUESTS, Arrival
+from bench.recommend.traffic import MAX_REQUESTS, Arrival
 
 MAX_TRACE_BYTES = 64 << 20
 COLUMNS: Mapping[str, tuple[str, ...]] = {

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.batches import MOST, carrying, remembered
 from bench.errors import UsageError
 from bench.files import FileError
-from bench.trace_file import read_trace
-from bench.traffic import Arrival, Ran, Scheduler, Step, replay
+from bench.recommend.batches import MOST, carrying, remembered
+from bench.recommend.trace_file import read_trace
+from bench.recommend.traffic import Arrival, Ran, Scheduler, Step, replay
 
 ARRIVALS = st.lists(
     st.builds(Arrival, st.floats(0, 50), st.integers(1, 300), st.integers(1, 40)), min_size=1, max_size=20

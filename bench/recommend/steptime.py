@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from bench.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
-from bench.nearest import CONTEXT_FLOOR, FURTHEST
-from bench.profile import Profile
+from bench.profile.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
+from bench.profile.nearest import CONTEXT_FLOOR, FURTHEST
+from bench.profile.profile import Profile
+from bench.profile.tree import lengths
 from bench.record import Environment, Label
-from bench.tree import lengths
 from dcp_core.cost import Ceiling, ceiling_of, step_work
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Batching, Case, ExchangeName, Settings

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bench.entry import Candidate, Entry, Geometry, Paired
-from bench.nearest import Region, RegionKey
+from bench.profile.entry import Candidate, Entry, Geometry, Paired
+from bench.profile.nearest import Region, RegionKey
+from bench.profile.tree import Leaf, Tree
 from bench.record import Environment
-from bench.tree import Leaf, Tree
 from dcp_core.settings import Settings
 
 SCHEMA = 3

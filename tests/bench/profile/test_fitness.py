@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.fitness import Fitness, fitness
+from bench.profile.fitness import Fitness, fitness
 from bench.record import Environment
 
 HARD = {"device_name": "NVIDIA H200", "driver": "580", "flashinfer": "0.7.2", "torch": "2.11.0", "nccl": "2.28.9"}

@@ -9,10 +9,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from bench.collective import CollectiveModel, fit_all, readings
-from bench.decision import NOTHING, Decision, Exchange, Limits, Option, Origin, Part, break_even_requests
 from bench.predict import modelled
+from bench.recommend.decision import NOTHING, Decision, Exchange, Limits, Option, Origin, Part, break_even_requests
+from bench.recommend.steptime import Span, StepTime
 from bench.record import Label, Measured, Trial
-from bench.steptime import Span, StepTime
 from dcp_core.settings import Case, ExchangeName
 from dcp_core.shapes import ModelShape
 

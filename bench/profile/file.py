@@ -10,10 +10,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.entry import MAX_ENTRIES, MAX_READINGS, Candidate, Entry, Geometry, LeftOut, Paired, Ratio
 from bench.files import FileError
-from bench.nearest import leave_each_out
-from bench.profile_text import SCHEMA, Regions, Value, derived, regions_json
+from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Candidate, Entry, Geometry, LeftOut, Paired, Ratio
+from bench.profile.nearest import leave_each_out
+from bench.profile.text import SCHEMA, Regions, Value, derived, regions_json
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Case, Settings

@@ -10,7 +10,7 @@ from itertools import accumulate
 from operator import add, attrgetter, sub
 from typing import NamedTuple
 
-from bench.entry import MAX_READINGS, Entry, carried
+from bench.profile.entry import MAX_READINGS, Entry, carried
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 

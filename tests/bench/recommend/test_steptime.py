@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.profile import Profile
+from bench.profile.profile import Profile
+from bench.recommend.steptime import SAME, Kind, Span, StepTimes, as_engine, fastest
 from bench.record import Label
 from bench.shipped import shipped_profiles
-from bench.steptime import SAME, Kind, Span, StepTimes, as_engine, fastest
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, PathName
 from dcp_core.shapes import Workload

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from bench.cli import main
 from bench.cli.exits import Exit
-from bench.decision import Limits, Origin
-from bench.profile import Profile
-from bench.recommend import Evidence, Recommendation, Traffic, Why, decide, modelled, rooms_of
+from bench.profile.profile import Profile
+from bench.recommend.decision import Limits, Origin
+from bench.recommend.recommend import Evidence, Recommendation, Traffic, Why, decide, modelled, rooms_of
 from bench.record import Label, Measured, Trial
 from bench.shipped import shipped_profiles
 from bench.store import Store
@@ -284,7 +284,7 @@ def test_it_answers_without_torch() -> None:
 
 
 def test_the_page_on_tuning_shows_what_is_printed(run: Run) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "tuning.md").read_text(encoding="utf-8")
     parts = re.split(r"^    \$ dcpbench ", page, flags=re.MULTILINE)[1:]
     blocks = [re.match(r"(.*)\n((?:    .*\n|\n)*)", part) for part in parts]
     shown = [block.groups() for block in blocks if block and block[2].strip() and block[1].startswith("recommend")]

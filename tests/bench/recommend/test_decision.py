@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.collective import OPERATIONS, readings
-from bench.decision import Decision, Exchange, Limits, Option, Origin, Part, Standing, asked, option
+from bench.recommend.decision import Decision, Exchange, Limits, Option, Origin, Part, Standing, asked, option
+from bench.recommend.steptime import Span, StepTime
 from bench.record import Label, Measured
 from bench.shipped import reference_folder
-from bench.steptime import Span, StepTime
 from bench.store import Store
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Case, ExchangeName, PathName, Settings

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.traffic import Step
+from bench.recommend.traffic import Step
 from dcp_core.shapes import Request, Workload
 
 MOST = 6

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import NamedTuple
 
-from bench.entry import Entry, LeftOut, Source, apart, carried, lent
+from bench.profile.entry import Entry, LeftOut, Source, apart, carried, lent
+from bench.profile.tree import Sizes, Tree, decide, grow, lengths, rows_of
 from bench.record import Label
-from bench.tree import Sizes, Tree, decide, grow, lengths, rows_of
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.entry import Candidate, Entry, Geometry, LeftOut, Paired, Ratio, default_settings
 from bench.errors import UsageError
 from bench.files import FileError
-from bench.nearest import Region, leave_each_out, place
-from bench.profile import MAX_PROFILE_BYTES, Profile, Source, merged
-from bench.profile_file import check_derived
+from bench.profile.entry import Candidate, Entry, Geometry, LeftOut, Paired, Ratio, default_settings
+from bench.profile.file import check_derived
+from bench.profile.nearest import Region, leave_each_out, place
+from bench.profile.profile import MAX_PROFILE_BYTES, Profile, Source, merged
+from bench.profile.tree import Cut, Sizes, Tree, decide, grow, lengths, rows_of
 from bench.record import Environment, Label
 from bench.report.answer import answer_json, source_line
 from bench.report.apart import apart_grid, compare
 from bench.report.choices import entries_grid, regions_grid
 from bench.report.vllm import serving
-from bench.tree import Cut, Sizes, Tree, decide, grow, lengths, rows_of
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.shapes import DType
 
@@ -528,7 +528,7 @@ def test_more_entries_than_a_profile_holds_are_refused_in_a_sentence(tmp_path: P
         UsageError, match=r"would have 2112 entries, and 2048 are the limit: .* what was measured is kept"
     ):
         Profile(GEOMETRY, H200, tuple(batches))
-    from bench.profile_text import render
+    from bench.profile.text import render
 
     path = tmp_path / "large.json"
     path.write_text(render(GEOMETRY, H200, batches, {}))
