@@ -15,6 +15,8 @@ LSE_BYTES = 4
 """Of a float32 LSE, one per row and head."""
 FLAG_BYTES, MOST_PROGRAMS = 8, 512
 """Of a mailbox: an int64 flag for each program of each rank; ``dcp_core.triton_ops.mailbox`` says more."""
+WORD_BYTES, MOST_ROWS_OF_WORDS = 8, 512
+"""Of a mailbox: an int64 word for each element of 16 bits in the rows that a small call may have."""
 ALIGNMENT = 256
 """Of rooms within a mailbox."""
 LEAST_TOKENS = 64
@@ -55,7 +57,7 @@ def _one(case: Case, requests: Sequence[Request], path: PathName) -> int:
 
 
 def mailbox_bytes(case: Case, tokens: int, places: int) -> int:
-    """Return the bytes of a mailbox of exchange ``direct``: flags, a room for gathered queries and one for partials.
+    """Return the bytes of a mailbox of exchange ``direct``: flags, words, a room for gathered queries and one for partials.
 
     Args:
         tokens: of a batch.
@@ -64,8 +66,11 @@ def mailbox_bytes(case: Case, tokens: int, places: int) -> int:
     heads, ranks = case.layout.heads(case.shape), case.layout.dcp
     head_bytes = case.shape.head_dim * case.shape.dtype.itemsize
     tokens, places = _doubled(tokens), _doubled(places)
+    words = WORD_BYTES * ranks * MOST_ROWS_OF_WORDS if case.shape.dtype.itemsize == 2 else 0
     parts = (
         FLAG_BYTES * ranks * MOST_PROGRAMS,
+        words * case.shape.head_dim,
+        words * (case.shape.head_dim + 2),
         places * heads.gathered * head_bytes,
         tokens * heads.gathered * head_bytes,
         tokens * heads.gathered * LSE_BYTES,

@@ -72,7 +72,7 @@ class Direct:
     def variant(self, tokens: int) -> str:
         """Say what a program moves at a time."""
         tile = tile_for(tokens, self._group)
-        return f"tiles of {tile.rows} rows, {tile.warps} warps"
+        return f"{'words in ' if tile.as_words else ''}tiles of {tile.rows} rows, {tile.warps} warps"
 
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every rank's query heads, in this rank's mailbox."""
@@ -132,19 +132,21 @@ class Direct:
         return mailbox
 
     def _load(self) -> None:
-        """Take turns without a token, so that every kernel is compiled and loaded before the first that counts.
+        """Take turns of one token that stands nowhere, so that every kernel is loaded before the first that counts.
 
         A kernel loaded later would wait for the device, on which one may already be waiting for a peer.
         """
         group, device = self._group, self._mesh.device
-        nowhere = Laid(torch.empty(group.ranks, 0, dtype=torch.int32, device=device), fold=group.ranks)
+        nowhere = Laid(torch.full((group.ranks, 1), -1, dtype=torch.int32, device=device), fold=group.ranks)
+        tiles = (SMALL, LARGE) if group.has_words else (LARGE,)
+        room = self._own(1)
         # Rows that begin at multiples of 16 bytes, and others.
-        for laid, apart, tile in product((Laid(), nowhere), (16, 1), (SMALL, LARGE)):
-            shape, strides = (0, group.heads, group.head_dim), (apart, apart, 1)
-            rows = torch.empty_strided(shape, strides, dtype=group.dtype, device=device)
+        for laid, apart, tile in product((Laid(), nowhere), (16, 1), tiles):
+            shape, strides = (1, group.heads, group.head_dim), (apart, apart, 1)
+            rows = torch.empty_strided(shape, strides, dtype=group.dtype, device=device).zero_()
             gathered = gather_heads(rows, self._mailbox, laid, tile=tile)
-            nothing = Partial(gathered, torch.empty(gathered.shape[:2], device=device))
-            combine(nothing, self._mailbox, laid, into=Partial(rows, self._combined.lse), tile=tile)
+            partial = Partial(gathered, torch.zeros(gathered.shape[:2], device=device))
+            combine(partial, self._mailbox, laid, into=Partial(rows, room.lse), tile=tile)
             torch.cuda.synchronize(device)
 
 

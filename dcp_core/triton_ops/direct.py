@@ -2,7 +2,8 @@
 
 Every rank owns a *mailbox*: flags, a gather room and a combine room. A call of either kind is a *turn*. In a turn, each
 program of the kernel writes its rows into every peer's room, then sets its flag there to the turn's number, and only then
-waits for its peers' flags in its own mailbox. A program waits for the same program of its peers and for nobody else.
+waits for its peers' flags in its own mailbox. A program waits for the same program of its peers and for nobody else. Small
+turns flag every element instead: see ``dcp_core.triton_ops.words``.
 
 Why nothing is lost or overwritten: a rank that has finished turn k has seen a flag of every peer for turn k, so every peer
 had by then finished whatever it did before turn k, reading what turn k - 1 brought it included. So turn k + 1 may write
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from dcp_core.lse import LseBase, Partial
 from dcp_core.triton_ops.combine import check_lses, check_rows, natural_lse, total_lse, weighed, weight
-from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox
+from dcp_core.triton_ops.mailbox import MOST_ROWS_OF_WORDS, Group, Laid, Mailbox
 from dcp_core.triton_ops.turns import (
     GATHERED,
     LSES,
@@ -37,20 +38,18 @@ from dcp_core.triton_ops.turns import (
     row_of,
     signal,
 )
+from dcp_core.triton_ops.words import combine_words, gather_words
 
 
 class Tile(NamedTuple):
-    """What a program moves at a time, and with how many warps. A row is one head of one token."""
+    """What a program moves at a time, with how many warps, and whether as words. A row is one head of one token."""
 
     rows: int
     warps: int
+    as_words: bool
 
 
-SMALL, LARGE = Tile(8, 4), Tile(32, 8)
-MOST_ROWS_OF_SMALL = 512
-"""Of a call, up to which it takes small tiles. Of two ranks on one H100, a combine of 8 heads over 1, 8 and 64 tokens took
-3.9, 4.3 and 4.7 µs in small tiles and 4.3, 4.5 and 5.1 in large ones; over 256, 1024 and 4096 tokens 6.7, 13.7 and 71.5 in
-small, 5.5, 8.7 and 37.7 in large ones."""
+SMALL, LARGE = Tile(4, 4, as_words=True), Tile(32, 8, as_words=False)
 VECTOR_BYTES = 16
 """The widest load and store there is."""
 
@@ -84,10 +83,12 @@ def gather_heads(
         raise ValueError(f"queries should be [T, {group.heads}, {group.head_dim}] of {group.dtype}, not {_named(q)}")
     check_rows(q)
     _check_room(tokens, mailbox)
-    tile = tile or tile_for(tokens, group)
-    _gather[_grid(tokens, mailbox, tile)](
-        q, *q.stride()[:2], **_turn(mailbox, laid, tokens, phase, tile), ALIGNED=_aligned(q)
-    )
+    tile = _checked(tile, tokens, group)
+    grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, laid, tokens, phase, tile)
+    if tile.as_words:
+        gather_words[grid](q, *q.stride()[:2], **turn, SEATS=_seats(group))
+    else:
+        _gather[grid](q, *q.stride()[:2], **turn, ALIGNED=_aligned(q))
     return mailbox.gathered(tokens if laid.places is None else laid.rows, laid.fold)
 
 
@@ -132,8 +133,9 @@ def combine(
         raise ValueError(f"the result's LSE is natural, and the room for it is labelled {into.base}")
     check_rows(own.out, into.out)
     check_lses(partial.lse, own.lse, into.lse)
-    tile = tile or tile_for(tokens, group)
-    _combine[_grid(tokens, mailbox, tile)](
+    tile = _checked(tile, tokens, group)
+    grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, laid, tokens, phase, tile)
+    tensors = (
         partial.out,
         partial.lse,
         partial.base.to_natural,
@@ -146,16 +148,31 @@ def combine(
         *into.out.stride()[:2],
         into.lse,
         *into.lse.stride(),
-        tokens_beside=0 if beside is None else tokens,
-        **_turn(mailbox, laid, tokens, phase, tile),
-        ALIGNED=_aligned(partial.out, own.out, into.out),
+        0 if beside is None else tokens,
     )
+    if tile.as_words:
+        combine_words[grid](*tensors, **turn, SEATS=_seats(group))
+    else:
+        _combine[grid](*tensors, **turn, ALIGNED=_aligned(partial.out, own.out, into.out))
     return into
 
 
 def tile_for(tokens: int, group: Group) -> Tile:
     """Return the tile that a call takes, by its number of rows, unless told."""
-    return SMALL if tokens * group.heads <= MOST_ROWS_OF_SMALL else LARGE
+    return SMALL if group.has_words and 0 < tokens * group.heads <= MOST_ROWS_OF_WORDS else LARGE
+
+
+def _checked(tile: Tile | None, tokens: int, group: Group) -> Tile:
+    """Return the tile to take. A turn of words awaits rows, and so needs some: else its ranks would not meet."""
+    if tile is not None and tile.as_words and not tile_for(tokens, group).as_words:
+        raise ValueError(
+            f"1 to {MOST_ROWS_OF_WORDS} rows of 16-bit elements travel as words, not {tokens * group.heads} of {group.dtype}"
+        )
+    return tile or tile_for(tokens, group)
+
+
+def _seats(group: Group) -> int:
+    return 1 << (group.ranks - 1).bit_length()
 
 
 def _grid(tokens: int, mailbox: Mailbox, tile: Tile) -> tuple[int]:

@@ -15,6 +15,10 @@ MOST_RANKS = 8
 """Of a group."""
 MOST_PROGRAMS = 512
 """Flags that a rank keeps for each of its peers."""
+MOST_ROWS_OF_WORDS = 512
+"""Of each rank in a turn, up to which they may travel as words. A row is one head of one token."""
+WORD_BYTES, PAYLOAD_BYTES = 8, 2
+"""Of a word, which carries one element of 16 bits beside the number of its turn."""
 ALIGNMENT = 256
 """Of rooms within a mailbox, in bytes."""
 SEATS = 256
@@ -41,6 +45,30 @@ class Group:
         """Bytes at the beginning of a mailbox: int64 flags ``[ranks, MOST_PROGRAMS]``."""
         return _aligned(8 * self.ranks * MOST_PROGRAMS)
 
+    @property
+    def has_words(self) -> bool:
+        """Whether an element fits a word."""
+        return self.dtype.itemsize == PAYLOAD_BYTES
+
+    @property
+    def gather_words_bytes(self) -> int:
+        """Bytes of the words of a small gather: int64 ``[ranks, MOST_ROWS_OF_WORDS, head_dim]``; 0 if there are none."""
+        return _aligned(self._words * self.head_dim)
+
+    @property
+    def combine_words_bytes(self) -> int:
+        """Bytes of the words of a small combine: as of a gather, then int64 ``[ranks, MOST_ROWS_OF_WORDS, 2]`` for LSEs."""
+        return _aligned(self._words * (self.head_dim + 2))
+
+    @property
+    def marked_bytes(self) -> int:
+        """Bytes at the beginning of a mailbox that tell of turns, and must be 0 before the first: flags and words."""
+        return self.flag_bytes + self.gather_words_bytes + self.combine_words_bytes
+
+    @property
+    def _words(self) -> int:
+        return WORD_BYTES * self.ranks * MOST_ROWS_OF_WORDS if self.has_words else 0
+
     def gather_bytes(self, places: int) -> int:
         """Bytes of a gather room of ``places`` tokens: queries ``[places, heads * ranks, head_dim]``."""
         return _aligned(places * self.ranks * self.heads * self.head_dim * self.dtype.itemsize)
@@ -55,7 +83,7 @@ class Group:
 
     def mailbox_bytes(self, tokens: int, places: int) -> int:
         """Bytes of a whole mailbox, the same on every rank."""
-        return self.flag_bytes + self.gather_bytes(places) + self.combine_bytes(tokens)
+        return self.marked_bytes + self.gather_bytes(places) + self.combine_bytes(tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +91,9 @@ class Mailbox:
     """One rank's mailbox, and what it needs to reach those of its peers. ``Mailbox.at`` makes one.
 
     Args:
-        memory: uint8, this rank's own; zero before the first turn of any rank.
-        rooms: int64 ``[4, ranks]`` on the device: where, for this rank, the flags, the gather room, the outputs and the LSEs
-            of the combine room begin in each rank's mailbox.
+        memory: uint8, this rank's own; ``group.marked_bytes`` of it zero before the first turn of any rank.
+        rooms: int64 ``[6, ranks]`` on the device: where the flags, the gather room, the outputs and the LSEs of the combine
+            room, the words of a gather and those of a combine begin in each rank's mailbox.
         turns: int64 ``[MOST_PROGRAMS]`` on the device: the last turn, once for each program, so that none reads what another
             writes. int64 does not wrap; int32 would in three hours, and a flag that was not set since would look fresh.
         loss: int64 ``[1]`` on the device, zero until a rank is lost; see ``lost_rank``.
@@ -109,9 +137,12 @@ class Mailbox:
             raise ValueError(
                 f"a mailbox has flags for {MOST_RANKS} ranks and {MOST_PROGRAMS} programs, not {group.ranks} and {programs}"
             )
-        gather = group.flag_bytes
+        words, gather = group.flag_bytes, group.marked_bytes
         outs = gather + group.gather_bytes(places)
-        starts = torch.tensor([0, gather, outs, outs + group.lse_offset(tokens)], device=addresses.device)
+        starts = torch.tensor(
+            [0, gather, outs, outs + group.lse_offset(tokens), words, words + group.gather_words_bytes],
+            device=addresses.device,
+        )
         return cls(
             group,
             rank,
@@ -128,7 +159,7 @@ class Mailbox:
 
     def gathered(self, rows: int, fold: int) -> Tensor:
         """Return the first rows of the gather room: ``[rows, fold * ranks * heads, head_dim]``, a view."""
-        group, start = self.group, self.group.flag_bytes
+        group, start = self.group, self.group.marked_bytes
         shape = (rows, fold * group.ranks * group.heads, group.head_dim)
         return self.memory[start : start + prod(shape) * group.dtype.itemsize].view(group.dtype).view(shape)
 

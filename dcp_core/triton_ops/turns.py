@@ -12,6 +12,8 @@ FLAGS = tl.constexpr(0)
 GATHERED = tl.constexpr(1)
 OUTS = tl.constexpr(2)
 LSES = tl.constexpr(3)
+GATHER_WORDS = tl.constexpr(4)
+COMBINE_WORDS = tl.constexpr(5)
 
 _PROGRAMS = tl.constexpr(MOST_PROGRAMS)
 _RANKS = tl.constexpr(MOST_RANKS)
@@ -69,7 +71,7 @@ def number_of(turns, push):
 
 
 @triton.jit
-def _is_whole(lost, turn):
+def is_whole(lost, turn):
     """Tell from what a rank's ``loss`` says whether none was lost before this turn.
 
     A loss of this very turn does not count: whenever the threads of a launch look, they all see the same.
@@ -85,7 +87,7 @@ def may_be_told(turns, loss, row, live):
     """
     nowhere = tl.zeros_like(row)
     turn = tl.load(turns + tl.program_id(0) + nowhere) + 1
-    return live & _is_whole(tl.load(loss + nowhere), turn)
+    return live & is_whole(tl.load(loss + nowhere), turn)
 
 
 @triton.jit
@@ -99,10 +101,16 @@ def _flags(rooms, of_rank, by_rank, RANKS: tl.constexpr):
 def signal(rooms, turns, loss, rank, turn, RANKS: tl.constexpr):
     """Set this program's flag on every peer, after all that its threads have stored, and write the turn's number down."""
     peer = tl.arange(0, _RANKS)
-    others = (peer < tl.where(_is_whole(tl.load(loss), turn), RANKS, 0)) & (peer != rank)
+    others = (peer < tl.where(is_whole(tl.load(loss), turn), RANKS, 0)) & (peer != rank)
     tl.debug_barrier()  # all have stored their rows, and all have read the number
     there = _flags(rooms, tl.where(peer < RANKS, peer, 0), rank, RANKS)
     tl.atomic_xchg(there, turn, others, sem="release", scope="sys")
+    write_down(turns, turn)
+
+
+@triton.jit
+def write_down(turns, turn):
+    """Keep the number of the turn for the next; all threads of the program must have read the last one."""
     tl.store(turns + tl.program_id(0), turn)
     if tl.program_id(0) == 0:  # for those that rest
         program = tl.arange(0, _PROGRAMS)
@@ -118,7 +126,7 @@ def await_peers(rooms, loss, told, rank, turn, polls, RANKS: tl.constexpr):
     peer = tl.arange(0, _RANKS)
     others = (peer < RANKS) & (peer != rank)
     here = _flags(rooms, rank, tl.where(peer < RANKS, peer, rank), RANKS)
-    whole = _is_whole(tl.load(loss), turn)
+    whole = is_whole(tl.load(loss), turn)
     late = others & (tl.atomic_add(here, 0, others, sem="acquire", scope="sys") < turn)
     left = tl.where(whole, polls, 0)
     while (tl.max(late.to(tl.int32)) > 0) & (left > 0):
@@ -126,8 +134,14 @@ def await_peers(rooms, loss, told, rank, turn, polls, RANKS: tl.constexpr):
         left -= 1
     tl.debug_barrier()
     lost = tl.min(tl.where(late, peer, RANKS))
+    note_loss(loss, told, turn, lost, RANKS)
+    return (lost == RANKS) & whole
+
+
+@triton.jit
+def note_loss(loss, told, turn, lost, RANKS: tl.constexpr):
+    """Write down that a rank did not come in this turn, unless a loss is known already; ``lost == RANKS``: all came."""
     if lost < RANKS:
         loss_now = turn * _SEATS + lost + 1
         if tl.atomic_cas(loss, tl.cast(0, tl.int64), loss_now) == 0:
             tl.store(told, loss_now)
-    return (lost == RANKS) & whole

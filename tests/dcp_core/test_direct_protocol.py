@@ -2,13 +2,14 @@
 
 A model in plain Python of what ``dcp_core.triton_ops.direct`` does: rows are written to peers, flags are set and awaited, rows
 are read, and every order in which the programs of all ranks may take these steps is tried. In some walks a program that
-waits may also give up, whenever it likes.
+waits may also give up, whenever it likes. Rows that travel as words (``dcp_core.triton_ops.words``) are flags themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -16,11 +17,19 @@ import pytest
 
 @dataclass(frozen=True)
 class Turn:
-    """One call: a gather, whose rows are read by a later step of the stream, or a combine, which reads them itself."""
+    """One call: a gather, whose rows are read by a later step of the stream, or a combine, which reads them itself.
+
+    In truth a gather reads words at once; here as late as it reads rows, which is harder to get right.
+    """
 
     kind: str
     rows: int
     programs: int
+    as_words: bool = False
+
+    @property
+    def room(self) -> str:
+        return f"{self.kind} words" if self.as_words else self.kind
 
     def of_program(self, program: int) -> range:
         return range(program, self.rows, self.programs)
@@ -105,23 +114,29 @@ class Walk:
         for rank in range(self.ranks):
             if world.turn[rank] == len(self.turns):
                 continue
-            steps = self._steps(rank)
-            if all(step == len(steps) for step in world.at[rank]):
+            programs = [
+                self._steps(rank, program, self.turns[world.turn[rank]]) for program in range(len(world.at[rank]))
+            ]
+            if all(step == len(steps) for step, steps in zip(world.at[rank], programs, strict=True)):
                 yield self._leave(world, rank)
                 continue
-            for program, step in enumerate(world.at[rank]):
+            for program, (step, steps) in enumerate(zip(world.at[rank], programs, strict=True)):
                 if step < len(steps):
                     for moved in self._take(world, rank, program, steps[step]):
                         yield replace(moved, at=_changed(world.at, rank, program, step + 1))
 
-    def _steps(self, rank: int) -> list[tuple[str, int]]:
-        peers = [(rank + step) % self.ranks for step in range(1, self.ranks)]
-        rows, flags = [("push", peer) for peer in peers], [("flag", peer) for peer in peers]
-        pushed = rows + flags if self.rules.flags_after_rows else flags + rows
-        awaited = [("wait", peer) for peer in peers] if self.rules.awaits else []
-        return [*pushed, *awaited, ("read", rank)]
+    def _steps(self, rank: int, program: int, now: Turn) -> list[tuple[str, int, Sequence[int]]]:
+        """Return what a program does in a turn: the step, the peer, and the rows that it is about."""
+        peers, rows = [(rank + step) % self.ranks for step in range(1, self.ranks)], now.of_program(program)
+        awaited = [("wait", peer, rows) for peer in peers] if self.rules.awaits else []
+        if now.as_words:  # each arrives for itself
+            pushed = [("push", peer, [row]) for peer in peers for row in rows]
+        else:
+            pushes, flags = [("push", peer, rows) for peer in peers], [("flag", peer, rows) for peer in peers]
+            pushed = pushes + flags if self.rules.flags_after_rows else flags + pushes
+        return [*pushed, *awaited, ("read", rank, rows)]
 
-    def _take(self, world: World, rank: int, program: int, step: tuple[str, int]) -> Iterator[World]:
+    def _take(self, world: World, rank: int, program: int, step: tuple[str, int, Sequence[int]]) -> Iterator[World]:
         turn = world.turn[rank]
         now = self.turns[turn]
         before = any(
@@ -130,24 +145,32 @@ class Walk:
         whole = world.whole[rank][program] and not before
         tells = not before or not self.rules.silent_once_lost
         match step:
-            case ("push", peer):
+            case ("push", peer, rows):
                 row = Row(turn, rank not in world.misled)
-                rows = {(peer, now.kind, rank, number): row for number in now.of_program(program) if tells}
-                yield replace(world, rooms=frozenset((dict(world.rooms) | rows).items()))
-            case ("flag", peer):
+                written = {(peer, now.room, rank, number): row for number in rows if tells}
+                yield replace(world, rooms=frozenset((dict(world.rooms) | written).items()))
+            case ("flag", peer, _):
                 flags = {(peer, rank, program): turn + 1} if tells else {}
                 yield replace(world, flags=frozenset((dict(world.flags) | flags).items()))
-            case ("wait", peer):
-                if dict(world.flags).get((rank, peer, program), 0) > turn or not whole:
+            case ("wait", peer, rows):
+                if not whole or self._came(world, rank, program, peer, rows):
                     yield world  # once a rank is lost, none is waited for
                 elif self.rules.gives_up:
                     known = world if rank in dict(world.lost) else replace(world, lost=world.lost | {(rank, turn)})
                     yield replace(known, whole=_changed(world.whole, rank, program, False))
-            case _:
+            case (_, _, rows):
                 finite = whole or not self.rules.nan_once_lost
-                if now.kind == "combine" and finite and (wrong := self._wrong(world, rank, now.of_program(program))):
+                if now.kind == "combine" and finite and (wrong := self._wrong(world, rank, rows)):
                     raise Broken(wrong)
                 yield world
+
+    def _came(self, world: World, rank: int, program: int, peer: int, rows: Sequence[int]) -> bool:
+        """Tell whether what a program waits for of a peer is there."""
+        turn, now = world.turn[rank], self.turns[world.turn[rank]]
+        if not now.as_words:
+            return dict(world.flags).get((rank, peer, program), 0) > turn
+        found = [dict(world.rooms).get((rank, now.room, peer, row)) for row in rows]
+        return all(row is not None and row.turn == turn for row in found)
 
     def _leave(self, world: World, rank: int) -> World:
         """End a rank's turn: what its stream does next reads all that a gather brought, lost or not."""
@@ -171,7 +194,7 @@ class Walk:
             return f"rank {rank} adds up in turn {turn} what it made of garbage"
         for source in set(range(self.ranks)) - {rank}:
             for row in rows:
-                found = rooms.get((rank, self.turns[turn].kind, source, row))
+                found = rooms.get((rank, self.turns[turn].room, source, row))
                 if found != Row(turn, true=True):
                     return f"rank {rank} reads row {row} of rank {source} in turn {turn} and finds {found}"
         return ""
@@ -182,9 +205,14 @@ def _changed(table: tuple[tuple[Any, ...], ...], rank: int, program: int, value:
     return (*table[:rank], (*row[:program], value, *row[program + 1 :]), *table[rank + 1 :])
 
 
-def steps(*tokens: tuple[int, int]) -> list[Turn]:
-    """Make the turns of attention steps of (rows, programs)."""
-    return [Turn(kind, rows, programs) for rows, programs in tokens for kind in ("gather", "combine")]
+def steps(*tokens: tuple[int, int], as_words: Sequence[bool] = (False,)) -> list[Turn]:
+    """Make the turns of attention steps of (rows, programs); ``as_words`` tells which travel so, over and over."""
+    ways = cycle(as_words)
+    return [
+        Turn(kind, rows, programs, way)
+        for (rows, programs), way in zip(tokens, ways, strict=False)
+        for kind in ("gather", "combine")
+    ]
 
 
 WALKS = {
@@ -193,6 +221,11 @@ WALKS = {
     "two ranks, tokens that change": Walk(steps((2, 2), (1, 1), (3, 2)), 2),
     "three ranks": Walk(steps((1, 1), (1, 1), (1, 1)), 3),
     "three ranks, tokens that change": Walk(steps((2, 2), (1, 1)), 3),
+    "words, layer after layer": Walk(steps((1, 1), (1, 1), (1, 1), (1, 1), as_words=[True]), 2),
+    "words, two to a program": Walk(steps((2, 1), (2, 1), as_words=[True]), 2),
+    "words, tokens that change": Walk(steps((2, 2), (1, 1), (3, 2), as_words=[True]), 2),
+    "words and rows by turns": Walk(steps((1, 1), (2, 2), (1, 1), as_words=[True, False]), 2),
+    "words between three ranks": Walk(steps((1, 1), (1, 1), (1, 1), as_words=[True]), 3),
 }
 
 
@@ -208,6 +241,10 @@ LOSSES = {
     "two ranks, layer after layer": Walk(steps((1, 1), (1, 1), (1, 1)), 2, GIVES_UP),
     "two ranks, tokens that change": Walk(steps((2, 2), (1, 1)), 2, GIVES_UP),
     "three ranks": Walk(steps((1, 1), (1, 1))[1:], 3, GIVES_UP),
+    "words": Walk(steps((1, 1), (1, 1), (1, 1), as_words=[True]), 2, GIVES_UP),
+    "words, two to a program": Walk(steps((2, 1), (2, 1), as_words=[True]), 2, GIVES_UP),
+    "words and rows by turns": Walk(steps((1, 1), (2, 2), as_words=[True, False]), 2, GIVES_UP),
+    "words between three ranks": Walk(steps((1, 1), (1, 1), as_words=[True])[1:], 3, GIVES_UP),
 }
 
 
@@ -222,6 +259,12 @@ FAULTS = {
     "flags before rows": (Rules(flags_after_rows=False), steps((1, 1))),
     "two gathers in a row, in one room": (Rules(), [Turn("gather", 1, 1), Turn("gather", 1, 1)]),
     "two combines in a row, in one room": (Rules(), [Turn("combine", 2, 2), Turn("combine", 2, 2)]),
+    "nobody waits for words": (Rules(awaits=False), steps((1, 1), as_words=[True])),
+    "two gathers in a row, in words": (Rules(), [Turn("gather", 1, 1, as_words=True)] * 2),
+    "whoever gave up goes on sending words": (
+        replace(GIVES_UP, silent_once_lost=False),
+        steps((1, 1), as_words=[True]),
+    ),
     "whoever gave up goes on telling": (replace(GIVES_UP, silent_once_lost=False), steps((1, 1))),
     "whoever gave up goes on adding up": (replace(GIVES_UP, nan_once_lost=False), steps((1, 1))),
 }

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dcp_core.triton_ops import direct
+from dcp_core.triton_ops import direct, words
 
 H100 = GPUTarget("cuda", 90, 32)
 POINTERS = {
@@ -33,12 +33,12 @@ CONSTANTS = {
     "HEAD_DIM": 128,
     "COLUMNS": 128,
 }
-INSTRUCTION = re.compile(r"^\s*(?:@\S+ )?((?:ld|st)\.global\S*)", re.MULTILINE)
+INSTRUCTION = re.compile(r"^\s*(?:@\S+ )?((?:ld|st)\.(?:volatile\.)?global\S*)", re.MULTILINE)
 
 
-def instructions(kernel: triton.JITFunction, tile: direct.Tile, *, aligned: bool) -> dict[str, int]:
+def instructions(kernel: triton.JITFunction, tile: direct.Tile, **more: object) -> dict[str, int]:
     """Count a compiled kernel's loads and stores by width."""
-    constants = {**CONSTANTS, "HEIGHT": tile.rows, "ALIGNED": aligned}
+    constants = {**CONSTANTS, "HEIGHT": tile.rows, **more}
     names = [param.name for param in kernel.params]
     types = {
         param.name: "constexpr" if param.is_constexpr else POINTERS.get(param.name, param.annotation_type or "i32")
@@ -49,14 +49,22 @@ def instructions(kernel: triton.JITFunction, tile: direct.Tile, *, aligned: bool
     return dict(Counter(INSTRUCTION.findall(compiled.asm["ptx"])))
 
 
-def found(kernel: triton.JITFunction) -> dict[str, object]:
-    free = [param for param in kernel.params if not param.is_constexpr]
-    return {
-        "specialised": [param.name for param in free if not param.do_not_specialize],
-        "small": instructions(kernel, direct.SMALL, aligned=True),
-        "large": instructions(kernel, direct.LARGE, aligned=True),
-        "not aligned": instructions(kernel, direct.SMALL, aligned=False),
+def specialised(kernel: triton.JITFunction) -> list[str]:
+    return [param.name for param in kernel.params if not (param.is_constexpr or param.do_not_specialize)]
+
+
+found = {
+    kernel.__name__: {
+        "specialised": specialised(kernel),
+        "aligned": instructions(kernel, direct.LARGE, ALIGNED=True),
+        "not aligned": instructions(kernel, direct.LARGE, ALIGNED=False),
     }
-
-
-json.dump({kernel.__name__: found(kernel) for kernel in (direct._gather, direct._combine)}, sys.stdout)
+    for kernel in (direct._gather, direct._combine)
+} | {
+    kernel.__name__: {
+        "specialised": specialised(kernel),
+        "words": instructions(kernel, direct.SMALL, SEATS=2),
+    }
+    for kernel in (words.gather_words, words.combine_words)
+}
+json.dump(found, sys.stdout)

@@ -15,7 +15,7 @@ def mailboxes(
     size = group.mailbox_bytes(tokens, places)
     memories = [torch.full((size,), 0xFF, dtype=torch.uint8, device=device) for _ in range(group.ranks)]
     for memory in memories:
-        memory[: group.flag_bytes] = 0
+        memory[: group.marked_bytes] = 0
     addresses = torch.tensor([memory.data_ptr() for memory in memories], device=device)
     return [
         Mailbox.at(addresses, memory, group, rank=rank, tokens=tokens, places=places, programs=programs, polls=polls)

@@ -20,8 +20,8 @@ from dcp_core.exchange.base import interleave_ranks, split_ranks
 from dcp_core.fold import Fold, Folder
 from dcp_core.lse import LseBase, Partial, combine
 from dcp_core.triton_ops import direct
-from dcp_core.triton_ops.direct import Phase
-from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox
+from dcp_core.triton_ops.direct import LARGE, SMALL, Phase, Tile
+from dcp_core.triton_ops.mailbox import MOST_ROWS_OF_WORDS, Group, Laid, Mailbox
 from tests.dcp_core.triton_ops.mailboxes import mailboxes
 
 # The interpreter computes exp and log of -inf and NaN with numpy, which says so.
@@ -60,11 +60,15 @@ def partials(
     return made
 
 
-def gather(boxes: Sequence[Mailbox], q: Sequence[Tensor], laid: Sequence[Laid]) -> list[Tensor]:
+def gather(
+    boxes: Sequence[Mailbox], q: Sequence[Tensor], laid: Sequence[Laid], tile: Tile | None = None
+) -> list[Tensor]:
     """Take one turn with every rank: all push, then all wait."""
     for rank, box in enumerate(boxes):
-        direct.gather_heads(q[rank], box, laid[rank], phase=Phase.PUSH)
-    return [direct.gather_heads(q[rank], box, laid[rank], phase=Phase.WAIT) for rank, box in enumerate(boxes)]
+        direct.gather_heads(q[rank], box, laid[rank], phase=Phase.PUSH, tile=tile)
+    return [
+        direct.gather_heads(q[rank], box, laid[rank], phase=Phase.WAIT, tile=tile) for rank, box in enumerate(boxes)
+    ]
 
 
 def add_up(
@@ -72,13 +76,14 @@ def add_up(
     given: Sequence[Partial],
     laid: Sequence[Laid],
     beside: Sequence[Partial | None] | None = None,
+    tile: Tile | None = None,
 ) -> list[Partial]:
     """Take one turn with every rank: all push, then all wait. What stands beside need not be there before the wait."""
     other = beside or [None] * len(boxes)
     for rank, box in enumerate(boxes):
-        direct.combine(given[rank], box, laid[rank], phase=Phase.PUSH)
+        direct.combine(given[rank], box, laid[rank], phase=Phase.PUSH, tile=tile)
     return [
-        direct.combine(given[rank], box, laid[rank], beside=other[rank], phase=Phase.WAIT)
+        direct.combine(given[rank], box, laid[rank], beside=other[rank], phase=Phase.WAIT, tile=tile)
         for rank, box in enumerate(boxes)
     ]
 
@@ -102,36 +107,41 @@ def assert_same(got: Partial, expected: Partial) -> None:
     assert got.base is LseBase.NATURAL
 
 
+WAYS = pytest.mark.parametrize("tile", [None, LARGE], ids=["as words where they may", "as rows"])
+
+
+@WAYS
 @pytest.mark.parametrize("group", GROUPS, ids=str)
-def test_turn_after_turn_of_changing_tokens_is_right(group: Group, triton_device: str) -> None:
+def test_turn_after_turn_of_changing_tokens_is_right(group: Group, tile: Tile | None, triton_device: str) -> None:
     boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=3)
     plain = [Laid()] * group.ranks
     for turn, tokens in enumerate((TOKENS, 1, 7, 0, TOKENS, 2)):
         q = queries(group, tokens, turn, triton_device)
-        for gathered in gather(boxes, q, plain):
+        for gathered in gather(boxes, q, plain, tile):
             assert gathered.equal(interleave_ranks(torch.stack(q), group.kv_heads))
         given = partials(group, tokens, group.ranks * group.heads, turn, triton_device, LseBase.TWO)
         beside = partials(group, tokens, group.heads, turn + 100, triton_device) if turn % 2 else None
-        for rank, got in enumerate(add_up(boxes, given, plain, beside)):
+        for rank, got in enumerate(add_up(boxes, given, plain, beside, tile)):
             assert_same(got, expected_of(given, group, rank, beside[rank] if beside else None))
     assert [box.lost_rank() for box in boxes] == [None] * group.ranks
 
 
-def test_rows_that_begin_anywhere_are_read_and_written_right(triton_device: str) -> None:
+@WAYS
+def test_rows_that_begin_anywhere_are_read_and_written_right(tile: Tile | None, triton_device: str) -> None:
     group, plain = GROUPS[0], [Laid()] * 2
     boxes = mailboxes(group, tokens=TOKENS, device=triton_device)
     q = [shifted(one) for one in queries(group, TOKENS, 0, triton_device)]
-    for gathered in gather(boxes, q, plain):
+    for gathered in gather(boxes, q, plain, tile):
         assert gathered.equal(interleave_ranks(torch.stack(q), 1))
     given = partials(group, TOKENS, 16, 1, triton_device)
     beside = partials(group, TOKENS, 8, 2, triton_device)
     for rank, box in enumerate(boxes):
-        direct.combine(given[rank], box, plain[rank], phase=Phase.PUSH)
+        direct.combine(given[rank], box, plain[rank], phase=Phase.PUSH, tile=tile)
     for rank, box in enumerate(boxes):
         other = Partial(shifted(beside[rank].out), beside[rank].lse.T.contiguous().T)
         into = Partial(torch.full_like(other.out, -7.0), torch.empty_like(other.lse))
         into = Partial(shifted(into.out), into.lse)
-        direct.combine(given[rank], box, plain[rank], beside=other, into=into, phase=Phase.WAIT)
+        direct.combine(given[rank], box, plain[rank], beside=other, into=into, phase=Phase.WAIT, tile=tile)
         assert_same(into, expected_of(given, group, rank, beside[rank]))
 
 
@@ -146,10 +156,15 @@ def shifted(rows: Tensor) -> Tensor:
 BATCHES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=3)
 
 
-@settings(max_examples=12)
-@given(batch=BATCHES, which=st.sampled_from([GROUPS[0], GROUPS[1], GROUPS[4]]), seed=st.integers(0, 1000))
+@settings(max_examples=16)
+@given(
+    batch=BATCHES,
+    which=st.sampled_from([GROUPS[0], GROUPS[1], GROUPS[4]]),
+    tile=st.sampled_from([None, LARGE]),
+    seed=st.integers(0, 1000),
+)
 def test_folded_rows_stand_where_folding_puts_them(
-    batch: list[tuple[int, int]], which: Group, seed: int, triton_device: str
+    batch: list[tuple[int, int]], which: Group, tile: Tile | None, seed: int, triton_device: str
 ) -> None:
     new, total = [new for new, _ in batch], [new + context for new, context in batch]
     folds = [Fold.of(new, total, which.ranks, rank) for rank in range(which.ranks)]
@@ -171,7 +186,7 @@ def test_folded_rows_stand_where_folding_puts_them(
     q = queries(which, tokens, seed, triton_device)
     plain = interleave_ranks(torch.stack(q), which.kv_heads)
     given = []
-    for rank, gathered in enumerate(gather(boxes, q, laid)):
+    for rank, gathered in enumerate(gather(boxes, q, laid, tile)):
         whole = Partial(gathered.clone(), torch.zeros(gathered.shape[:2], device=triton_device))
         back = folders[rank].unfold(whole)
         seen = folds[rank].place >= 0
@@ -179,82 +194,120 @@ def test_folded_rows_stand_where_folding_puts_them(
         given.append(partials(which, *gathered.shape[:2], seed + rank, triton_device, LseBase.TWO)[0])
     unfolded = [folder.unfold(partial) for folder, partial in zip(folders, given, strict=True)]
     unfolded = [Partial(partial.out.clone(), partial.lse.clone(), partial.base) for partial in unfolded]
-    for rank, got in enumerate(add_up(boxes, given, laid)):
+    for rank, got in enumerate(add_up(boxes, given, laid, tile=tile)):
         assert_same(got, expected_of(unfolded, which, rank))
 
 
 def test_a_program_that_rested_for_any_number_of_turns_still_waits(triton_device: str) -> None:
     group, plain = GROUPS[0], Laid()
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4, polls=5)
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=8, polls=5)
     flags = [box.memory[: group.flag_bytes].view(torch.int64).view(group.ranks, -1) for box in boxes]
-    gather(boxes, queries(group, TOKENS, 0, triton_device), [plain] * 2)
+    gather(boxes, queries(group, TOKENS, 0, triton_device), [plain] * 2, LARGE)
     for box, set_by in zip(boxes, flags, strict=True):  # more turns of one program than int32 counts: three hours
         box.turns[:] = set_by[:, 0] = 2**31 + 7
     q = queries(group, TOKENS, 1, triton_device)
-    for gathered in gather(boxes, q, [plain] * 2):
+    for gathered in gather(boxes, q, [plain] * 2, LARGE):
         assert gathered.equal(interleave_ranks(torch.stack(q), 1))
     flags[1][0, 0] += 1  # of rank 0's four programs only the first comes
-    got = direct.combine(partials(group, TOKENS, 16, 0, triton_device)[1], boxes[1], plain)
-    assert got.lse.view(-1)[direct.SMALL.rows : 4 * direct.SMALL.rows].isnan().all()
+    got = direct.combine(partials(group, TOKENS, 16, 0, triton_device)[1], boxes[1], plain, tile=LARGE)
+    assert got.lse.view(-1)[LARGE.rows : 4 * LARGE.rows].isnan().all()
     assert boxes[1].lost_rank() == (0, 2**31 + 9)
 
 
-def test_a_program_that_rests_knows_the_turn_when_it_is_needed_again(triton_device: str) -> None:
+def test_a_word_of_any_earlier_turn_is_late(triton_device: str) -> None:
+    group, plain = GROUPS[0], [Laid()] * 2
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, polls=5)
+    gather(boxes, queries(group, TOKENS, 0, triton_device), plain)
+    for box in boxes:  # of a turn that differs from the first in nothing that 32 bits hold
+        box.turns[:] = 2**32
+    direct.gather_heads(queries(group, TOKENS, 1, triton_device)[0], boxes[0], plain[0])
+    assert boxes[0].lost_rank() == (1, 2**32 + 1)
+
+
+def test_of_a_rank_that_sent_half_of_its_rows_the_others_are_nothing(triton_device: str) -> None:
+    group, plain = GROUPS[0], [Laid()] * 2
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, polls=5)
+    gather(boxes, queries(group, TOKENS, 0, triton_device), plain)
+    given = partials(group, TOKENS, 16, 0, triton_device)
+    for rank, box in enumerate(boxes):
+        direct.combine(given[rank], box, plain[rank], phase=Phase.PUSH)
+    words = boxes[0].memory[group.flag_bytes + group.gather_words_bytes : group.marked_bytes].view(torch.int64)
+    late = words[: 2 * MOST_ROWS_OF_WORDS * group.head_dim].view(2, MOST_ROWS_OF_WORDS, group.head_dim)[1, 80:]
+    late -= 1 << 16  # as of the turn before
+    got, expected = direct.combine(given[0], boxes[0], plain[0], phase=Phase.WAIT), expected_of(given, group, 0)
+    rows, lses = got.out.view(-1, group.head_dim), got.lse.view(-1)
+    assert rows[80:].isnan().all()
+    assert lses[80:].isnan().all()
+    assert_same(
+        Partial(rows[:80], lses[:80]), Partial(expected.out.view(-1, group.head_dim)[:80], expected.lse.view(-1)[:80])
+    )
+    assert boxes[0].lost_rank() == (1, 2)
+
+
+@WAYS
+def test_a_program_that_rests_knows_the_turn_when_it_is_needed_again(tile: Tile | None, triton_device: str) -> None:
     group = GROUPS[0]
     boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4)
     for turn, tokens in enumerate((1, 1, TOKENS, 1, TOKENS)):
         q = queries(group, tokens, turn, triton_device)
-        for gathered in gather(boxes, q, [Laid()] * 2):
+        for gathered in gather(boxes, q, [Laid()] * 2, tile):
             assert gathered.equal(interleave_ranks(torch.stack(q), 1))
         for box in boxes:
             assert (box.turns == turn + 1).all()
 
 
-def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not_send(triton_device: str) -> None:
+@WAYS
+def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not_send(
+    tile: Tile | None, triton_device: str
+) -> None:
     group = GROUPS[1]
     boxes = mailboxes(group, tokens=4, device=triton_device, polls=5)
     plain = [Laid()] * group.ranks
-    gather(boxes, queries(group, 4, 0, triton_device), plain)
+    gather(boxes, queries(group, 4, 0, triton_device), plain, tile)
     given = partials(group, 4, group.ranks * group.heads, 0, triton_device)
     for rank in (0, 2):  # rank 1 does not push
-        direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.PUSH)
+        direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.PUSH, tile=tile)
     for rank in (0, 2):
-        got = direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.WAIT)
+        got = direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.WAIT, tile=tile)
         assert got.out.isnan().all()
         assert got.lse.isnan().all()
         assert boxes[rank].lost_rank() == (1, 2)
-        direct.gather_heads(queries(group, 4, 0, triton_device)[rank], boxes[rank], plain[rank])
+        direct.gather_heads(queries(group, 4, 0, triton_device)[rank], boxes[rank], plain[rank], tile=tile)
         assert boxes[rank].lost_rank() == (1, 2), "the first loss is the one that is told"
 
 
-def test_of_several_that_never_come_the_lowest_is_named(triton_device: str) -> None:
+@WAYS
+def test_of_several_that_never_come_the_lowest_is_named(tile: Tile | None, triton_device: str) -> None:
     group = GROUPS[2]
     box = mailboxes(group, tokens=4, device=triton_device, polls=5)[1]
-    direct.gather_heads(queries(group, 4, 0, triton_device)[1], box, Laid())
+    direct.gather_heads(queries(group, 4, 0, triton_device)[1], box, Laid(), tile=tile)
     assert box.lost_rank() == (0, 1)
 
 
-def test_a_loss_silences_nobody_in_the_turn_in_which_it_is_found(triton_device: str) -> None:
+@WAYS
+def test_a_loss_silences_nobody_in_the_turn_in_which_it_is_found(tile: Tile | None, triton_device: str) -> None:
     group = GROUPS[0]
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4, polls=5)
+    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=8, polls=5)
     q = queries(group, TOKENS, 0, triton_device)
-    direct.gather_heads(q[0], boxes[0], Laid())
+    direct.gather_heads(q[0], boxes[0], Laid(), tile=tile)
     assert boxes[0].lost_rank() == (1, 1)
-    flags = boxes[1].memory[: group.flag_bytes].view(torch.int64).view(group.ranks, -1)
-    assert (flags[0, :4] == 1).all(), "whoever sees half of a loss would tell of rows that were not pushed"
-    assert direct.gather_heads(q[1], boxes[1], Laid()).equal(interleave_ranks(torch.stack(q), 1))
+    if tile is LARGE:
+        flags = boxes[1].memory[: group.flag_bytes].view(torch.int64).view(group.ranks, -1)
+        assert (flags[0, :4] == 1).all(), "whoever sees half of a loss would tell of rows that were not pushed"
+    assert direct.gather_heads(q[1], boxes[1], Laid(), tile=tile).equal(interleave_ranks(torch.stack(q), 1))
 
 
-def test_once_a_rank_is_lost_nothing_more_is_pushed_or_signalled(triton_device: str) -> None:
+@WAYS
+def test_once_a_rank_is_lost_nothing_more_is_pushed_or_signalled(tile: Tile | None, triton_device: str) -> None:
     group = GROUPS[1]
     boxes = mailboxes(group, tokens=4, device=triton_device, polls=5)
     q = queries(group, 4, 0, triton_device)
-    direct.gather_heads(q[0], boxes[0], Laid())
+    direct.gather_heads(q[0], boxes[0], Laid(), tile=tile)
     assert boxes[0].lost_rank() == (1, 1)
-    before = [box.memory.clone() for box in boxes]
-    direct.gather_heads(-q[0], boxes[0], Laid())
-    direct.combine(partials(group, 4, 18, 0, triton_device)[0], boxes[0], Laid())
-    for box, memory in zip(boxes, before, strict=True):
+    before = [box.memory.clone() for box in boxes[1:]]
+    direct.gather_heads(-q[0], boxes[0], Laid(), tile=tile)
+    direct.combine(partials(group, 4, 18, 0, triton_device)[0], boxes[0], Laid(), tile=tile)
+    for box, memory in zip(boxes[1:], before, strict=True):
         assert box.memory.equal(memory)
 
 
@@ -262,20 +315,20 @@ def test_compiled_for_a_gpu_rows_move_16_bytes_at_once_and_no_argument_is_specia
     compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run([sys.executable, COMPILED], env=compiling, capture_output=True, text=True, check=True)
     seen = json.loads(ran.stdout)
-    # In either tile a thread's part of a row's source or target is 16 bytes, or twice as many.
-    each = (
-        ("_gather", "small", 1, 2),
-        ("_gather", "large", 2, 4),
-        ("_combine", "small", 4, 2),
-        ("_combine", "large", 8, 4),
-    )
-    for kernel, tile, loads, stores in each:
+    # A thread's part of a row's source or target is twice 16 bytes.
+    for kernel, loads, stores in (("_gather", 2, 4), ("_combine", 8, 4)):
         assert seen[kernel]["specialised"] == []
-        aligned = seen[kernel][tile]
+        aligned = seen[kernel]["aligned"]
         assert aligned.get("ld.global.v4.b32") == loads
         assert aligned.get("st.global.v4.b32") == stores
         assert not {"ld.global.b16", "st.global.b16"} & aligned.keys()
         assert "ld.global.b16" in seen[kernel]["not aligned"]
+    for kernel in ("gather_words", "combine_words"):
+        assert seen[kernel]["specialised"] == []
+        # A word must be read and written at once: whole, alone or beside another.
+        words = {name for name in seen[kernel]["words"] if "volatile" in name}
+        assert words <= {"ld.volatile.global.b64", "ld.volatile.global.v2.b64"}
+        assert words
 
 
 @pytest.mark.parametrize("launch", ["one", "many"])
@@ -290,6 +343,8 @@ def test_programs_share_rows_however_many_they_are(launch: str, triton_device: s
 def test_what_does_not_fit_is_refused(triton_device: str) -> None:
     group = GROUPS[0]
     box = mailboxes(group, tokens=4, device=triton_device)[0]
+    with pytest.raises(ValueError, match="1 to 512 rows of 16-bit elements travel as words, not 0 of"):
+        direct.gather_heads(queries(group, 0, 0, triton_device)[0], box, Laid(), tile=SMALL)
     q = queries(group, 5, 0, triton_device)[0]
     with pytest.raises(ValueError, match="room for 4 tokens cannot take 5"):
         direct.gather_heads(q, box, Laid())
