@@ -59,6 +59,14 @@ class FusedExchange(Exchange, Protocol):
         """
         ...
 
+    def gather_beside(self, q: Tensor) -> Tensor:
+        """Gather as ``gather_heads`` does, in the way that leaves most of the device to what runs at the same time."""
+        ...
+
+    def variant_beside(self, tokens: int) -> str:
+        """Say which way ``gather_beside`` takes, as ``variant`` does."""
+        ...
+
     def combine_beside(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
         """Combine as ``combine`` does, and add up one more partial of this rank's own heads, ``[T, h, D]``."""
         ...

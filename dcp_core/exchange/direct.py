@@ -8,12 +8,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from dcp_core.exchange.copies import gather_by_copies
 from dcp_core.fold import Fold
 from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
-from dcp_core.triton_ops.direct import LARGE, SMALL, combine, gather_heads, tile_for
+from dcp_core.triton_ops.direct import LARGE, SMALL, combine, gather_heads, stage_heads, tile_for
 from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox
 
 HEAD_DIMS = (64, 256)
@@ -25,6 +26,8 @@ microsecond a tile to fill an NVLink of 450 GB/s, and a way to memory and back t
 """
 POLLS = 20_000_000
 """Looks at a flag before its rank is given up for lost: some twenty seconds."""
+LEAST_COPY_BYTES = 1 << 20
+"""Of a rank's query heads, from which a gather beside other work leaves them to copy engines."""
 LEAST_TOKENS = 64
 """A mailbox is made for at least so many, and grows by doubling: making one takes milliseconds and every rank's help."""
 
@@ -79,6 +82,17 @@ class Direct:
         _complain(self._mailbox)
         return gather_heads(q, self._mailbox, self._laid)
 
+    def variant_beside(self, tokens: int) -> str:
+        """Say which way ``gather_beside`` takes."""
+        return "copy engines" if self._copies(tokens) else self.variant(tokens)
+
+    def gather_beside(self, q: Tensor) -> Tensor:
+        """Return what ``gather_heads`` does; a large one by copy engines, which leave the multiprocessors to other work."""
+        if not self._copies(q.shape[0]):
+            return self.gather_heads(q)
+        _complain(self._mailbox)
+        return gather_by_copies(q, self._mailbox)
+
     def combine(self, partial: Partial, *, into: Partial | None = None) -> Partial:
         """Add up every rank's partial for this rank's heads."""
         return self._combine(partial, None, into or self._combined)
@@ -95,6 +109,10 @@ class Direct:
     def _combine(self, partial: Partial, beside: Partial | None, into: Partial) -> Partial:
         _complain(self._mailbox)
         return combine(partial, self._mailbox, self._laid, beside=beside, into=into)
+
+    def _copies(self, tokens: int) -> bool:
+        large = tokens * self._group.heads * self._group.row_bytes >= LEAST_COPY_BYTES
+        return large and self._laid.places is None
 
     def _room(self, tokens: int, *, places: int) -> None:
         known = self._mailbox
@@ -147,6 +165,9 @@ class Direct:
             gathered = gather_heads(rows, self._mailbox, laid, tile=tile)
             partial = Partial(gathered, torch.zeros(gathered.shape[:2], device=device))
             combine(partial, self._mailbox, laid, into=Partial(rows, room.lse), tile=tile)
+            if laid.places is None and tile is LARGE:
+                stage_heads(rows, self._mailbox)
+                combine(partial, self._mailbox, laid, into=Partial(rows, room.lse), tile=tile)
             torch.cuda.synchronize(device)
 
 

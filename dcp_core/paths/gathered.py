@@ -98,6 +98,8 @@ class GatheredRecipe:
         if self._ahead is None or not apart:
             return (gather, *attend, *apart, combine, *finish)
         beside = partial(self._gather_beside, apart, self._ahead)
+        if self._fused is not None:
+            variant = self._fused.variant_beside(self._rows.lse.shape[0])
         return (Stage("gather beside new", beside, communicates=True, variant=variant), *attend, combine, *finish)
 
     def result(self, out: Tensor) -> Partial:
@@ -113,7 +115,8 @@ class GatheredRecipe:
         ahead.wait_stream(here)
         # The gather first: it waits for peers on a few multiprocessors, which nothing else must hold by then.
         with torch.cuda.stream(ahead):
-            self._gather(step)
+            gather = self._site.exchange.gather_heads if self._fused is None else self._fused.gather_beside
+            self._rows.q = gather(step.q)
         for stage in apart:
             stage.run(step)
         here.wait_stream(ahead)

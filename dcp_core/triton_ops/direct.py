@@ -5,6 +5,8 @@ program of the kernel writes its rows into every peer's room, then sets its flag
 waits for its peers' flags in its own mailbox. A program waits for the same program of its peers and for nobody else. Small
 turns flag every element instead: see ``dcp_core.triton_ops.words``.
 
+A large gather may also leave one's heads where its peers fetch them, which copy engines can do: ``stage_heads``.
+
 Why nothing is lost or overwritten: a rank that has finished turn k has seen a flag of every peer for turn k, so every peer
 had by then finished whatever it did before turn k, reading what turn k - 1 brought it included. So turn k + 1 may write
 where turn k - 1 wrote: gathers and combines alternate, and one room of each kind is enough.
@@ -79,10 +81,7 @@ def gather_heads(
         ValueError: for queries that do not fit the mailbox.
     """
     group, tokens = mailbox.group, q.shape[0]
-    if q.shape[1:] != (group.heads, group.head_dim) or q.dtype != group.dtype:
-        raise ValueError(f"queries should be [T, {group.heads}, {group.head_dim}] of {group.dtype}, not {_named(q)}")
-    check_rows(q)
-    _check_room(tokens, mailbox)
+    _check_queries(q, mailbox)
     tile = _checked(tile, tokens, group)
     grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, laid, tokens, phase, tile)
     if tile.as_words:
@@ -90,6 +89,23 @@ def gather_heads(
     else:
         _gather[grid](q, *q.stride()[:2], **turn, ALIGNED=_aligned(q))
     return mailbox.gathered(tokens if laid.places is None else laid.rows, laid.fold)
+
+
+def stage_heads(q: Tensor, mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> None:
+    """Leave this rank's query heads at ``mailbox.staged_address`` for its peers, and wait until all have done so.
+
+    Until the next turn, every rank may fetch those of all; nobody stages others before each has begun that turn.
+
+    Args:
+        q: as for ``gather_heads``.
+
+    Raises:
+        ValueError: for queries that do not fit the mailbox.
+    """
+    tokens = q.shape[0]
+    _check_queries(q, mailbox)
+    grid, turn = _grid(tokens, mailbox, LARGE), _turn(mailbox, Laid(), tokens, phase, LARGE)
+    _stage[grid](q, *q.stride()[:2], mailbox.tokens * mailbox.group.heads, **turn, ALIGNED=_aligned(q))
 
 
 def combine(
@@ -153,7 +169,8 @@ def combine(
     if tile.as_words:
         combine_words[grid](*tensors, **turn, SEATS=_seats(group))
     else:
-        _combine[grid](*tensors, **turn, ALIGNED=_aligned(partial.out, own.out, into.out))
+        aligned = _aligned(partial.out, own.out, into.out)
+        _combine[grid](*tensors, mailbox.tokens * group.heads, **turn, ALIGNED=aligned)
     return into
 
 
@@ -217,6 +234,14 @@ def _aligned(*rows: Tensor) -> bool:
     )
 
 
+def _check_queries(q: Tensor, mailbox: Mailbox) -> None:
+    group = mailbox.group
+    if q.shape[1:] != (group.heads, group.head_dim) or q.dtype != group.dtype:
+        raise ValueError(f"queries should be [T, {group.heads}, {group.head_dim}] of {group.dtype}, not {_named(q)}")
+    check_rows(q)
+    _check_room(q.shape[0], mailbox)
+
+
 def _check_room(tokens: int, mailbox: Mailbox) -> None:
     if tokens > mailbox.tokens:
         raise ValueError(f"a mailbox with room for {mailbox.tokens} tokens cannot take {tokens}; reserve more first")
@@ -277,7 +302,50 @@ def _gather(
         await_peers(rooms, loss, told, rank, turn, polls, RANKS)
 
 
-@triton.jit(do_not_specialize=list(range(26)))
+@triton.jit(do_not_specialize=list(range(13)))
+def _stage(
+    q,
+    q_t: tl.int64,
+    q_h: tl.int64,
+    room_rows,
+    places,
+    rooms,
+    turns,
+    loss,
+    told,
+    rank,
+    tokens,
+    phase,
+    polls,
+    RANKS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    FOLD: tl.constexpr,
+    PLACED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    push = (phase & 1) != 0
+    column = tl.arange(0, COLUMNS)[None, :]
+    if push:
+        room = room_in(rooms, rank, OUTS, RANKS, q.dtype.element_ty)
+        for tile in range(tl.program_id(0), tl.cdiv(tokens * KV_HEADS * GROUP, HEIGHT), tl.num_programs(0)):
+            row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
+            inside = live[:, None] & (column < HEAD_DIM)
+            queries = tl.load(at_rows(q, token, kv_head * GROUP + head, q_t, q_h, column, ALIGNED), inside)
+            telling = may_be_told(turns, loss, row, live)
+            there = at_rows(room, rank * room_rows + row, 0, HEAD_DIM, 0, column, False)
+            tl.store(there, queries, inside & telling[:, None])
+    turn = number_of(turns, push)
+    if push:
+        signal(rooms, turns, loss, rank, turn, RANKS)
+    if phase & 2:
+        await_peers(rooms, loss, told, rank, turn, polls, RANKS)
+
+
+@triton.jit(do_not_specialize=list(range(27)))
 def _combine(
     out,
     lses,
@@ -296,6 +364,7 @@ def _combine(
     total_t: tl.int64,
     total_h: tl.int64,
     tokens_beside,
+    room_rows,
     places,
     rooms,
     turns,
@@ -325,7 +394,7 @@ def _combine(
             place = place_of(places, rank, token, tokens, live, PLACED)
             seeing = live & (place >= 0)
             inside = seeing[:, None] & (column < HEAD_DIM)
-            there = rank * rows + row
+            there = rank * room_rows + row
             for step in tl.static_range(1, RANKS):
                 peer = (rank + step) % RANKS
                 here = gathered_row(place, kv_head, peer, head, RANKS, KV_HEADS, GROUP, FOLD)
@@ -355,7 +424,7 @@ def _combine(
             other = natural_lse(own_lses + token * own_lse_t + own_head * own_lse_h, along, own_to_natural)
             top = tl.maximum(mine, other)
             for step in tl.static_range(1, RANKS):
-                there = (rank + step) % RANKS * rows + row
+                there = (rank + step) % RANKS * room_rows + row
                 top = tl.maximum(top, natural_lse(there_lses + there, live, base_to_natural))
 
             total = weight(mine, top) + weight(other, top)
@@ -372,7 +441,7 @@ def _combine(
                 weight(other, top),
             )
             for step in tl.static_range(1, RANKS):
-                there = (rank + step) % RANKS * rows + row
+                there = (rank + step) % RANKS * room_rows + row
                 lse = natural_lse(there_lses + there, live, base_to_natural)
                 total += weight(lse, top)
                 added += weighed(at_rows(outs, there, 0, HEAD_DIM, 0, column, False), inside, lse, weight(lse, top))

@@ -41,6 +41,11 @@ class Group:
         return self.kv_heads * self.group
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row: one head of one token."""
+        return self.head_dim * self.dtype.itemsize
+
+    @property
     def flag_bytes(self) -> int:
         """Bytes at the beginning of a mailbox: int64 flags ``[ranks, MOST_PROGRAMS]``."""
         return _aligned(8 * self.ranks * MOST_PROGRAMS)
@@ -71,7 +76,7 @@ class Group:
 
     def gather_bytes(self, places: int) -> int:
         """Bytes of a gather room of ``places`` tokens: queries ``[places, heads * ranks, head_dim]``."""
-        return _aligned(places * self.ranks * self.heads * self.head_dim * self.dtype.itemsize)
+        return _aligned(places * self.ranks * self.heads * self.row_bytes)
 
     def combine_bytes(self, tokens: int) -> int:
         """Bytes of a combine room: outputs ``[ranks, tokens, heads, head_dim]``, then float32 LSEs ``[ranks, tokens, heads]``."""
@@ -79,7 +84,7 @@ class Group:
 
     def lse_offset(self, tokens: int) -> int:
         """Where LSEs begin in a combine room."""
-        return _aligned(self.ranks * tokens * self.heads * self.head_dim * self.dtype.itemsize)
+        return _aligned(self.ranks * tokens * self.heads * self.row_bytes)
 
     def mailbox_bytes(self, tokens: int, places: int) -> int:
         """Bytes of a whole mailbox, the same on every rank."""
@@ -92,6 +97,7 @@ class Mailbox:
 
     Args:
         memory: uint8, this rank's own; ``group.marked_bytes`` of it zero before the first turn of any rank.
+        addresses: where each rank's mailbox begins, for this rank: the copy engines are told by the host.
         rooms: int64 ``[6, ranks]`` on the device: where the flags, the gather room, the outputs and the LSEs of the combine
             room, the words of a gather and those of a combine begin in each rank's mailbox.
         turns: int64 ``[MOST_PROGRAMS]`` on the device: the last turn, once for each program, so that none reads what another
@@ -106,6 +112,7 @@ class Mailbox:
     group: Group
     rank: int
     memory: Tensor
+    addresses: tuple[int, ...]
     rooms: Tensor
     turns: Tensor
     loss: Tensor
@@ -147,6 +154,7 @@ class Mailbox:
             group,
             rank,
             memory,
+            tuple(addresses.tolist()),
             starts[:, None] + addresses,
             torch.zeros(MOST_PROGRAMS, dtype=torch.int64, device=memory.device),
             torch.zeros(1, dtype=torch.int64, device=memory.device),
@@ -162,6 +170,20 @@ class Mailbox:
         group, start = self.group, self.group.marked_bytes
         shape = (rows, fold * group.ranks * group.heads, group.head_dim)
         return self.memory[start : start + prod(shape) * group.dtype.itemsize].view(group.dtype).view(shape)
+
+    def gathered_address(self, of_rank: int) -> int:
+        """Return where, in this rank's gather room, the first of another rank's heads belong."""
+        group = self.group
+        return self.addresses[self.rank] + group.marked_bytes + of_rank * group.group * group.row_bytes
+
+    def staged_address(self, of_rank: int) -> int:
+        """Return where a rank leaves its own query heads for its peers to fetch: its own place in its own combine room.
+
+        Nobody else writes there, since nobody sends itself a partial.
+        """
+        group = self.group
+        outs = group.marked_bytes + group.gather_bytes(self.places)
+        return self.addresses[of_rank] + outs + of_rank * self.tokens * group.heads * group.row_bytes
 
     def lost_rank(self) -> tuple[int, int] | None:
         """Return the rank that did not come and the turn in which it was waited for; None if none is known.

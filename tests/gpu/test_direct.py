@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dcp_core.exchange.base import interleave_ranks
+from dcp_core.exchange.copies import gather_by_copies
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
@@ -99,6 +100,28 @@ def test_work_may_stand_between_the_two_launches_of_a_combine(ranks: int) -> Non
         for rank in range(ranks):
             assert isinstance(combined[rank], Partial)
             assert_same(combined[rank], expected_of(given, group, rank, beside[rank]))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_gathers_by_copy_engines_alternate_with_combines_and_other_gathers(ranks: int, kv_heads: int) -> None:
+    group = Group(ranks, kv_heads, 2, 128, torch.bfloat16)
+    here = Ranks(group, 300)
+    for layer, tokens in enumerate((300, 300, 129, 300, 1, 300)):
+        q = queries(group, tokens, layer, "cuda")
+        given = partials(group, tokens, ranks * group.heads, layer, "cuda")
+        torch.cuda.synchronize()
+        way = gather_heads if layer == 3 else None
+        gathered = here.each(
+            lambda rank, box, q=q, way=way: (
+                gather_by_copies(q[rank], box) if way is None else way(q[rank], box, PLAIN)
+            ).clone()
+        )
+        combined = here.each(lambda rank, box, given=given: combine(given[rank], box, PLAIN))
+        here.assert_nobody_lost()
+        for rank in range(ranks):
+            assert torch.equal(gathered[rank], interleave_ranks(torch.stack(q), kv_heads))
+            assert_same(combined[rank], expected_of(given, group, rank))
 
 
 def test_tokens_that_change_from_call_to_call() -> None:

@@ -59,7 +59,7 @@ found = {
         "aligned": instructions(kernel, direct.LARGE, ALIGNED=True),
         "not aligned": instructions(kernel, direct.LARGE, ALIGNED=False),
     }
-    for kernel in (direct._gather, direct._combine)
+    for kernel in (direct._gather, direct._stage, direct._combine)
 } | {
     kernel.__name__: {
         "specialised": specialised(kernel),
