@@ -26,6 +26,8 @@ microsecond a tile to fill an NVLink of 450 GB/s, and a way to memory and back t
 """
 POLLS = 20_000_000
 """Looks at a flag before its rank is given up for lost: some twenty seconds."""
+EARLY_CAPABILITY = (9, 0)
+"""Of a device, from which a kernel can be launched before the one that it follows has ended."""
 LEAST_COPY_BYTES = 1 << 20
 """Of a rank's query heads, from which a gather beside other work leaves them to copy engines."""
 LEAST_TOKENS = 64
@@ -56,6 +58,8 @@ class Direct:
         self._group = Group(mesh.size, heads.kv, heads.query // heads.kv, head_dim, dtype)
         sms = torch.cuda.get_device_properties(mesh.device).multi_processor_count
         self._programs = min(PROGRAMS_PER_SM * min(mesh.share(sms)), MOST_PROGRAMS)
+        alone = len(set(mesh.share(mesh.device.index))) == mesh.size
+        self._early = alone and torch.cuda.get_device_capability(mesh.device) >= EARLY_CAPABILITY
         self._laid, self._combined = Laid(), self._own(0)
         self._mailbox = self._make(LEAST_TOKENS, LEAST_TOKENS)
         self._load()
@@ -144,6 +148,7 @@ class Direct:
             places=places,
             programs=self._programs,
             polls=self._polls,
+            early=self._early,
         )
         torch.cuda.synchronize(device)
         self._mesh.barrier()

@@ -32,6 +32,7 @@ from dcp_core.triton_ops.turns import (
     OUTS,
     at_rows,
     await_peers,
+    begin,
     gathered_row,
     may_be_told,
     number_of,
@@ -51,7 +52,7 @@ class Tile(NamedTuple):
     as_words: bool
 
 
-SMALL, LARGE = Tile(4, 4, as_words=True), Tile(32, 8, as_words=False)
+SMALL, LARGE = Tile(2, 4, as_words=True), Tile(32, 8, as_words=False)
 VECTOR_BYTES = 16
 """The widest load and store there is."""
 
@@ -105,6 +106,8 @@ def stage_heads(q: Tensor, mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> No
     tokens = q.shape[0]
     _check_queries(q, mailbox)
     grid, turn = _grid(tokens, mailbox, LARGE), _turn(mailbox, Laid(), tokens, phase, LARGE)
+    for placing in ("places", "FOLD", "PLACED"):
+        del turn[placing]
     _stage[grid](q, *q.stride()[:2], mailbox.tokens * mailbox.group.heads, **turn, ALIGNED=_aligned(q))
 
 
@@ -221,7 +224,9 @@ def _turn(mailbox: Mailbox, laid: Laid, tokens: int, phase: Phase, tile: Tile) -
         "HEAD_DIM": group.head_dim,
         "COLUMNS": triton.next_power_of_2(group.head_dim),
         "HEIGHT": tile.rows,
+        "EARLY": mailbox.early,
         "num_warps": tile.warps,
+        "launch_pdl": mailbox.early,
     }
 
 
@@ -276,9 +281,10 @@ def _gather(
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
+    EARLY: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    push = (phase & 1) != 0
+    push = begin(phase, EARLY)
     column = tl.arange(0, COLUMNS)[None, :]
     rows = tokens * KV_HEADS * GROUP
     if push:
@@ -297,18 +303,17 @@ def _gather(
                 tl.store(at_rows(room, there, 0, HEAD_DIM, 0, column, False), queries, standing)
     turn = number_of(turns, push)
     if push:
-        signal(rooms, turns, loss, rank, turn, RANKS)
+        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
     if phase & 2:
         await_peers(rooms, loss, told, rank, turn, polls, RANKS)
 
 
-@triton.jit(do_not_specialize=list(range(13)))
+@triton.jit(do_not_specialize=list(range(12)))
 def _stage(
     q,
     q_t: tl.int64,
     q_h: tl.int64,
     room_rows,
-    places,
     rooms,
     turns,
     loss,
@@ -320,14 +325,13 @@ def _stage(
     RANKS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    FOLD: tl.constexpr,
-    PLACED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
+    EARLY: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    push = (phase & 1) != 0
+    push = begin(phase, EARLY)
     column = tl.arange(0, COLUMNS)[None, :]
     if push:
         room = room_in(rooms, rank, OUTS, RANKS, q.dtype.element_ty)
@@ -340,7 +344,7 @@ def _stage(
             tl.store(there, queries, inside & telling[:, None])
     turn = number_of(turns, push)
     if push:
-        signal(rooms, turns, loss, rank, turn, RANKS)
+        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
     if phase & 2:
         await_peers(rooms, loss, told, rank, turn, polls, RANKS)
 
@@ -382,9 +386,10 @@ def _combine(
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
+    EARLY: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    push = (phase & 1) != 0
+    push = begin(phase, EARLY)
     column = tl.arange(0, COLUMNS)[None, :]
     rows = tokens * KV_HEADS * GROUP
     if push:
@@ -407,7 +412,7 @@ def _combine(
                 tl.store(there_lses + there, lse, telling)
     turn = number_of(turns, push)
     if push:
-        signal(rooms, turns, loss, rank, turn, RANKS)
+        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
     if phase & 2:
         everybody = await_peers(rooms, loss, told, rank, turn, polls, RANKS)
         outs = room_in(rooms, rank, OUTS, RANKS, out.dtype.element_ty)

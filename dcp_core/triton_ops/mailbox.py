@@ -107,6 +107,8 @@ class Mailbox:
         tokens, places: rows that the rooms hold.
         programs: of a launch, at most: as many as surely run at once, the same on every rank.
         polls: of a flag, at most, before its rank is given up for lost; about a microsecond each.
+        early: whether kernels that follow one another may be launched early (programmatic dependent launch): the device has
+            it, and no other rank runs there, whose programs would find the place taken by some that wait for it.
     """
 
     group: Group
@@ -121,6 +123,7 @@ class Mailbox:
     places: int
     programs: int
     polls: int
+    early: bool
 
     @classmethod
     def at(
@@ -134,6 +137,7 @@ class Mailbox:
         places: int,
         programs: int,
         polls: int,
+        early: bool = False,
     ) -> Mailbox:
         """Make a rank's mailbox of ``memory``, those of all ranks beginning at ``addresses``: int64 ``[ranks]`` on its device.
 
@@ -163,6 +167,7 @@ class Mailbox:
             places,
             programs,
             polls,
+            early,
         )
 
     def gathered(self, rows: int, fold: int) -> Tensor:

@@ -21,6 +21,14 @@ _SEATS = tl.constexpr(SEATS)
 
 
 @triton.jit
+def begin(phase, EARLY: tl.constexpr):
+    """Wait until what ran before has ended, if this launch may have begun earlier, and return whether it is to push."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    return (phase & 1) != 0
+
+
+@triton.jit
 def row_of(tile, tokens, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEIGHT: tl.constexpr):
     """Return a tile's rows, their tokens, KV heads and heads within the group, and which rows exist; int32, as all rows are."""
     row = tile * HEIGHT + tl.arange(0, HEIGHT)
@@ -98,23 +106,29 @@ def _flags(rooms, of_rank, by_rank, RANKS: tl.constexpr):
 
 
 @triton.jit
-def signal(rooms, turns, loss, rank, turn, RANKS: tl.constexpr):
+def signal(rooms, turns, loss, rank, turn, RANKS: tl.constexpr, EARLY: tl.constexpr):
     """Set this program's flag on every peer, after all that its threads have stored, and write the turn's number down."""
     peer = tl.arange(0, _RANKS)
     others = (peer < tl.where(is_whole(tl.load(loss), turn), RANKS, 0)) & (peer != rank)
     tl.debug_barrier()  # all have stored their rows, and all have read the number
     there = _flags(rooms, tl.where(peer < RANKS, peer, 0), rank, RANKS)
     tl.atomic_xchg(there, turn, others, sem="release", scope="sys")
-    write_down(turns, turn)
+    end_push(turns, turn, EARLY)
 
 
 @triton.jit
-def write_down(turns, turn):
-    """Keep the number of the turn for the next; all threads of the program must have read the last one."""
+def end_push(turns, turn, EARLY: tl.constexpr):
+    """Keep the number of the turn for the next, which all threads must have read, and let the next kernel be launched.
+
+    It waits by itself for the end of this one, so that its launch costs no time; and since every program has pushed by then, it
+    takes no place that a program still needs in order to be awaited.
+    """
     tl.store(turns + tl.program_id(0), turn)
     if tl.program_id(0) == 0:  # for those that rest
         program = tl.arange(0, _PROGRAMS)
         tl.store(turns + program, turn, program >= tl.num_programs(0))
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

@@ -19,6 +19,8 @@ from dcp_core.triton_ops.turns import (
     GATHER_WORDS,
     GATHERED,
     at_rows,
+    begin,
+    end_push,
     gathered_row,
     is_whole,
     may_be_told,
@@ -27,7 +29,6 @@ from dcp_core.triton_ops.turns import (
     place_of,
     room_in,
     row_of,
-    write_down,
 )
 
 _ROWS = tl.constexpr(MOST_ROWS_OF_WORDS)
@@ -58,10 +59,11 @@ def gather_words(
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
+    EARLY: tl.constexpr,
     SEATS: tl.constexpr,
 ):
     """Push rows as words, and put what comes, and one's own, into one's own gather room."""
-    push = (phase & 1) != 0
+    push = begin(phase, EARLY)
     peer, column = tl.arange(0, SEATS)[:, None], tl.arange(0, COLUMNS)
     others, inside = (peer < RANKS) & (peer != rank), column < HEAD_DIM
     tiles = tl.cdiv(tokens * KV_HEADS * GROUP, HEIGHT)
@@ -80,7 +82,7 @@ def gather_words(
             mine = gathered_row(place, kv_head, rank, head, RANKS, KV_HEADS, GROUP, FOLD)
             tl.store(at_rows(room, mine, 0, HEAD_DIM, 0, column[None, :], False), queries, here & (place >= 0)[:, None])
         tl.debug_barrier()  # all have read the last turn's number
-        write_down(turns, turn)
+        end_push(turns, turn, EARLY)
     if phase & 2:
         left = tl.where(is_whole(tl.load(loss), turn), polls, 0)
         own = _words_of(rooms, rank + peer * 0, GATHER_WORDS, RANKS)
@@ -133,10 +135,11 @@ def combine_words(
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
+    EARLY: tl.constexpr,
     SEATS: tl.constexpr,
 ):
     """Push every peer's rows as words, and add up what comes, one's own and what stands beside."""
-    push = (phase & 1) != 0
+    push = begin(phase, EARLY)
     peer, column = tl.arange(0, SEATS)[:, None], tl.arange(0, COLUMNS)
     others, inside = (peer < RANKS) & (peer != rank), column < HEAD_DIM
     tiles = tl.cdiv(tokens * KV_HEADS * GROUP, HEIGHT)
@@ -157,7 +160,7 @@ def combine_words(
             lse = tl.load(lses + theirs, seeing, float("-inf"))
             _push_lses(_lse_words(there, RANKS, HEAD_DIM), _row(rank, row), lse, turn, telling)
         tl.debug_barrier()  # all have read the last turn's number
-        write_down(turns, turn)
+        end_push(turns, turn, EARLY)
     if phase & 2:
         whole = is_whole(tl.load(loss), turn)
         left = tl.where(whole, polls, 0)

@@ -128,11 +128,16 @@ class Recorded:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, Recorded]:
-    gather, combine = Recorded(), Recorded()
-    monkeypatch.setattr(kernels, "_gather", gather)
-    monkeypatch.setattr(kernels, "_combine", combine)
-    return gather, combine
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorded]:
+    every = {name: Recorded() for name in ("_gather", "_combine", "_stage", "gather_words", "combine_words")}
+    for name, kernel in every.items():
+        monkeypatch.setattr(kernels, name, kernel)
+    # In the place of copies between GPUs, which nothing but those can make.
+    monkeypatch.setattr(
+        exchange, "gather_by_copies", lambda q, box: kernels.stage_heads(q, box) or box.gathered(len(q), 1)
+    )
+    monkeypatch.setattr(exchange, "LEAST_COPY_BYTES", 1)
+    return every
 
 
 def rows(tokens: int, heads: int, device: torch.device, *, gap: int = 0) -> Partial:
@@ -141,24 +146,26 @@ def rows(tokens: int, heads: int, device: torch.device, *, gap: int = 0) -> Part
 
 
 def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_opening(
-    mesh: Pretended, recorded: tuple[Recorded, Recorded]
+    mesh: Pretended, recorded: dict[str, Recorded]
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
-    loaded = [set(kernel.variants) for kernel in recorded]
-    assert [len(variants) for variants in loaded] == [8, 8]
-    for kernel in recorded:
+    loaded = {name: set(kernel.variants) for name, kernel in recorded.items()}
+    counts = {"_gather": 4, "_combine": 4, "_stage": 2, "gather_words": 2, "combine_words": 2}
+    assert {name: len(variants) for name, variants in loaded.items()} == counts
+    for kernel in recorded.values():
         kernel.variants.clear()
-    for tokens in (8, 300):  # in small tiles, and in large ones
+    for tokens in (8, 300):  # as words, and in large tiles
         folds = [Fold.of([3, tokens - 3], [9, tokens - 3], 2, rank) for rank in range(2)]
         for plan in (given(opened.reserve, tokens), given(opened.reserve_folded, tokens, folds)):
             plan()
             for gap in (0, 1):
+                opened.gather_beside(rows(tokens, 2, mesh.device, gap=gap).out)
                 gathered = opened.gather_heads(rows(tokens, 2, mesh.device, gap=gap).out)
                 made = Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device))
                 beside = rows(tokens, 2, mesh.device, gap=gap)
                 opened.combine(made)
                 opened.combine_beside(made, beside, into=rows(tokens, 2, mesh.device))
-    assert [kernel.variants for kernel in recorded] == loaded
+    assert {name: kernel.variants for name, kernel in recorded.items()} == loaded
 
 
 @pytest.fixture
@@ -173,9 +180,13 @@ def test_it_offers_what_fused_paths_ask_for(opened: Direct) -> None:
 
 
 def test_it_says_in_which_tiles_a_call_moves(opened: Direct) -> None:
-    few = kernels.MOST_ROWS_OF_SMALL // HEADS.query
-    assert opened.variant(1) == opened.variant(few) == "tiles of 8 rows, 4 warps"
+    few = kernels.MOST_ROWS_OF_WORDS // HEADS.query
+    assert opened.variant(1) == opened.variant(few) == "words in tiles of 2 rows, 4 warps"
     assert opened.variant(few + 1) == opened.variant(8192) == "tiles of 32 rows, 8 warps"
+    many = exchange.LEAST_COPY_BYTES // (HEADS.query * HEAD_DIM * 2)
+    assert opened.variant_beside(few) == opened.variant(few)
+    assert opened.variant_beside(many - 1) == "tiles of 32 rows, 8 warps"
+    assert opened.variant_beside(many) == "copy engines"
 
 
 @pytest.mark.parametrize("call", ["reserve", "grow", "gather", "combine", "check"])

@@ -30,6 +30,7 @@ CONSTANTS = {
     "GROUP": 8,
     "FOLD": 1,
     "PLACED": False,
+    "EARLY": True,
     "HEAD_DIM": 128,
     "COLUMNS": 128,
 }
@@ -44,7 +45,9 @@ def instructions(kernel: triton.JITFunction, tile: direct.Tile, **more: object) 
         param.name: "constexpr" if param.is_constexpr else POINTERS.get(param.name, param.annotation_type or "i32")
         for param in kernel.params
     }
-    source = ASTSource(kernel, types, {(names.index(name),): value for name, value in constants.items()})
+    source = ASTSource(
+        kernel, types, {(names.index(name),): value for name, value in constants.items() if name in names}
+    )
     compiled = triton.compile(source, target=H100, options={"num_warps": tile.warps})
     return dict(Counter(INSTRUCTION.findall(compiled.asm["ptx"])))
 
