@@ -2,7 +2,8 @@
 
 A model in plain Python of what ``dcp_core.triton_ops.direct`` does: rows are written to peers, flags are set and awaited, rows
 are read, and every order in which the programs of all ranks may take these steps is tried. In some walks a program that
-waits may also give up, whenever it likes. Rows that travel as words (``dcp_core.triton_ops.words``) are flags themselves.
+waits may also give up, whenever it likes. Rows that travel as words (``dcp_core.triton_ops.words``) are flags themselves;
+those that are fetched (``dcp_core.exchange.copies``) are left by their own rank, and copied by each of the others.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -19,17 +20,18 @@ import pytest
 class Turn:
     """One call: a gather, whose rows are read by a later step of the stream, or a combine, which reads them itself.
 
-    In truth a gather reads words at once; here as late as it reads rows, which is harder to get right.
+    In truth a gather reads words at once; here as late as it reads rows, which is harder to get right. And rows are in truth
+    fetched when all programs have ended; here each program's when it has.
     """
 
     kind: str
     rows: int
     programs: int
-    as_words: bool = False
+    way: Literal["rows", "words", "fetched"] = "rows"
 
     @property
     def room(self) -> str:
-        return f"{self.kind} words" if self.as_words else self.kind
+        return f"{self.kind} words" if self.way == "words" else self.kind
 
     def of_program(self, program: int) -> range:
         return range(program, self.rows, self.programs)
@@ -129,12 +131,16 @@ class Walk:
         """Return what a program does in a turn: the step, the peer, and the rows that it is about."""
         peers, rows = [(rank + step) % self.ranks for step in range(1, self.ranks)], now.of_program(program)
         awaited = [("wait", peer, rows) for peer in peers] if self.rules.awaits else []
-        if now.as_words:  # each arrives for itself
-            pushed = [("push", peer, [row]) for peer in peers for row in rows]
-        else:
-            pushes, flags = [("push", peer, rows) for peer in peers], [("flag", peer, rows) for peer in peers]
-            pushed = pushes + flags if self.rules.flags_after_rows else flags + pushes
-        return [*pushed, *awaited, ("read", rank, rows)]
+        flags, fetched = [("flag", peer, rows) for peer in peers], []
+        match now.way:
+            case "words":  # each arrives for itself
+                pushed = [("push", peer, [row]) for peer in peers for row in rows]
+            case "fetched":
+                pushed, fetched = [("stage", rank, rows), *flags], [("fetch", peer, rows) for peer in peers]
+            case _:
+                pushes = [("push", peer, rows) for peer in peers]
+                pushed = pushes + flags if self.rules.flags_after_rows else flags + pushes
+        return [*pushed, *awaited, *fetched, ("read", rank, rows)]
 
     def _take(self, world: World, rank: int, program: int, step: tuple[str, int, Sequence[int]]) -> Iterator[World]:
         turn = world.turn[rank]
@@ -149,6 +155,15 @@ class Walk:
                 row = Row(turn, rank not in world.misled)
                 written = {(peer, now.room, rank, number): row for number in rows if tells}
                 yield replace(world, rooms=frozenset((dict(world.rooms) | written).items()))
+            case ("stage", _, rows):
+                row = Row(turn, rank not in world.misled)
+                written = {(rank, "staged", rank, number): row for number in rows if tells}
+                yield replace(world, rooms=frozenset((dict(world.rooms) | written).items()))
+            case ("fetch", peer, rows):  # whatever is there
+                found = dict(world.rooms)
+                staged = {number: found.get((peer, "staged", peer, number)) for number in rows}
+                copied = {(rank, now.room, peer, number): row for number, row in staged.items() if row is not None}
+                yield replace(world, rooms=frozenset((found | copied).items()))
             case ("flag", peer, _):
                 flags = {(peer, rank, program): turn + 1} if tells else {}
                 yield replace(world, flags=frozenset((dict(world.flags) | flags).items()))
@@ -167,7 +182,7 @@ class Walk:
     def _came(self, world: World, rank: int, program: int, peer: int, rows: Sequence[int]) -> bool:
         """Tell whether what a program waits for of a peer is there."""
         turn, now = world.turn[rank], self.turns[world.turn[rank]]
-        if not now.as_words:
+        if now.way != "words":
             return dict(world.flags).get((rank, peer, program), 0) > turn
         found = [dict(world.rooms).get((rank, now.room, peer, row)) for row in rows]
         return all(row is not None and row.turn == turn for row in found)
@@ -205,14 +220,15 @@ def _changed(table: tuple[tuple[Any, ...], ...], rank: int, program: int, value:
     return (*table[:rank], (*row[:program], value, *row[program + 1 :]), *table[rank + 1 :])
 
 
-def steps(*tokens: tuple[int, int], as_words: Sequence[bool] = (False,)) -> list[Turn]:
-    """Make the turns of attention steps of (rows, programs); ``as_words`` tells which travel so, over and over."""
-    ways = cycle(as_words)
-    return [
-        Turn(kind, rows, programs, way)
-        for (rows, programs), way in zip(tokens, ways, strict=False)
-        for kind in ("gather", "combine")
-    ]
+def steps(*tokens: tuple[int, int], ways: Sequence[Literal["rows", "words", "fetched"]] = ("rows",)) -> list[Turn]:
+    """Make the turns of attention steps of (rows, programs), in these ways over and over. Only a gather can be fetched."""
+    turns = []
+    for (rows, programs), way in zip(tokens, cycle(ways), strict=False):
+        turns += [
+            Turn("gather", rows, programs, way),
+            Turn("combine", rows, programs, "rows" if way == "fetched" else way),
+        ]
+    return turns
 
 
 WALKS = {
@@ -221,11 +237,15 @@ WALKS = {
     "two ranks, tokens that change": Walk(steps((2, 2), (1, 1), (3, 2)), 2),
     "three ranks": Walk(steps((1, 1), (1, 1), (1, 1)), 3),
     "three ranks, tokens that change": Walk(steps((2, 2), (1, 1)), 3),
-    "words, layer after layer": Walk(steps((1, 1), (1, 1), (1, 1), (1, 1), as_words=[True]), 2),
-    "words, two to a program": Walk(steps((2, 1), (2, 1), as_words=[True]), 2),
-    "words, tokens that change": Walk(steps((2, 2), (1, 1), (3, 2), as_words=[True]), 2),
-    "words and rows by turns": Walk(steps((1, 1), (2, 2), (1, 1), as_words=[True, False]), 2),
-    "words between three ranks": Walk(steps((1, 1), (1, 1), (1, 1), as_words=[True]), 3),
+    "words, layer after layer": Walk(steps((1, 1), (1, 1), (1, 1), (1, 1), ways=["words"]), 2),
+    "words, two to a program": Walk(steps((2, 1), (2, 1), ways=["words"]), 2),
+    "words, tokens that change": Walk(steps((2, 2), (1, 1), (3, 2), ways=["words"]), 2),
+    "words and rows by turns": Walk(steps((1, 1), (2, 2), (1, 1), ways=["words", "rows"]), 2),
+    "words between three ranks": Walk(steps((1, 1), (1, 1), (1, 1), ways=["words"]), 3),
+    "fetched, layer after layer": Walk(steps((1, 1), (1, 1), (1, 1), ways=["fetched"]), 2),
+    "fetched, tokens that change": Walk(steps((2, 2), (1, 1), ways=["fetched"]), 2),
+    "fetched, pushed and fetched": Walk(steps((1, 1), (2, 2), (1, 1), ways=["fetched", "rows"]), 2),
+    "fetched between three ranks": Walk(steps((1, 1), (1, 1), ways=["fetched"]), 3),
 }
 
 
@@ -241,10 +261,12 @@ LOSSES = {
     "two ranks, layer after layer": Walk(steps((1, 1), (1, 1), (1, 1)), 2, GIVES_UP),
     "two ranks, tokens that change": Walk(steps((2, 2), (1, 1)), 2, GIVES_UP),
     "three ranks": Walk(steps((1, 1), (1, 1))[1:], 3, GIVES_UP),
-    "words": Walk(steps((1, 1), (1, 1), (1, 1), as_words=[True]), 2, GIVES_UP),
-    "words, two to a program": Walk(steps((2, 1), (2, 1), as_words=[True]), 2, GIVES_UP),
-    "words and rows by turns": Walk(steps((1, 1), (2, 2), as_words=[True, False]), 2, GIVES_UP),
-    "words between three ranks": Walk(steps((1, 1), (1, 1), as_words=[True])[1:], 3, GIVES_UP),
+    "words": Walk(steps((1, 1), (1, 1), (1, 1), ways=["words"]), 2, GIVES_UP),
+    "words, two to a program": Walk(steps((2, 1), (2, 1), ways=["words"]), 2, GIVES_UP),
+    "words and rows by turns": Walk(steps((1, 1), (2, 2), ways=["words", "rows"]), 2, GIVES_UP),
+    "words between three ranks": Walk(steps((1, 1), (1, 1), ways=["words"])[1:], 3, GIVES_UP),
+    "fetched": Walk(steps((1, 1), (1, 1), (1, 1), ways=["fetched"]), 2, GIVES_UP),
+    "fetched between three ranks": Walk(steps((1, 1), (1, 1), ways=["fetched"])[1:], 3, GIVES_UP),
 }
 
 
@@ -259,11 +281,13 @@ FAULTS = {
     "flags before rows": (Rules(flags_after_rows=False), steps((1, 1))),
     "two gathers in a row, in one room": (Rules(), [Turn("gather", 1, 1), Turn("gather", 1, 1)]),
     "two combines in a row, in one room": (Rules(), [Turn("combine", 2, 2), Turn("combine", 2, 2)]),
-    "nobody waits for words": (Rules(awaits=False), steps((1, 1), as_words=[True])),
-    "two gathers in a row, in words": (Rules(), [Turn("gather", 1, 1, as_words=True)] * 2),
+    "nobody waits for words": (Rules(awaits=False), steps((1, 1), ways=["words"])),
+    "two gathers in a row, fetched": (Rules(), [Turn("gather", 1, 1, "fetched")] * 2),
+    "nobody waits for what it fetches": (Rules(awaits=False), steps((1, 1), ways=["fetched"])),
+    "two gathers in a row, in words": (Rules(), [Turn("gather", 1, 1, "words")] * 2),
     "whoever gave up goes on sending words": (
         replace(GIVES_UP, silent_once_lost=False),
-        steps((1, 1), as_words=[True]),
+        steps((1, 1), ways=["words"]),
     ),
     "whoever gave up goes on telling": (replace(GIVES_UP, silent_once_lost=False), steps((1, 1))),
     "whoever gave up goes on adding up": (replace(GIVES_UP, nan_once_lost=False), steps((1, 1))),
