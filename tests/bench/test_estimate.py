@@ -59,5 +59,5 @@ def test_every_run_that_ships_took_about_what_is_expected_of_it() -> None:
         ranks = max(one.ranks for one in trials)
         expected_s = starting_seconds(ranks, H200) + sum(case_seconds(one.case, one.policy, H200) for one in trials)
         off.append(sum(one.seconds for one in trials) / expected_s)
-    assert len(off) >= 9
+    assert len(off) >= 8
     assert sum(1 / 1.5 < ratio < 1.5 for ratio in off) >= 0.9 * len(off)
