@@ -19,7 +19,8 @@ from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, 
 
 HEAD_DIMS = (64, 256)
 PROGRAMS_PER_SM = 4
-"""They surely run side by side, being of 128 threads and at most 128 registers each; of 256 threads half as many do.
+"""They run side by side, being of 128 threads and at most 128 registers each; of 256 threads half as many do. Compiled for eight
+ranks, or for heads of 256, some need more registers: then the last programs wait for the first, of which every rank has the same.
 
 A program moves 4 KiB at a time, waiting for what it reads before it writes: with one to an SM, 132 SMs would need about a
 microsecond a tile to fill an NVLink of 450 GB/s, and a way to memory and back takes that long by itself.

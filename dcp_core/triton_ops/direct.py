@@ -20,27 +20,12 @@ from enum import IntFlag
 from typing import NamedTuple
 
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from dcp_core.lse import LseBase, Partial
-from dcp_core.triton_ops.combine import check_lses, check_rows, natural_lse, total_lse, weighed, weight
+from dcp_core.triton_ops.combine import check_lses, check_rows
 from dcp_core.triton_ops.mailbox import MOST_ROWS_OF_WORDS, Group, Laid, Mailbox
-from dcp_core.triton_ops.turns import (
-    GATHERED,
-    LSES,
-    OUTS,
-    at_rows,
-    await_peers,
-    begin,
-    gathered_row,
-    may_be_told,
-    number_of,
-    place_of,
-    room_in,
-    row_of,
-    signal,
-)
+from dcp_core.triton_ops.rows import combine_rows, gather_rows, stage_rows
 from dcp_core.triton_ops.words import combine_words, gather_words
 
 
@@ -84,11 +69,11 @@ def gather_heads(
     group, tokens = mailbox.group, q.shape[0]
     _check_queries(q, mailbox)
     tile = _checked(tile, tokens, group)
-    grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, laid, tokens, phase, tile)
+    grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, tokens, phase, tile) | _placing(mailbox, laid)
     if tile.as_words:
         gather_words[grid](q, *q.stride()[:2], **turn, SEATS=_seats(group))
     else:
-        _gather[grid](q, *q.stride()[:2], **turn, ALIGNED=_aligned(q))
+        gather_rows[grid](q, *q.stride()[:2], **turn, ALIGNED=_aligned(q))
     return mailbox.gathered(tokens if laid.places is None else laid.rows, laid.fold)
 
 
@@ -105,10 +90,8 @@ def stage_heads(q: Tensor, mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> No
     """
     tokens = q.shape[0]
     _check_queries(q, mailbox)
-    grid, turn = _grid(tokens, mailbox, LARGE), _turn(mailbox, Laid(), tokens, phase, LARGE)
-    for placing in ("places", "FOLD", "PLACED"):
-        del turn[placing]
-    _stage[grid](q, *q.stride()[:2], mailbox.tokens * mailbox.group.heads, **turn, ALIGNED=_aligned(q))
+    grid, turn = _grid(tokens, mailbox, LARGE), _turn(mailbox, tokens, phase, LARGE)
+    stage_rows[grid](q, *q.stride()[:2], mailbox.tokens * mailbox.group.heads, **turn, ALIGNED=_aligned(q))
 
 
 def combine(
@@ -153,7 +136,7 @@ def combine(
     check_rows(own.out, into.out)
     check_lses(partial.lse, own.lse, into.lse)
     tile = _checked(tile, tokens, group)
-    grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, laid, tokens, phase, tile)
+    grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, tokens, phase, tile) | _placing(mailbox, laid)
     tensors = (
         partial.out,
         partial.lse,
@@ -173,7 +156,7 @@ def combine(
         combine_words[grid](*tensors, **turn, SEATS=_seats(group))
     else:
         aligned = _aligned(partial.out, own.out, into.out)
-        _combine[grid](*tensors, mailbox.tokens * group.heads, **turn, ALIGNED=aligned)
+        combine_rows[grid](*tensors, mailbox.tokens * group.heads, **turn, ALIGNED=aligned)
     return into
 
 
@@ -201,13 +184,16 @@ def _grid(tokens: int, mailbox: Mailbox, tile: Tile) -> tuple[int]:
     return (max(1, min(triton.cdiv(tokens * mailbox.group.heads, tile.rows), at_once)),)
 
 
-def _turn(mailbox: Mailbox, laid: Laid, tokens: int, phase: Phase, tile: Tile) -> dict[str, object]:
+def _placing(mailbox: Mailbox, laid: Laid) -> dict[str, object]:
+    """Return by name where tokens stand; where none is placed, a pointer that is not read."""
+    placed = laid.places is not None
+    return {"places": laid.places if placed else mailbox.turns, "PLACED": placed, "FOLD": laid.fold}
+
+
+def _turn(mailbox: Mailbox, tokens: int, phase: Phase, tile: Tile) -> dict[str, object]:
     """Return what every kernel here takes, by name."""
     group = mailbox.group
     return {
-        "places": mailbox.turns
-        if laid.places is None
-        else laid.places,  # where none is placed, a pointer that is not read
         "rooms": mailbox.rooms,
         "turns": mailbox.turns,
         "loss": mailbox.loss,
@@ -219,8 +205,6 @@ def _turn(mailbox: Mailbox, laid: Laid, tokens: int, phase: Phase, tile: Tile) -
         "RANKS": group.ranks,
         "KV_HEADS": group.kv_heads,
         "GROUP": group.group,
-        "FOLD": laid.fold,
-        "PLACED": laid.places is not None,
         "HEAD_DIM": group.head_dim,
         "COLUMNS": triton.next_power_of_2(group.head_dim),
         "HEIGHT": tile.rows,
@@ -254,206 +238,3 @@ def _check_room(tokens: int, mailbox: Mailbox) -> None:
 
 def _named(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} of {tensor.dtype}"
-
-
-# No argument is specialised on: a variant of the kernel that is compiled or loaded while a peer already waits would hang,
-# since loading waits for the device. What a kernel may rely on it is told by constants, whose every combination
-# ``Direct`` loads beforehand. Strides are int64 whatever they are, for the same reason.
-@triton.jit(do_not_specialize=list(range(12)))
-def _gather(
-    q,
-    q_t: tl.int64,
-    q_h: tl.int64,
-    places,
-    rooms,
-    turns,
-    loss,
-    told,
-    rank,
-    tokens,
-    phase,
-    polls,
-    RANKS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    FOLD: tl.constexpr,
-    PLACED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    EARLY: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    push = begin(phase, EARLY)
-    column = tl.arange(0, COLUMNS)[None, :]
-    rows = tokens * KV_HEADS * GROUP
-    if push:
-        for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):
-            row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
-            inside = live[:, None] & (column < HEAD_DIM)
-            queries = tl.load(at_rows(q, token, kv_head * GROUP + head, q_t, q_h, column, ALIGNED), inside)
-            telling = may_be_told(turns, loss, row, live)
-            # Peers first, and not all the same one: the link is the slowest part of the way.
-            for step in tl.static_range(1, RANKS + 1):
-                peer = (rank + step) % RANKS
-                place = place_of(places, peer, token, tokens, live, PLACED)
-                there = gathered_row(place, kv_head, rank, head, RANKS, KV_HEADS, GROUP, FOLD)
-                room = room_in(rooms, peer, GATHERED, RANKS, q.dtype.element_ty)
-                standing = (telling & (place >= 0))[:, None] & inside
-                tl.store(at_rows(room, there, 0, HEAD_DIM, 0, column, False), queries, standing)
-    turn = number_of(turns, push)
-    if push:
-        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
-    if phase & 2:
-        await_peers(rooms, loss, told, rank, turn, polls, RANKS)
-
-
-@triton.jit(do_not_specialize=list(range(12)))
-def _stage(
-    q,
-    q_t: tl.int64,
-    q_h: tl.int64,
-    room_rows,
-    rooms,
-    turns,
-    loss,
-    told,
-    rank,
-    tokens,
-    phase,
-    polls,
-    RANKS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    EARLY: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    push = begin(phase, EARLY)
-    column = tl.arange(0, COLUMNS)[None, :]
-    if push:
-        room = room_in(rooms, rank, OUTS, RANKS, q.dtype.element_ty)
-        for tile in range(tl.program_id(0), tl.cdiv(tokens * KV_HEADS * GROUP, HEIGHT), tl.num_programs(0)):
-            row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
-            inside = live[:, None] & (column < HEAD_DIM)
-            queries = tl.load(at_rows(q, token, kv_head * GROUP + head, q_t, q_h, column, ALIGNED), inside)
-            telling = may_be_told(turns, loss, row, live)
-            there = at_rows(room, rank * room_rows + row, 0, HEAD_DIM, 0, column, False)
-            tl.store(there, queries, inside & telling[:, None])
-    turn = number_of(turns, push)
-    if push:
-        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
-    if phase & 2:
-        await_peers(rooms, loss, told, rank, turn, polls, RANKS)
-
-
-@triton.jit(do_not_specialize=list(range(27)))
-def _combine(
-    out,
-    lses,
-    base_to_natural,
-    own,
-    own_t: tl.int64,
-    own_h: tl.int64,
-    own_lses,
-    own_lse_t: tl.int64,
-    own_lse_h: tl.int64,
-    own_to_natural,
-    result,
-    result_t: tl.int64,
-    result_h: tl.int64,
-    total_lses,
-    total_t: tl.int64,
-    total_h: tl.int64,
-    tokens_beside,
-    room_rows,
-    places,
-    rooms,
-    turns,
-    loss,
-    told,
-    rank,
-    tokens,
-    phase,
-    polls,
-    RANKS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    FOLD: tl.constexpr,
-    PLACED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    EARLY: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    push = begin(phase, EARLY)
-    column = tl.arange(0, COLUMNS)[None, :]
-    rows = tokens * KV_HEADS * GROUP
-    if push:
-        for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):
-            row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
-            telling = may_be_told(turns, loss, row, live)
-            place = place_of(places, rank, token, tokens, live, PLACED)
-            seeing = live & (place >= 0)
-            inside = seeing[:, None] & (column < HEAD_DIM)
-            there = rank * room_rows + row
-            for step in tl.static_range(1, RANKS):
-                peer = (rank + step) % RANKS
-                here = gathered_row(place, kv_head, peer, head, RANKS, KV_HEADS, GROUP, FOLD)
-                # All is loaded before anything is stored: what comes after a store waits twice for memory.
-                shares = tl.load(at_rows(out, here, 0, HEAD_DIM, 0, column, ALIGNED), inside)
-                lse = tl.load(lses + here, seeing, float("-inf"))
-                outs = room_in(rooms, peer, OUTS, RANKS, out.dtype.element_ty)
-                there_lses = room_in(rooms, peer, LSES, RANKS, tl.float32)
-                tl.store(at_rows(outs, there, 0, HEAD_DIM, 0, column, False), shares, inside & telling[:, None])
-                tl.store(there_lses + there, lse, telling)
-    turn = number_of(turns, push)
-    if push:
-        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
-    if phase & 2:
-        everybody = await_peers(rooms, loss, told, rank, turn, polls, RANKS)
-        outs = room_in(rooms, rank, OUTS, RANKS, out.dtype.element_ty)
-        there_lses = room_in(rooms, rank, LSES, RANKS, tl.float32)
-        for tile in range(tl.program_id(0), tl.cdiv(rows, HEIGHT), tl.num_programs(0)):
-            row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
-            inside = live[:, None] & (column < HEAD_DIM)
-            own_head = kv_head * GROUP + head
-            place = place_of(places, rank, token, tokens, live, PLACED)
-            here = gathered_row(place, kv_head, rank, head, RANKS, KV_HEADS, GROUP, FOLD)
-            seeing = live & (place >= 0)
-            along = live & (token < tokens_beside)
-            mine = natural_lse(lses + here, seeing, base_to_natural)
-            other = natural_lse(own_lses + token * own_lse_t + own_head * own_lse_h, along, own_to_natural)
-            top = tl.maximum(mine, other)
-            for step in tl.static_range(1, RANKS):
-                there = (rank + step) % RANKS * room_rows + row
-                top = tl.maximum(top, natural_lse(there_lses + there, live, base_to_natural))
-
-            total = weight(mine, top) + weight(other, top)
-            added = weighed(
-                at_rows(out, here, 0, HEAD_DIM, 0, column, ALIGNED),
-                seeing[:, None] & (column < HEAD_DIM),
-                mine,
-                weight(mine, top),
-            )
-            added += weighed(
-                at_rows(own, token, own_head, own_t, own_h, column, ALIGNED),
-                along[:, None] & (column < HEAD_DIM),
-                other,
-                weight(other, top),
-            )
-            for step in tl.static_range(1, RANKS):
-                there = (rank + step) % RANKS * room_rows + row
-                lse = natural_lse(there_lses + there, live, base_to_natural)
-                total += weight(lse, top)
-                added += weighed(at_rows(outs, there, 0, HEAD_DIM, 0, column, False), inside, lse, weight(lse, top))
-            added *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
-
-            nothing = float("nan")
-            target = at_rows(result, token, own_head, result_t, result_h, column, ALIGNED)
-            tl.store(target, tl.where(everybody, added, nothing).to(result.dtype.element_ty), inside)
-            total_at = total_lses + token * total_t + own_head * total_h
-            tl.store(total_at, tl.where(everybody, total_lse(top, total), nothing), live)

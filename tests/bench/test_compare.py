@@ -124,6 +124,15 @@ def test_two_devices_are_not_compared_and_other_versions_are_named() -> None:
     assert found.differences == ("torch: 2.11.0 before, 2.12.0 after",)
 
 
+def test_the_exchanges_measured_twice_between_h200s_are_the_same() -> None:
+    twice = [read_run(path)[0] for path in sorted((reference_folder() / "h200" / "earlier").glob("*.jsonl"))]
+    assert len(twice) == 2
+    found = compare(*twice)
+    assert len(found.pairs) >= 60
+    assert {pair.verdict for pair in found.pairs} <= {Verdict.SAME, Verdict.AMBIGUOUS}
+    assert not found.is_worse
+
+
 def test_decodes_measured_twice_on_two_machines_of_h200s_are_the_same() -> None:
     runs = [read_run(path)[0] for path in sorted((reference_folder() / "h200").glob("*.jsonl"))]
     (two,) = (trials for trials in runs if {trial.ranks for trial in trials} == {1, 2} and len(trials) > 100)

@@ -129,7 +129,9 @@ class Recorded:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorded]:
-    every = {name: Recorded() for name in ("_gather", "_combine", "_stage", "gather_words", "combine_words")}
+    every = {
+        name: Recorded() for name in ("gather_rows", "combine_rows", "stage_rows", "gather_words", "combine_words")
+    }
     for name, kernel in every.items():
         monkeypatch.setattr(kernels, name, kernel)
     # In the place of copies between GPUs, which nothing but those can make.
@@ -150,7 +152,7 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     loaded = {name: set(kernel.variants) for name, kernel in recorded.items()}
-    counts = {"_gather": 4, "_combine": 4, "_stage": 2, "gather_words": 2, "combine_words": 2}
+    counts = {"gather_rows": 4, "combine_rows": 4, "stage_rows": 2, "gather_words": 2, "combine_words": 2}
     assert {name: len(variants) for name, variants in loaded.items()} == counts
     for kernel in recorded.values():
         kernel.variants.clear()

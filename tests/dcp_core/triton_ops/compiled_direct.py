@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dcp_core.triton_ops import direct, words
+from dcp_core.triton_ops import direct, rows, words
 
 H100 = GPUTarget("cuda", 90, 32)
 POINTERS = {
@@ -62,7 +62,7 @@ found = {
         "aligned": instructions(kernel, direct.LARGE, ALIGNED=True),
         "not aligned": instructions(kernel, direct.LARGE, ALIGNED=False),
     }
-    for kernel in (direct._gather, direct._stage, direct._combine)
+    for kernel in (rows.gather_rows, rows.stage_rows, rows.combine_rows)
 } | {
     kernel.__name__: {
         "specialised": specialised(kernel),
