@@ -14,16 +14,18 @@ from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
-from dcp_core.triton_ops.direct import LARGE, MIDDLE, SMALL, combine, gather_heads, stage_heads, tile_for
+from dcp_core.triton_ops.direct import (
+    LARGE,
+    PROGRAMS_PER_SM,
+    SMALL,
+    combine,
+    gather_heads,
+    stage_heads,
+    tile_for,
+)
 from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox
 
 HEAD_DIMS = (64, 256)
-PROGRAMS_PER_SM = 4
-"""They run side by side, being of 128 threads and at most 128 registers each; of 256 threads half as many do.
-
-A program moves 4 KiB at a time, waiting for what it reads before it writes: with one to an SM, 132 SMs would need about a
-microsecond a tile to fill an NVLink of 450 GB/s, and a way to memory and back takes that long by itself.
-"""
 POLLS = 20_000_000
 """Looks at a flag before its rank is given up for lost: some twenty seconds."""
 EARLY_CAPABILITY = (9, 0)
@@ -161,7 +163,7 @@ class Direct:
         """
         group, device = self._group, self._mesh.device
         nowhere = Laid(torch.full((group.ranks, 1), -1, dtype=torch.int32, device=device), fold=group.ranks)
-        tiles = (SMALL, MIDDLE, LARGE) if group.has_words else (MIDDLE, LARGE)
+        tiles = (SMALL, LARGE) if group.has_words else (LARGE,)
         room = self._own(1)
         # Rows that begin at multiples of 16 bytes, and others.
         for laid, apart, tile in product((Laid(), nowhere), (16, 1), tiles):

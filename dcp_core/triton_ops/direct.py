@@ -37,15 +37,14 @@ class Tile(NamedTuple):
     as_words: bool
 
 
-SMALL, MIDDLE, LARGE = Tile(2, 4, as_words=True), Tile(16, 8, as_words=False), Tile(32, 8, as_words=False)
-MOST_ROWS_OF_MIDDLE = 2048
-"""Of each rank in a turn, up to which tiles are of middle size: about a tile for each multiprocessor.
-
-Between two H200s a combine of so many heads of 128 took 6.9 µs in these and 7.4 in large ones, of 256 9.0 and 9.8. Of twice as
-many, a combine gains 2 %, and a gather takes 9.0 µs instead of 7.2.
+SMALL, LARGE = Tile(2, 4, as_words=True), Tile(32, 8, as_words=False)
+"""Smaller tiles for some 2000 rows make a combine by itself faster (6.9 instead of 7.4 µs, of 16 rows), and a decode step slower
+(21.4 instead of 19.9 µs): with programs on every multiprocessor, the next kernel is launched less early. Between H200s.
 """
+PROGRAMS_PER_SM = 2
+"""Of a launch, at most: so many surely run at once, of 128 threads with any number of registers, or of 256 with REGISTERS."""
 REGISTERS = 128
-"""Of a thread, at most: four programs of four warps then run at once on a multiprocessor, or two of eight."""
+"""Of a thread of a kernel that moves rows, at most."""
 VECTOR_BYTES = 16
 """The widest load and store there is."""
 
@@ -170,10 +169,7 @@ def combine(
 
 def tile_for(tokens: int, group: Group) -> Tile:
     """Return the tile that a call takes, by its number of rows, unless told."""
-    rows = tokens * group.heads
-    if group.has_words and 0 < rows <= MOST_ROWS_OF_WORDS:
-        return SMALL
-    return MIDDLE if rows <= MOST_ROWS_OF_MIDDLE else LARGE
+    return SMALL if group.has_words and 0 < tokens * group.heads <= MOST_ROWS_OF_WORDS else LARGE
 
 
 def _checked(tile: Tile | None, tokens: int, group: Group) -> Tile:
@@ -191,8 +187,7 @@ def _seats(group: Group) -> int:
 
 def _grid(tokens: int, mailbox: Mailbox, tile: Tile) -> tuple[int]:
     """Return the programs of a launch: one even for no row, since a turn is taken by every rank whatever it holds."""
-    at_once = max(1, mailbox.programs * SMALL.warps // tile.warps)
-    return (max(1, min(triton.cdiv(tokens * mailbox.group.heads, tile.rows), at_once)),)
+    return (max(1, min(triton.cdiv(tokens * mailbox.group.heads, tile.rows), mailbox.programs)),)
 
 
 def _placing(mailbox: Mailbox, laid: Laid) -> dict[str, object]:
@@ -221,7 +216,7 @@ def _turn(mailbox: Mailbox, tokens: int, phase: Phase, tile: Tile) -> dict[str, 
         "HEIGHT": tile.rows,
         "EARLY": mailbox.early,
         "num_warps": tile.warps,
-        "maxnreg": REGISTERS,
+        "maxnreg": None if tile.as_words else REGISTERS,
         "launch_pdl": mailbox.early,
     }
 

@@ -114,6 +114,10 @@ def mesh(monkeypatch: pytest.MonkeyPatch, triton_device: str) -> Pretended:
     return Pretended(device=triton_device)
 
 
+MOST_REGISTERS = 255
+"""That a thread can have."""
+
+
 class Recorded:
     """In a kernel's place: which of its variants were launched, how many registers each launch takes, and nothing is run."""
 
@@ -126,9 +130,9 @@ class Recorded:
         self._programs = grid[0]
         return self
 
-    def __call__(self, *_: object, num_warps: int, maxnreg: int, **named: object) -> None:
+    def __call__(self, *_: object, num_warps: int, maxnreg: int | None, **named: object) -> None:
         self.variants.add(tuple(sorted((name, value) for name, value in named.items() if name.isupper())))
-        self.registers.add(self._programs * num_warps * 32 * maxnreg)
+        self.registers.add(self._programs * num_warps * 32 * (maxnreg or MOST_REGISTERS))
 
 
 @pytest.fixture
@@ -156,11 +160,11 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     loaded = {name: set(kernel.variants) for name, kernel in recorded.items()}
-    counts = {"gather_rows": 8, "combine_rows": 8, "stage_rows": 2, "gather_words": 2, "combine_words": 2}
+    counts = {"gather_rows": 4, "combine_rows": 4, "stage_rows": 2, "gather_words": 2, "combine_words": 2}
     assert {name: len(variants) for name, variants in loaded.items()} == counts
     for kernel in recorded.values():
         kernel.variants.clear()
-    for tokens in (8, 300, 1025):  # as words, in tiles of middle size and in large ones
+    for tokens in (8, 300):  # as words, and in large tiles
         folds = [Fold.of([3, tokens - 3], [9, tokens - 3], 2, rank) for rank in range(2)]
         for plan in (given(opened.reserve, tokens), given(opened.reserve_folded, tokens, folds)):
             plan()
@@ -182,7 +186,7 @@ def test_all_programs_of_a_launch_run_at_once(mesh: Pretended, recorded: dict[st
         opened.gather_beside(rows(tokens, 2, mesh.device).out)
         opened.combine(Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device)))
     each = 1 << 16  # registers of a multiprocessor, of which this device has two
-    assert max(max(kernel.registers) for kernel in recorded.values()) == 2 * each
+    assert max(max(kernel.registers) for kernel in recorded.values()) <= 2 * each
 
 
 @pytest.fixture
@@ -199,9 +203,7 @@ def test_it_offers_what_fused_paths_ask_for(opened: Direct) -> None:
 def test_it_says_in_which_tiles_a_call_moves(opened: Direct) -> None:
     few = kernels.MOST_ROWS_OF_WORDS // HEADS.query
     assert opened.variant(1) == opened.variant(few) == "words in tiles of 2 rows, 4 warps"
-    middle = kernels.MOST_ROWS_OF_MIDDLE // HEADS.query
-    assert opened.variant(few + 1) == opened.variant(middle) == "tiles of 16 rows, 8 warps"
-    assert opened.variant(middle + 1) == opened.variant(8192) == "tiles of 32 rows, 8 warps"
+    assert opened.variant(few + 1) == opened.variant(8192) == "tiles of 32 rows, 8 warps"
     many = exchange.LEAST_COPY_BYTES // (HEADS.query * HEAD_DIM * 2)
     assert opened.variant_beside(few) == opened.variant(few)
     assert opened.variant_beside(many - 1) == "tiles of 32 rows, 8 warps"
