@@ -1,10 +1,10 @@
 """How long a run will take: the cost model's step, repeated as measuring does, corrected by what trials really took.
 
-Assumptions, for want of anything measured: on a GPU sampling ends after one or two blocks of the fewest samples, on a CPU,
-whose times scatter, at the cap; the step as a whole and each of its stages are sampled alike; a warm-up is three blocks;
-planning is repeated for half a second at most; the ranks of a simulated group share the device in the checked step; opening and
-checking a case takes a time for each rank and each request, and as long as its memory takes to write. Compiling kernels on
-first use is not included, nor is starting workers in the time of a case.
+Assumptions, for want of anything measured: on a GPU sampling ends after one or two blocks of the fewest samples; on a CPU, and
+where the host launches each stage, times scatter, and it ends at the cap; the step as a whole and each of its stages are sampled
+alike; a warm-up is three blocks; planning is repeated for half a second at most; the ranks of a simulated group share the device
+in the checked step; opening and checking a case takes a time for each rank and each request, and as long as its memory takes to
+write. Compiling kernels on first use is not included, nor is starting workers in the time of a case.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ OPENING_S = 0.06
 """For each rank in one process: opening a path, its inputs and its check. This and what follows: 970 cases on an H200."""
 MANY_REQUESTS, REQUEST_S, FURTHER_S = 256, 5e-3, 3e-4
 """Laying out and checking a request, and each beyond so many, of which fewer rows are checked."""
+EAGER_S = 1e-4
+"""At least, for a stage that the host launches: the exchanges of a decode, 42 cases between two H200s."""
 STARTING_S, MEETING_S, STARTING_ON_CPU_S = 8.0, 4.0, 3.0
 """Until a process is ready to time a GPU's first case, and more where several processes meet."""
 BESIDE = 1 / 4
@@ -46,9 +48,10 @@ def local_ranks(case: Case) -> int:
 
 def case_seconds(case: Case, policy: Policy, ceiling: Ceiling) -> float:
     """Return the time that measuring one case should take, by the module's assumptions."""
-    stages_s = [work.seconds(ceiling) for work in step_work(case)]
+    least_s = EAGER_S if _is_eager(policy, ceiling) else 0.0
+    stages_s = [max(work.seconds(ceiling), least_s) for work in step_work(case)]
     step_s = sum(stages_s)
-    timed_s = sum(_timed_seconds(call_s, policy, on_cpu=ceiling is CPU) for call_s in (step_s, *stages_s))
+    timed_s = sum(_timed_seconds(call_s, policy, ceiling) for call_s in (step_s, *stages_s))
     plan_s = PLAN_S + plan_bytes(case) / (ceiling.bytes_per_s / 8)
     planning_s = min(MOST_PLANS * plan_s, max(PLAN_SECONDS, FEWEST_PLANS * plan_s))
     return opening_seconds(case, ceiling) + planning_s + timed_s + LAUNCHES * step_s
@@ -77,10 +80,15 @@ def starting_seconds(ranks: int, ceiling: Ceiling) -> float:
     return STARTING_S + (MEETING_S if ranks > 1 else 0.0)
 
 
-def _timed_seconds(call_s: float, policy: Policy, *, on_cpu: bool) -> float:
+def _is_eager(policy: Policy, ceiling: Ceiling) -> bool:
+    return not policy.graphs and ceiling is not CPU
+
+
+def _timed_seconds(call_s: float, policy: Policy, ceiling: Ceiling) -> float:
     """Return the time of warming up and sampling one call, the step or a stage of it."""
-    each_s = policy.calls * call_s + (0.0 if on_cpu else FLUSH_S)
-    samples = policy.max_samples if on_cpu else min(policy.max_samples, BLOCKS * policy.min_samples)
+    each_s = policy.calls * call_s + (0.0 if ceiling is CPU else FLUSH_S)
+    scatters = ceiling is CPU or _is_eager(policy, ceiling)
+    samples = policy.max_samples if scatters else min(policy.max_samples, BLOCKS * policy.min_samples)
     return min(samples * each_s, policy.max_seconds) + WARM_UP_BLOCKS * policy.min_warmup * each_s
 
 

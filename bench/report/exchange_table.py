@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -212,7 +213,7 @@ def _models(models: Sequence[CollectiveModel], way: Way) -> Grid:
     )
     rows = tuple(_model(model, model.kind) for model in models)
     notes = (
-        "Between the sizes measured the line bends to go through them.",
+        "Between the sizes measured the line bends to go through them; no bandwidth (–): more bytes took no longer.",
         "Errors of sizes predicted from the others: worst between them, worst beyond them, mean of all.",
     )
     return Grid(f"Modelled as latency + bytes received / bandwidth: {way_name(way)}", columns, rows, footnotes=notes)
@@ -225,7 +226,7 @@ def _model(model: CollectiveModel, kind: Kind) -> tuple[str, ...]:
         str(kind.dcp),
         str(kind.row),
         micros(model.latency_us),
-        f"{model.bytes_per_us / 1e3:.3g}",
+        NOT_MEASURED if math.isinf(model.bytes_per_us) else f"{model.bytes_per_us / 1e3:.3g}",
         str(len(model.curve.shares)),
         f"{model.between_error:.0%}",
         f"{model.beyond_error:.0%}",
