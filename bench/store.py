@@ -12,39 +12,47 @@ import secrets
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from bench.files import FileError, StorageError, check_regular, storage_error, sync_folder
 from bench.line import NewerSchema, decode, encode
 from bench.record import Trial
 from dcp_core.spelling import nearest
 
+if TYPE_CHECKING:
+    from bench.shard import Shard
+
 __all__ = ["FileError", "LockedError", "StorageError", "Store", "find_run", "read_run", "run_files"]
 
 MAX_LINE_BYTES = 8 << 20
 """A trial of 64 samples on a thousand ranks is about 1 MiB; a longer line is no trial."""
 LOCK_NAME = ".lock"
+"""Of a folder: held alone by a run of everything, together by the runs of shards, each of which holds its own lock alone."""
 
 
 class LockedError(RuntimeError):
-    """Another run writes to the same folder: who, where and since when. Exit code 6."""
+    """Another run writes to the same folder, or the same shard of it: who, where and since when. Exit code 6."""
 
 
 class Store:
     """The writer of one run. A resource: open it with ``Store.open``, as a context manager."""
 
-    def __init__(self, folder: Path, lock: int) -> None:
+    def __init__(self, folder: Path, locks: ExitStack) -> None:
         self.folder = folder
-        self._lock = lock
+        self._locks = locks
         self._file: int | None = None
         self._path: Path | None = None
 
     @classmethod
-    def open(cls, folder: str | Path) -> Store:
+    def open(cls, folder: str | Path, shard: Shard | None = None) -> Store:
         """Lock a results folder, made if need be, for this process. The lock dies with it, however it ends.
+
+        Args:
+            shard: that this process writes alone, beside the others'; None for all of the folder.
 
         Raises:
             LockedError: if another process holds it.
@@ -53,22 +61,15 @@ class Store:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise storage_error("write to", folder, error) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        except BlockingIOError:
-            holder_text = _holder(descriptor)
-            os.close(descriptor)
-            raise LockedError(f"{folder} is in use by {holder_text}; wait for it, or choose another folder") from None
-        except OSError as error:
-            os.close(descriptor)
-            raise storage_error("lock", folder, error) from None
-        return cls(folder, descriptor)
+        with ExitStack() as locks:
+            if shard is None:
+                _lock(folder, LOCK_NAME, fcntl.LOCK_EX, locks)
+            else:
+                _lock(folder, LOCK_NAME, fcntl.LOCK_SH, locks)
+                _lock(folder, f"{LOCK_NAME}-{shard.number}-of-{shard.count}", fcntl.LOCK_EX, locks)
+            return cls(folder, locks.pop_all())
 
     @property
     def path(self) -> Path | None:
@@ -95,10 +96,10 @@ class Store:
 
     def close(self) -> None:
         """Close the run's file and give the folder back; closing twice does nothing more."""
-        for descriptor in (self._file, self._lock):
-            if descriptor is not None and descriptor >= 0:
-                os.close(descriptor)
-        self._file, self._lock = None, -1
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+        self._locks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -224,13 +225,42 @@ def _write_whole_line(descriptor: int, line: bytes) -> None:
         raise
 
 
-def _holder(descriptor: int) -> str:
-    """Describe who holds the lock; the holder may be about to write it."""
+def _lock(folder: Path, name: str, how: int, locks: ExitStack) -> None:
+    """Take a lock of a folder, alone or together with others, until ``locks`` are closed.
+
+    Raises:
+        LockedError: if another process holds it alone, or holds it where it is wanted alone.
+        StorageError: if it cannot be made.
+    """
     try:
-        data = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(data['pid'])} on {str(data['host'])[:80]} since {str(data['since'])[:40]}"
-    except (ValueError, KeyError, TypeError):
-        return "another process that has just started"
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise storage_error("write to", folder, error) from None
+    locks.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        if how == fcntl.LOCK_EX:
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    except BlockingIOError:
+        raise LockedError(
+            f"{folder} is in use by {_holder(folder, name)}; wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise storage_error("lock", folder, error) from None
+
+
+def _holder(folder: Path, name: str) -> str:
+    """Describe who holds a lock; of a folder's, whoever holds it or a shard of it. The holder may be about to write it."""
+    for path in sorted(folder.glob(f"{name}*")):
+        with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                data = json.loads(lock.read(4096))
+                return f"process {int(data['pid'])} on {str(data['host'])[:80]} since {str(data['since'])[:40]}"
+    return "another process that has just started"
 
 
 def _now() -> str:

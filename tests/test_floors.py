@@ -33,6 +33,7 @@ FLOORS = {
             "axes",
             "sweep",
             "line",
+            "shard",
             "store",
             "profile",
             "environment",

@@ -17,6 +17,7 @@ from bench.record import PROTOCOL, Environment, Failed, Key, Measured, Policy, S
 from bench.report.table import case_line, case_name, counted
 
 if TYPE_CHECKING:
+    from bench.shard import Shard
     from bench.store import Store
     from bench.sweep import Illegal, Sweep
     from dcp_core.settings import Case
@@ -36,6 +37,7 @@ class Campaign:
         ranks: processes to form groups of.
         device_name: empty without a GPU.
         memory_bytes: of one device.
+        shard: the part of what was asked for that ``cases`` are; None for all of it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Campaign:
     memory_bytes: int
     results: Path
     fresh: bool
+    shard: Shard | None
 
     def trials(self) -> list[Trial]:
         """Return what the results folder holds of these cases, made on this machine as it is now.
@@ -153,6 +156,7 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
         UsageError: if nothing legal was asked for, for more ranks than GPUs, and for every mistake in axes and options.
     """
     from bench.environment import devices, fingerprint
+    from bench.shard import Shard
     from bench.sweep import parse_precision
 
     found = devices()
@@ -166,9 +170,10 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
     expansion = sweep.expand(ranks)
     if not expansion.cases:
         raise UsageError(f"nothing that was asked for can be measured: {_every_reason(expansion.illegal)}")
+    shard = Shard.parse(running.shard) if running.shard is not None else None
     return Campaign(
-        name=sweep.name,
-        cases=expansion.cases,
+        name=sweep.name if shard is None else f"{sweep.name}, shard {shard}",
+        cases=tuple(case for case in expansion.cases if shard is None or shard.holds(case)),
         illegal=expansion.illegal,
         policy=policy,
         ranks=ranks,
@@ -177,6 +182,7 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
         memory_bytes=memory_here(found),
         results=running.results,
         fresh=running.fresh,
+        shard=shard,
     )
 
 
@@ -191,7 +197,7 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
     """
     from bench.store import Store
 
-    with Store.open(asked.results) as store:
+    with Store.open(asked.results, asked.shard) as store:
         known = asked.trials()
         missing = shuffled(asked.lacking(known), asked.policy.seed)
         for line in _announcement(asked, missing, known):
@@ -212,6 +218,14 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
                 raise
             return known + measured, True
         return known + measured, False
+
+
+def is_empty(asked: Campaign) -> bool:
+    """Tell whether there is nothing to do because none of the sweep's batches lies in this shard, and say so."""
+    if asked.cases:
+        return False
+    warn(f"{asked.name}: none of its batches lies in this shard; nothing to measure.")
+    return True
 
 
 def shuffled(cases: Sequence[T], seed: int) -> list[T]:

@@ -135,6 +135,14 @@ class Running:
             rich_help_panel=_RUN,
         ),
     ] = False
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I of N, whole batches, for one of several machines; a folder may be shared.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="List cases, memory and time; measure nothing.", rich_help_panel=_RUN),

@@ -36,7 +36,7 @@ def publish(trials: Sequence[Trial], wanted: Campaign, *, command: str, as_json:
     """Pick settings and show them, then save profiles and pictures under the results folder, and say where.
 
     A profile is made from all that the store holds of its geometry, so that tuning decodes does not forget prefills;
-    tables and pictures show what was asked for.
+    tables and pictures show what was asked for. A shard saves neither: it would put its part in the place of the whole.
 
     Raises:
         StorageError: if the folder does not take them.
@@ -91,13 +91,19 @@ def _publish(
         for note in notes_of(trials):
             say(note)
     saved: list[dict[str, Any]] = []
-    for profile in profiles:
+    is_whole = wanted.shard is None
+    for profile in profiles if is_whole else ():
         file = profile.save(wanted.results / "profiles")
         saved.append({"file": str(file), "entries": entries_json(profile, batches)})
         if not as_json:
             say(f"profile  {file}")
-    found = save_all(trials, wanted.results / "plots" / folder_name(wanted.name), command=command) if pictures else ()
+    plots_folder = wanted.results / "plots" / folder_name(wanted.name)
+    found = save_all(trials, plots_folder, command=command) if pictures and is_whole else ()
     plots = show_pictures(found, quiet=as_json)
+    if not is_whole:
+        warn(
+            "Profiles and pictures are made of all shards together: the same command without --shard reads and writes them."
+        )
     if as_json:
         emit({"cases": _counts(trials), "profiles": saved, **(more or {}), **plots})
 

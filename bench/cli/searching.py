@@ -149,7 +149,7 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
     from bench.supervisor import Supervisor
 
     with ExitStack() as held:
-        store = held.enter_context(Store.open(campaign.results))
+        store = held.enter_context(Store.open(campaign.results, campaign.shard))
         supervisor = held.enter_context(Supervisor(campaign.ranks, campaign.policy))
         available = Available.probed(supervisor.probe()) if space is Space.ALL else None
         wanted = Hunt.of(campaign, available)

@@ -55,9 +55,10 @@ def tune(
       dcpbench tune quick
       dcpbench --ranks 2 tune decode --model qwen3-30b-a3b --space all --time-budget 10m
     """
-    from bench.cli.campaign import campaign, measure
+    from bench.cli.campaign import campaign, is_empty, measure
     from bench.cli.dry_run import show_plan, show_search
-    from bench.cli.outcome import finish, publish, publish_findings
+    from bench.cli.exits import Exit
+    from bench.cli.outcome import finish, publish, publish_findings, show_trials
     from bench.cli.searching import Search, Space, choice, hunt, plan, seconds_of
     from bench.tune.pick import check_size
 
@@ -65,6 +66,9 @@ def tune(
     how, where = choice("--search", search, Search), choice("--space", space, Space)
     budget_s = seconds_of(time_budget) if time_budget is not None else None
     wanted = campaign(asked, running, session.ranks)
+    if is_empty(wanted):
+        show_trials([], as_json=running.json)
+        return Exit.DONE
     check_size(wanted.cases)
     if how is Search.EXHAUSTIVE:
         refuse_of_exhaustive(where is Space.ALL, budget_s is not None)
