@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import torch
 
+from bench.clock import Clock, CudaClock, HostClock, floor_us
 from bench.measure import measure, synchronize, verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
 from bench.race import Course
@@ -192,7 +193,10 @@ def probe(mesh: Mesh) -> dict[str, Any]:
         str(ExchangeName.A2A): needs_ranks,
         str(ExchangeName.DIRECT): needs_ranks or mesh.first_problem(direct.refusal(mesh, head_dim=128)),
     }
+    on_gpu = mesh.device.type == "cuda"
+    clock: Clock = CudaClock(mesh.device, graphs=True, cold=False) if on_gpu else HostClock()
     return {
+        "timer_floor_us": max(mesh.share(floor_us(clock, mesh.device))),
         "device": str(mesh.device),
         "backend": mesh.backend,
         "ranks": mesh.size,

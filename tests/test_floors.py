@@ -37,6 +37,7 @@ FLOORS = {
             "store",
             "profile",
             "environment",
+            "fitness",
             "need",
             "estimate",
             "collective",

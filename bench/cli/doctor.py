@@ -1,8 +1,10 @@
-"""``dcpbench doctor``: what can be measured here, and why the rest cannot."""
+"""``dcpbench doctor``: whether this machine is fit to measure, what runs here, and why the rest does not."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,12 +13,16 @@ from bench.cli.options import Json, ranks_here, session_of
 from bench.cli.screen import draw, emit, say, warn
 from bench.report.grid import Column, Grid
 
+if TYPE_CHECKING:
+    from bench.fitness import Finding
+
 
 def doctor(invocation: typer.Context, json: Json = False) -> int:
-    """Show devices, links and versions, which kernels and exchanges run here, and why the others do not.
+    """Say whether this machine is fit to measure and what to do if not, and which kernels and exchanges run here.
 
-    Starts the workers that a run would start, and asks them. Ends with exit code 4 if nothing could be measured, or
-    if there is a GPU that none of FlashInfer's kernels can use.
+    Reads what the driver tells of the GPUs, and changes nothing; then starts the workers that a run would start, and asks
+    them. Ends with exit code 4 if nothing should be measured: other work on a GPU, a driver that is too old for torch, no
+    kernel that runs, or a GPU that none of FlashInfer's kernels can use.
 
     Examples:
       dcpbench doctor
@@ -24,6 +30,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     """
     from bench.environment import clocks, devices, fingerprint
     from bench.errors import UnfitError
+    from bench.fitness import fitness, timer
     from bench.record import Policy
     from bench.supervisor import Supervisor
 
@@ -33,13 +40,15 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
         {"name": one.name, "total_bytes": one.total_bytes, "free_bytes": one.free_bytes, **clocks(index)}
         for index, one in enumerate(found)
     ]
+    findings = fitness(environment)
     probe: dict[str, Any] = {"kernels": {}, "exchanges": {}, "flashinfer_exchanges": {}}
-    problem = ""
+    problem = next((str(finding) for finding in findings if finding.is_unfit), "")
     try:
         with Supervisor(ranks, Policy()) as supervisor:
             probe = supervisor.probe()
+        findings.append(timer(probe["timer_floor_us"]))
     except UnfitError as unfit:
-        problem = str(unfit)
+        problem = problem or str(unfit)
     problem = problem or _problem(probe["kernels"], on_gpu=bool(found))
     if json:
         refused = dict(_refused())
@@ -48,13 +57,14 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
                 "devices": gpus,
                 "hard": environment.hard,
                 "soft": environment.soft,
+                "fitness": [asdict(finding) for finding in findings],
                 **probe,
                 "refused": refused,
                 "problem": problem,
             }
         )
     else:
-        _show(gpus, environment.hard | environment.soft, probe)
+        _show(gpus, environment.hard | environment.soft, findings, probe)
     if problem:
         warn(f"dcpbench: unfit: {problem}")
         return Exit.UNFIT
@@ -71,7 +81,9 @@ def _problem(kernels: dict[str, str], *, on_gpu: bool) -> str:
     return ""
 
 
-def _show(gpus: list[dict[str, Any]], about: dict[str, str], probe: dict[str, Any]) -> None:
+def _show(
+    gpus: list[dict[str, Any]], about: dict[str, str], findings: Sequence[Finding], probe: dict[str, Any]
+) -> None:
     from dcp_core.memory import format_size
 
     columns = (
@@ -88,6 +100,11 @@ def _show(gpus: list[dict[str, Any]], about: dict[str, str], probe: dict[str, An
     else:
         say("No GPU: torch's reference kernel runs on the CPU, groups of ranks over gloo.")
     say()
+    fit = (Column("what", wrap=True), Column("found", wrap=True), Column("to do", wrap=True))
+    judged = tuple((finding.about, finding.found, finding.advice or "–") for finding in findings)
+    if judged:
+        draw(Grid("Fit to measure?", fit, judged))
+        say()
     draw(
         Grid(
             "Environment",

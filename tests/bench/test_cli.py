@@ -16,6 +16,7 @@ import pytest
 
 import bench.cli
 import bench.environment
+import bench.fitness
 import bench.supervisor
 from bench.cli import completion, main
 from bench.cli.campaign import shuffled
@@ -25,6 +26,7 @@ from bench.cli.options import paragraphs, ranks_here, values_of
 from bench.cli.screen import Bar, Lines, clock, screen
 from bench.cli.searching import Search, Space
 from bench.environment import Device
+from bench.fitness import Finding
 from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Verified
 from bench.shipped import reference_folder, shipped_geometries, shipped_profiles
@@ -1028,6 +1030,24 @@ def test_doctor_calls_a_machine_unfit_where_nothing_runs(
     out, err = capsys.readouterr()
     assert "none of FlashInfer's kernels can use it" in err
     assert "140.0 GiB" in out
+
+
+def test_doctor_says_what_spoils_a_measurement_and_what_to_do(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = Finding("GPU 0: slowed by", "hardware thermal slowdown", "let it rest")
+    busy = Finding("GPU 0: other work", "1 process", "end what runs there", is_unfit=True)
+    monkeypatch.setattr(bench.fitness, "fitness", lambda _: [slow])
+    assert run("doctor") == Exit.DONE
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "GPU 0: slowed by hardware thermal slowdown let it rest" in lines
+    assert "timer's floor 4.8 µs –" in lines
+    monkeypatch.setattr(bench.fitness, "fitness", lambda _: [slow, busy])
+    assert run("doctor", "--json") == Exit.UNFIT
+    out, err = capsys.readouterr()
+    assert err == "dcpbench: unfit: GPU 0: other work: 1 process; end what runs there\n"
+    told = [(one["about"], one["is_unfit"]) for one in json.loads(out)["fitness"]]
+    assert told == [("GPU 0: slowed by", False), ("GPU 0: other work", True), ("timer's floor", False)]
 
 
 @pytest.mark.parametrize("words", [("doctor",), ("verify",), ("sweep", *TYPED)])

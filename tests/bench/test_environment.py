@@ -26,6 +26,11 @@ class ScriptedNvml:
     count: int = 2
     broken: set[str] = field(default_factory=set)
     reasons: int = 0x4 | 0x40
+    running: tuple[str, ...] = ("ours", "theirs")
+    clock_mhz: int = 1980
+    limit_mw: int = 700_000
+    persistence: int = 1
+    reached: int = 0
     NVMLError: type[Exception] = NVMLError
 
     def __getattr__(self, call: str) -> Callable[..., Any]:
@@ -41,12 +46,17 @@ class ScriptedNvml:
             "nvmlSystemGetDriverVersion": lambda: "580.95",
             "nvmlSystemGetCudaDriverVersion_v2": lambda: 13000,
             "nvmlDeviceGetNvLinkState": lambda *_: 1,
-            "nvmlDeviceGetP2PStatus": lambda *_: 0,
+            "nvmlDeviceGetP2PStatus": lambda *_: self.reached,
+            "nvmlDeviceGetApplicationsClock": lambda *_: self.clock_mhz,
+            "nvmlDeviceGetMaxClockInfo": lambda *_: 1980,
+            "nvmlDeviceGetPowerManagementLimit": lambda *_: self.limit_mw,
+            "nvmlDeviceGetPowerManagementDefaultLimit": lambda *_: 700_000,
+            "nvmlDeviceGetPersistenceMode": lambda *_: self.persistence,
             "nvmlDeviceGetClockInfo": lambda handle, clock: {1: 1980, 2: 3201}[clock],
             "nvmlDeviceGetTemperature": lambda *_: 41,
             "nvmlDeviceGetPowerUsage": lambda *_: 123_456,
             "nvmlDeviceGetCurrentClocksEventReasons": lambda *_: self.reasons,
-            "nvmlDeviceGetComputeRunningProcesses": lambda *_: ["ours", "theirs"],
+            "nvmlDeviceGetComputeRunningProcesses": lambda *_: self.running,
         }
         if call in self.broken:
             return self._fail

@@ -452,6 +452,7 @@ def test_the_real_worker_says_what_runs_here() -> None:
     assert found["kernels"]["reference"] == ""
     assert found["exchanges"]["loopback"] == ""
     assert "at least two ranks" in found["exchanges"]["a2a"]
+    assert found["timer_floor_us"] > 0
     assert time.monotonic() - started < 60
 
 
