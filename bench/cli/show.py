@@ -38,6 +38,10 @@ def show(
         bool, typer.Option("--predicted", help="How near simulated + modelled steps came to measured ones.")
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    nvbench: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write NVBench's JSON instead, for nvbench-compare-robust.", dir_okay=False),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Print the trials of runs as tables, the fastest of each group of rivals first.
@@ -49,11 +53,17 @@ def show(
       dcpbench show last
       dcpbench show --results results/reference/h200 --markdown
       dcpbench show last --exchanges
+      dcpbench show last --nvbench last.json
     """
     from bench.cli.outcome import show_trials
     from bench.report.table import notes_of, trials_grids
 
     trials = trials_of(run or [], results)
+    if nvbench is not None:
+        from bench.report.nvbench import write
+
+        say(f"written  {write(trials, nvbench)[-1]}")
+        return Exit.DONE
     if exchanges or predicted:
         return _show_exchanges(trials, predicted=predicted, markdown=markdown, as_json=json)
     if not markdown or json:
