@@ -5,18 +5,21 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.cli.obstacle import memory_here, obstacle
+from bench.cli.obstacle import obstacle
 from bench.cli.options import Asked, Running, ranks_here
-from bench.cli.screen import Screen, clock, screen, warn
+from bench.cli.screen import clock, screen, warn
 from bench.errors import UsageError
-from bench.record import PROTOCOL, Environment, Failed, Key, Measured, Policy, Skipped, Trial, latest
+from bench.record import PROTOCOL, Failed, Key, Measured, Policy, Skipped, Trial, latest
 from bench.report.table import case_line, case_name, counted
 
 if TYPE_CHECKING:
+    from bench.cluster import Cluster
+    from bench.machine import Machine
     from bench.shard import Shard
     from bench.store import Store
     from bench.sweep import Illegal, Sweep
@@ -34,23 +37,20 @@ class Campaign:
     """What a user asked for, on this machine.
 
     Args:
-        ranks: processes to form groups of.
-        device_name: empty without a GPU.
-        memory_bytes: of one device.
+        machine: that it is measured on, or each lane of the cluster.
         shard: the part of what was asked for that ``cases`` are; None for all of it.
+        cluster: whose lanes measure it; None for this machine.
     """
 
     name: str
     cases: tuple[Case, ...]
     illegal: tuple[Illegal, ...]
     policy: Policy
-    ranks: int
-    environment: Environment
-    device_name: str
-    memory_bytes: int
+    machine: Machine
     results: Path
     fresh: bool
     shard: Shard | None
+    cluster: Cluster | None
 
     def trials(self) -> list[Trial]:
         """Return what the results folder holds of these cases, made on this machine as it is now.
@@ -68,7 +68,7 @@ class Campaign:
         for trial in found:
             if trial.key not in keys:
                 continue
-            if differences := self.environment.differences(trial.environment):
+            if differences := self.machine.environment.differences(trial.environment):
                 elsewhere = differences
             else:
                 mine.append(trial)
@@ -84,7 +84,7 @@ class Campaign:
         from bench.store import Store
 
         found, _ = Store.read(self.results)
-        return [trial for trial in found if not self.environment.differences(trial.environment)]
+        return [trial for trial in found if not self.machine.environment.differences(trial.environment)]
 
     def lacking(self, known: Sequence[Trial]) -> list[Case]:
         """Return the cases that ``known`` has no trial for, as careful as asked; failed ones once more, skipped ones always.
@@ -108,7 +108,8 @@ class Campaign:
 
     def obstacles(self, cases: Sequence[Case]) -> dict[Case, str]:
         """Return those of some cases that are known not to run here, and why."""
-        why = {case: obstacle(case, on_gpu=bool(self.device_name), memory_bytes=self.memory_bytes) for case in cases}
+        on_gpu, memory_bytes = bool(self.machine.device_name), self.machine.memory_bytes
+        why = {case: obstacle(case, on_gpu=on_gpu, memory_bytes=memory_bytes) for case in cases}
         return {case: reason for case, reason in why.items() if reason}
 
     def expected_s(self, cases: Sequence[Case], known: Sequence[Trial]) -> dict[Case, float]:
@@ -116,7 +117,7 @@ class Campaign:
         from bench.estimate import seconds_each
 
         hopeless = self.obstacles(cases)
-        seconds = seconds_each(cases, self.policy, self.device_name, known)
+        seconds = seconds_each(cases, self.policy, self.machine.device_name, known)
         return {case: 0.0 if case in hopeless else each for case, each in zip(cases, seconds, strict=True)}
 
     def whole_s(self, cases: Sequence[Case], known: Sequence[Trial]) -> float:
@@ -125,7 +126,19 @@ class Campaign:
         from dcp_core.cost import ceiling_of
 
         cases_s = sum(self.expected_s(cases, known).values())
-        return cases_s + starting_seconds(self.ranks, ceiling_of(self.device_name)) if cases_s else 0.0
+        starting_s = starting_seconds(self.machine.ranks, ceiling_of(self.machine.device_name))
+        return cases_s / self.lanes + starting_s if cases_s else 0.0
+
+    @property
+    def lanes(self) -> int:
+        """How many cases are measured at a time."""
+        return self.cluster.lanes if self.cluster else 1
+
+    def under_way(self, missing: Sequence[Case], number: int) -> str:
+        """Say what is being measured after so many of the missing cases."""
+        if number >= len(missing):
+            return "done"
+        return case_name(missing[number]) if self.cluster is None else counted(self.lanes, "lane")
 
     def _lacks(self, trial: Trial | None) -> bool:
         if trial is None or isinstance(trial.outcome, Failed | Skipped):
@@ -142,32 +155,52 @@ class Campaign:
         return Key(case.key, case.layout.dcp // local_ranks(case), PROTOCOL, policy.cold, policy.graphs, policy.calls)
 
     def _asked_as_now(self, trial: Trial) -> bool:
-        ours, theirs = (environment.soft.get("dcpbench") for environment in (self.environment, trial.environment))
+        ours, theirs = (
+            environment.soft.get("dcpbench") for environment in (self.machine.environment, trial.environment)
+        )
         return trial.policy == self.policy and ours == theirs
 
 
-def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
+def joined(running: Running, ranks: int | None) -> AbstractContextManager[Cluster | None]:
+    """Join the cluster that was asked for, if any, for as long as the context lasts, and say which of its lanes are left out.
+
+    Raises:
+        UsageError: without Ray, or if no node has room.
+        UnfitError: if no cluster answers, or no lane comes up.
+    """
+    if running.cluster is None:
+        return nullcontext()
+    from bench.cluster import Cluster
+
+    cluster = Cluster(running.cluster, ranks)
+    for why in cluster.left_out:
+        warn(f"{why}.")
+    return cluster
+
+
+def campaign(asked: Asked, running: Running, ranks: int | None, cluster: Cluster | None = None) -> Campaign:
     """Work out what was asked for.
 
     Args:
         ranks: processes to start; if None, one per visible GPU, or two without any.
+        cluster: to measure on, in place of this machine.
 
     Raises:
         UsageError: if nothing legal was asked for, for more ranks than GPUs, and for every mistake in axes and options.
     """
-    from bench.environment import devices, fingerprint
+    from bench.environment import devices
+    from bench.machine import Machine
     from bench.shard import Shard
     from bench.sweep import parse_precision
 
-    found = devices()
-    ranks = ranks_here(ranks, len(found))
-    sweep = _sweep(asked, on_gpu=bool(found))
+    machine = cluster.machine if cluster else Machine.here(ranks_here(ranks, len(devices())))
+    sweep = _sweep(asked, on_gpu=bool(machine.device_name))
     policy = sweep.policy
     if running.precision is not None:
         policy = replace(policy, precision=parse_precision(running.precision))
     if running.eager:
         policy = replace(policy, graphs=False)
-    expansion = sweep.expand(ranks)
+    expansion = sweep.expand(machine.ranks)
     if not expansion.cases:
         raise UsageError(f"nothing that was asked for can be measured: {_every_reason(expansion.illegal)}")
     shard = Shard.parse(running.shard) if running.shard is not None else None
@@ -176,13 +209,11 @@ def campaign(asked: Asked, running: Running, ranks: int | None) -> Campaign:
         cases=tuple(case for case in expansion.cases if shard is None or shard.holds(case)),
         illegal=expansion.illegal,
         policy=policy,
-        ranks=ranks,
-        environment=fingerprint(bool(found)),
-        device_name=found[0].name if found else "",
-        memory_bytes=memory_here(found),
+        machine=machine,
         results=running.results,
         fresh=running.fresh,
         shard=shard,
+        cluster=cluster,
     )
 
 
@@ -239,14 +270,17 @@ def _measure(
     from bench.supervisor import Supervisor
 
     each = asked.expected_s(missing, known)
-    with screen(len(missing), sum(each.values())) as view:
-        _say_next(view, missing, 0)
-        with Supervisor(asked.ranks, asked.policy) as supervisor:
-            for number, trial in enumerate(supervisor.measure(missing, each), start=1):
-                store.append(trial)
-                measured.append(trial)
-                view.advance(case_line(trial), each.get(trial.case, 0.0))
-                _say_next(view, missing, number)
+    with screen(len(missing), sum(each.values()) / asked.lanes) as view, ExitStack() as held:
+        if asked.cluster is not None:
+            trials = asked.cluster.measure(missing, asked.policy, each)
+        else:
+            trials = held.enter_context(Supervisor(asked.machine.ranks, asked.policy)).measure(missing, each)
+        view.now(asked.under_way(missing, 0))
+        for number, trial in enumerate(trials, start=1):
+            store.append(trial)
+            measured.append(trial)
+            view.advance(case_line(trial), each.get(trial.case, 0.0) / asked.lanes)
+            view.now(asked.under_way(missing, number))
 
 
 def _announcement(asked: Campaign, missing: Sequence[Case], known: Sequence[Trial]) -> list[str]:
@@ -284,10 +318,6 @@ def left_alone(count: int) -> str:
 
 def _is(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def _say_next(view: Screen, missing: Sequence[Case], number: int) -> None:
-    view.now(case_name(missing[number]) if number < len(missing) else "done")
 
 
 def _sweep(asked: Asked, *, on_gpu: bool) -> Sweep:

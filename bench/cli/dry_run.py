@@ -40,7 +40,10 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
         return Exit.DONE
     _show(wanted, plan, expected_s)
     say()
-    where = "one process" if wanted.ranks == 1 else f"{wanted.ranks} processes"
+    ranks = wanted.machine.ranks
+    where = "one process" if ranks == 1 else f"{ranks} processes"
+    if wanted.cluster is not None:
+        where = f"{counted(wanted.lanes, 'lane')} of {where}"
     kept = len(wanted.cases) - len(plan.missing) - len(plan.given_up)
     say(f"{counted(len(wanted.cases), 'case')} on {where}; in {wanted.results} already: {kept}.")
     if plan.given_up:

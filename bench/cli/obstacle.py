@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.estimate import local_ranks
@@ -12,15 +10,7 @@ from dcp_core.memory import format_size
 from dcp_core.settings import KernelName
 
 if TYPE_CHECKING:
-    from bench.environment import Device
     from dcp_core.settings import Case
-
-
-def memory_here(devices: Sequence[Device]) -> int:
-    """Return the bytes of the smallest device, or of this machine without any."""
-    if devices:
-        return min(device.total_bytes for device in devices)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def obstacle(case: Case, *, on_gpu: bool, memory_bytes: int) -> str:

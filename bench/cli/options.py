@@ -143,6 +143,14 @@ class Running:
             rich_help_panel=_RUN,
         ),
     ] = None
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Measure on the nodes of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="List cases, memory and time; measure nothing.", rich_help_panel=_RUN),

@@ -60,7 +60,7 @@ class Hunt:
     def of(cls, campaign: Campaign, available: Available | None) -> Hunt:
         """Return what is searched: what the sweep lists, or everything that is available."""
         cases = campaign.cases if available is None else everything(campaign.cases, available)
-        batches = batches_of(cases, campaign.environment, cold=campaign.policy.cold)
+        batches = batches_of(cases, campaign.machine.environment, cold=campaign.policy.cold)
         every = tuple(case for batch in batches for case in batch.candidates)
         return cls(replace(campaign, cases=every), tuple(batches))
 
@@ -93,13 +93,13 @@ class Hunt:
         campaign, hopeless = self.campaign, self.obstacles(known)
         of = ([trial for case in batch.candidates for trial in known.get(case, ())] for batch in self.batches)
         return [
-            forecast(batch, trials, campaign.policy, campaign.device_name, hopeless=hopeless)
+            forecast(batch, trials, campaign.policy, campaign.machine.device_name, hopeless=hopeless)
             for batch, trials in zip(self.batches, of, strict=True)
         ]
 
     def seconds(self, forecasts: Sequence[Forecast]) -> float:
         """Return about how long a search takes whose batches take so long."""
-        return whole_seconds(forecasts, self.campaign.ranks, self.campaign.device_name)
+        return whole_seconds(forecasts, self.campaign.machine.ranks, self.campaign.machine.device_name)
 
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -132,7 +132,7 @@ def seconds_of(text: str) -> float:
 
 def plan(campaign: Campaign, space: Space) -> Hunt:
     """Return what would be searched, without starting a worker."""
-    available = Available.assumed(campaign.environment, campaign.ranks) if space is Space.ALL else None
+    available = Available.assumed(campaign.machine.environment, campaign.machine.ranks) if space is Space.ALL else None
     return Hunt.of(campaign, available)
 
 
@@ -150,7 +150,7 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
 
     with ExitStack() as held:
         store = held.enter_context(Store.open(campaign.results, campaign.shard))
-        supervisor = held.enter_context(Supervisor(campaign.ranks, campaign.policy))
+        supervisor = held.enter_context(Supervisor(campaign.machine.ranks, campaign.policy))
         available = Available.probed(supervisor.probe()) if space is Space.ALL else None
         wanted = Hunt.of(campaign, available)
         known = wanted.known()
@@ -215,7 +215,7 @@ class Track:
         from bench.estimate import local_ranks
         from bench.need import race_bytes
 
-        most = MEMORY_SHARE * self._wanted.campaign.memory_bytes
+        most = MEMORY_SHARE * self._wanted.campaign.machine.memory_bytes
         count = len(cases)
         while count > 2 and race_bytes(cases[:count], local_ranks(cases[0])) > most:
             count -= 1

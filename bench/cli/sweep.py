@@ -17,19 +17,21 @@ def sweep(invocation: typer.Context, asked: Asked, running: Running) -> int:
       dcpbench sweep seed --dry-run
       dcpbench sweep --model qwen3-32b --tp 16 --dcp 1,2 --batch 8q1s32k
       dcpbench sweep decode --shard $SLURM_ARRAY_TASK_ID/8
+      dcpbench --ranks 2 sweep decode --cluster auto
     """
-    from bench.cli.campaign import campaign, is_empty, measure
+    from bench.cli.campaign import campaign, is_empty, joined, measure
     from bench.cli.dry_run import show_plan
     from bench.cli.exits import Exit
     from bench.cli.outcome import finish, show_trials
 
     session = session_of(invocation)
-    wanted = campaign(asked, running, session.ranks)
-    if is_empty(wanted):
-        show_trials([], as_json=running.json)
-        return Exit.DONE
-    if running.dry_run:
-        return show_plan(wanted, as_json=running.json)
-    trials, interrupted = measure(wanted, session.command)
+    with joined(running, session.ranks) as cluster:
+        wanted = campaign(asked, running, session.ranks, cluster)
+        if is_empty(wanted):
+            show_trials([], as_json=running.json)
+            return Exit.DONE
+        if running.dry_run:
+            return show_plan(wanted, as_json=running.json)
+        trials, interrupted = measure(wanted, session.command)
     show_trials(trials, as_json=running.json)
     return finish(trials, interrupted=interrupted)

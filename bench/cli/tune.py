@@ -60,8 +60,11 @@ def tune(
     from bench.cli.exits import Exit
     from bench.cli.outcome import finish, publish, publish_findings, show_trials
     from bench.cli.searching import Search, Space, choice, hunt, plan, seconds_of
+    from bench.errors import UsageError
     from bench.tune.pick import check_size
 
+    if running.cluster is not None:
+        raise UsageError("--cluster is sweep's: what races meets in one process, so split a search with --shard")
     session = session_of(invocation)
     how, where = choice("--search", search, Search), choice("--space", space, Space)
     budget_s = seconds_of(time_budget) if time_budget is not None else None

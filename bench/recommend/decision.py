@@ -52,7 +52,7 @@ Known = Callable[[Case], Exchange | None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an exchange may cost where nobody measured it.
+    """What an exchange may cost where nobody measured it, on the device: an idle one may also wait for the host's launches.
 
     Args:
         given_us: of one gather and combine, as (low, high), if the user says so.
