@@ -49,7 +49,7 @@ class DcpLayout:
     @property
     def canonical(self) -> DcpLayout:
         """This layout with interleave 1 where it means nothing, at dcp 1: equal for layouts that hold everything alike."""
-        return replace(self, interleave=1) if self.dcp == 1 else self
+        return replace(self, interleave=1) if self.dcp == 1 < self.interleave else self
 
     def owner(self, position: int) -> int:
         """Return the rank that holds the token at ``position``."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import groupby
-from operator import attrgetter
+from itertools import groupby, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from dcp_core.grammar import WorkloadError, point_at, segments
 from dcp_core.hf_config import ShapeError, read_config, shape_fields
@@ -155,6 +155,8 @@ class Request:
     total: int
 
     def __post_init__(self) -> None:
+        if type(self.new) is type(self.total) is int and 1 <= self.new <= self.total <= MAX_TOKENS:  # as almost always
+            return
         if not (_is_whole(self.new) and _is_whole(self.total)):
             raise WorkloadError(
                 f"a request has whole numbers of tokens, not {self.new!r} new of {self.total!r} in total"
@@ -172,28 +174,62 @@ class Request:
         return self.total - self.new
 
 
+class Sums(NamedTuple):
+    """How many requests of one kind there are, and the new and the total tokens of all of them."""
+
+    requests: int
+    new: int
+    total: int
+
+
+class Kind(NamedTuple):
+    """Which requests a batch has: ``decodes`` of one new token, ``longer`` ones; and of which of them tokens are cached."""
+
+    decodes: bool
+    longer: bool
+    decodes_cached: bool
+    longer_cached: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """A batch of requests, in the order in which an engine lays out their new tokens.
+
+    All but ``requests`` is derived from them, once: it is asked often while an engine runs.
+
+    Args:
+        new_lens, total_lens: of each request; batches with the same are equal.
+        decodes: of one new token each.
+        longer: of more than one.
 
     Raises:
         WorkloadError: for an empty batch, one larger than any engine's, or what is no request.
     """
 
-    requests: tuple[Request, ...]
-    _new_lens: frozenset[int] = field(init=False, repr=False, compare=False)  # asked often while an engine runs
+    requests: tuple[Request, ...] = field(compare=False)
+    new_lens: tuple[int, ...] = field(init=False, repr=False)
+    total_lens: tuple[int, ...] = field(init=False, repr=False)
+    decodes: Sums = field(init=False, repr=False, compare=False)
+    longer: Sums = field(init=False, repr=False, compare=False)
+    kind: Kind = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.requests, tuple | list) or not all(isinstance(one, Request) for one in self.requests):
-            raise WorkloadError(f"a batch is a tuple of Request(new, total), not {repr(self.requests)[:60]}")
-        object.__setattr__(self, "requests", tuple(self.requests))
-        if not self.requests:
+        given = self.requests
+        if not isinstance(given, tuple | list) or not all(map(isinstance, given, repeat(Request))):
+            raise WorkloadError(f"a batch is a tuple of Request(new, total), not {repr(given)[:60]}")
+        if not given:
             raise WorkloadError("a batch needs at least one request")
-        if len(self.requests) > MAX_REQUESTS:
-            raise WorkloadError(
-                f"a batch of {len(self.requests)} requests is larger than any engine's ({MAX_REQUESTS})"
-            )
-        object.__setattr__(self, "_new_lens", frozenset(map(attrgetter("new"), self.requests)))
+        if len(given) > MAX_REQUESTS:
+            raise WorkloadError(f"a batch of {len(given)} requests is larger than any engine's ({MAX_REQUESTS})")
+        new_lens, total_lens = tuple([one.new for one in given]), tuple([one.total for one in given])
+        decodes, longer = _sums_by_kind(given, new_lens, sum(total_lens))
+        kind = Kind(decodes.requests > 0, longer.requests > 0, decodes.total > decodes.new, longer.total > longer.new)
+        object.__setattr__(self, "requests", tuple(given))
+        object.__setattr__(self, "new_lens", new_lens)
+        object.__setattr__(self, "total_lens", total_lens)
+        object.__setattr__(self, "decodes", decodes)
+        object.__setattr__(self, "longer", longer)
+        object.__setattr__(self, "kind", kind)
 
     @classmethod
     def of(cls, new_lens: Iterable[int], total_lens: Iterable[int]) -> Workload:
@@ -238,32 +274,46 @@ class Workload:
     def __len__(self) -> int:
         return len(self.requests)
 
-    @property
-    def new_lens(self) -> tuple[int, ...]:
-        return tuple(request.new for request in self.requests)
+    def __hash__(self) -> int:
+        return hash((self.decodes, self.longer))  # those of equal batches are equal, and all lengths take longer
 
     @property
     def context_lens(self) -> tuple[int, ...]:
         return tuple(request.context for request in self.requests)
 
     @property
-    def total_lens(self) -> tuple[int, ...]:
-        return tuple(request.total for request in self.requests)
-
-    @property
     def new_tokens(self) -> int:
         """Rows of the query tensor: the new tokens of all requests."""
-        return sum(self.new_lens)
+        return self.decodes.new + self.longer.new
+
+    @property
+    def main(self) -> Sums:
+        """Of the requests that decide how long a step takes: decodes take next to nothing beside longer ones."""
+        return self.longer if self.longer.requests else self.decodes
 
     @property
     def is_decode(self) -> bool:
         """True if every request has one new token."""
-        return self._new_lens == {1}
+        return not self.kind.longer
 
     @property
     def is_mixed(self) -> bool:
         """True if some requests decode one token while others run more."""
-        return 1 in self._new_lens and len(self._new_lens) > 1
+        return self.kind.decodes and self.kind.longer
+
+
+def _sums_by_kind(requests: Sequence[Request], new_lens: Sequence[int], total: int) -> tuple[Sums, Sums]:
+    """Return the sums of the requests with one new token and of those with more, of ``total`` tokens altogether."""
+    decodes, count = new_lens.count(1), len(new_lens)
+    if decodes == count:
+        return Sums(count, count, total), _NOBODY
+    if not decodes:
+        return _NOBODY, Sums(count, sum(new_lens), total)
+    longer = sum([one.total for one in requests if one.new > 1])
+    return Sums(decodes, decodes, total - longer), Sums(count - decodes, sum(new_lens) - decodes, longer)
+
+
+_NOBODY = Sums(0, 0, 0)
 
 
 def _size(tokens: int) -> str:
