@@ -13,7 +13,7 @@ from typing import Any
 
 from dcp_core.layout import DcpLayout, IllegalLayout
 from dcp_core.refused import why_refused
-from dcp_core.shapes import ModelShape, Workload
+from dcp_core.shapes import Kind, ModelShape, Workload
 from dcp_core.spelling import nearest
 
 
@@ -348,13 +348,27 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     Two settings that run the very same step become equal, so that a sweep measures it once. A batch of decodes only
     has nothing to batch apart; a mask's form matters to ``mask`` alone; and so on.
     """
+    limit = settings.fold_limit
+    if settings.path is PathName.FOLD and workload.longer.new > limit and max(workload.new_lens) > limit:
+        cached = any(total > new > limit for new, total in zip(workload.new_lens, workload.total_lens, strict=True))
+        return _canonical(settings, layout.dcp == 1, workload.kind, splits=True, cached=cached)
+    return _canonical(settings, layout.dcp == 1, workload.kind)
+
+
+@lru_cache(maxsize=4096)
+def _canonical(settings: Settings, alone: bool, kind: Kind, splits: bool = False, cached: bool = False) -> Settings:
+    """Make settings canonical for a kind of batch, once: a profile is asked while an engine runs.
+
+    Args:
+        alone: dcp is 1.
+        splits: ``fold`` leaves requests to ``split``, ``cached`` ones among them.
+    """
     path, default = settings.path, _PLAIN
-    mixed = path is not PathName.DECODE and workload.is_mixed
+    decode, mixed = not kind.longer, kind.decodes and kind.longer and path is not PathName.DECODE
     apart = mixed and settings.batching is not Batching.JOINED
     shared = mixed and settings.batching is Batching.SHARED
-    splits = path is PathName.FOLD and max(workload.new_lens) > settings.fold_limit
     ragged = path is PathName.SPLIT or splits
-    decoding = path is PathName.DECODE or (path is PathName.TP and workload.is_decode)
+    decoding = path is PathName.DECODE or (path is PathName.TP and decode)
     decodes = decoding or apart  # a mixed batch has decodes
     paged = (
         {settings.kernel_for_decode}
@@ -362,18 +376,13 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         else {settings.kernel, *([settings.kernel_for_decode] if decodes else [])}
     )
     fa2 = KernelName.FA2 in paged
-    least = settings.fold_limit if splits else 1 if apart else 0
+    simulated = settings.exchange is ExchangeName.LOOPBACK
     # Simulated, gather and combine are not timed, so that nothing tells whether leaving them out pays.
-    empty = (
-        ragged
-        and not shared
-        and not settings.replayable
-        and settings.exchange is not ExchangeName.LOOPBACK
-        and not any(request.context for request in workload.requests if request.new > least)
-    )
+    cached = cached if splits else kind.longer_cached or (kind.decodes_cached and not apart)
+    empty = ragged and not (shared or settings.replayable or simulated or cached)
     # Nor whether exchanging once for all requests does.
-    told = layout.dcp > 1 and settings.exchange is not ExchangeName.LOOPBACK
-    return _changed(
+    told = not (alone or simulated)
+    return replace(
         settings,
         kernel=settings.kernel_for_decode if decoding else settings.kernel,
         new_kernel=settings.new_kernel if ragged and settings.new_kernel is not settings.kernel else None,
@@ -381,7 +390,7 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
         decode_wrapper=settings.decode_wrapper if decodes else default.decode_wrapper,
         fixed_split_size=settings.fixed_split_size if fa2 else None,
         disable_split_kv=settings.disable_split_kv and fa2,
-        exchange=settings.exchange if layout.dcp > 1 else ExchangeName.ALONE,
+        exchange=ExchangeName.ALONE if alone else settings.exchange,
         mask_form=settings.mask_form if path is PathName.MASK else default.mask_form,
         batching=default.batching if not mixed or (shared and not told) else settings.batching,
         skip_empty_context=settings.skip_empty_context if empty else default.skip_empty_context,
@@ -390,22 +399,17 @@ def canonical(settings: Settings, layout: DcpLayout, workload: Workload) -> Sett
     )
 
 
-def _changed(settings: Settings, **values: Any) -> Settings:
-    """Return settings with these values: the very same where they have them, which costs less than to make new ones."""
-    if all(getattr(settings, name) == value for name, value in values.items()):
-        return settings
-    return _replaced(settings, tuple(values.items()))
-
-
-@lru_cache(maxsize=4096)
-def _replaced(settings: Settings, values: tuple[tuple[str, Any], ...]) -> Settings:
-    """Make new settings, once: a profile is asked while an engine runs, and the same few come again and again."""
-    return replace(settings, **dict(values))
-
-
 def is_legal(settings: Settings, layout: DcpLayout, workload: Workload) -> bool:
     """Tell whether settings can serve a layout and workload: whether there is a case of them."""
     return next(_problems(layout, workload, settings), None) is None
+
+
+def legal_by_kind(settings: Settings) -> bool:
+    """Tell whether a batch's kind alone decides if it can run these settings: decodes, longer requests or both.
+
+    Other batchings and replayable wrappers ask for its lengths and its order too.
+    """
+    return settings.batching is Batching.SEPARATE and not settings.replayable
 
 
 def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iterator[str]:
