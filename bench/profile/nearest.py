@@ -11,13 +11,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
+from operator import le
 from typing import NamedTuple
 
 from bench.profile.entry import Entry, LeftOut, Source, apart, carried, lent
-from bench.profile.tree import Sizes, Tree, decide, grow, lengths, rows_of
+from bench.profile.tree import Sizes, Tree, decide, grow, rows_of
 from bench.record import Label
 from dcp_core.layout import DcpLayout
-from dcp_core.settings import Settings
+from dcp_core.settings import Settings, canonical, legal_by_kind
 from dcp_core.shapes import Workload
 
 CONTEXT_FLOOR = 128
@@ -37,38 +38,65 @@ Point = tuple[float, float, float, float]
 RegionKey = tuple[int, int, bool, Label]
 """dcp, interleave, longer than decodes or not, label."""
 _Pool = tuple[int, bool, bool]
+_DECODE, _LONGER, _MIXED = map(Workload.parse, ("q1", "q2", "q1_q2"))
+"""A batch of each kind."""
 
 
-def place(sizes: Sizes, dcp: int) -> Point:
+def place(workload: Workload, dcp: int) -> Point:
     """Return where a batch lies for a rank: log2 of its new tokens, mean context on the rank and dcp; requests count less."""
-    context = (sizes.total - sizes.new) / dcp
+    requests, new, total = workload.main
+    context = (total / requests - new / requests) / dcp
     return (
-        math.log2(sizes.new_tokens),
+        math.log2(new),
         math.log2(context + CONTEXT_FLOOR),
         math.log2(dcp),
-        REQUESTS_WEIGHT * math.log2(sizes.requests),
+        REQUESTS_WEIGHT * math.log2(requests),
     )
 
 
+class Loan(NamedTuple):
+    """Settings of an entry as a layout runs them; ``always``: every batch of the kind they are for can run them."""
+
+    settings: Settings
+    layout: DcpLayout
+    always: bool
+
+    @classmethod
+    def of(cls, settings: Settings, layout: DcpLayout, like: Workload) -> Loan:
+        """Return a loan for batches of the kind of ``like``."""
+        return cls(settings, layout, legal_by_kind(settings) and carried(settings, layout, like) is not None)
+
+    def serves(self, workload: Workload) -> bool:
+        """Tell whether a batch of that kind can run them."""
+        return self.always or carried(self.settings, self.layout, workload) is not None
+
+    def run_by(self, workload: Workload) -> Settings:
+        """Return the settings as a batch that they serve runs them."""
+        return canonical(self.settings, self.layout, workload)
+
+
+class Loans(NamedTuple):
+    """What an entry lends to batches of requests that are all longer or all decodes, and to mixed ones."""
+
+    alike: Loan | None
+    mixed: Loan | None
+
+    @classmethod
+    def of(cls, entry: Entry, layout: DcpLayout) -> Loans:
+        """Return what an entry lends to a layout. Beside longer requests that were measured alone, decodes run apart."""
+        settings, workload = lent(entry, layout), entry.workload
+        if settings is None:
+            return cls(None, None)
+        alike = Loan.of(settings, layout, _DECODE if workload.is_decode else _LONGER)
+        return cls(alike, Loan.of(settings if workload.is_mixed else apart(settings), layout, _MIXED))
+
+
 class Neighbour(NamedTuple):
-    """A measured batch that answers for another: how far away it is, and its settings as they run that other one."""
+    """A measured batch that answers for another: how far away it is, and what it lends."""
 
     distance: float
     entry: Entry
-    settings: Settings
-
-
-class Loan(NamedTuple):
-    """The settings of an entry as a dcp runs them: batches of requests that are all longer or all decodes, and mixed ones."""
-
-    alike: Settings | None
-    mixed: Settings | None
-
-    @classmethod
-    def of(cls, entry: Entry, layout: DcpLayout) -> Loan:
-        """Return what an entry lends to a layout. Beside longer requests that were measured alone, decodes run apart."""
-        settings = lent(entry, layout)
-        return cls(settings, settings if entry.workload.is_mixed or settings is None else apart(settings))
+    loan: Loan
 
 
 class LeftOutRegret(NamedTuple):
@@ -87,16 +115,17 @@ class LeftOutRegret(NamedTuple):
 class Region:
     """The measured batches that may answer for one another: one dcp, interleave and label, all decodes or all longer.
 
-    ``lenders`` are entries of other dcp that may answer too. ``low`` and ``high`` bound them all; ``spacing`` is the longest
-    way from one of them to its nearest neighbour, at most ``FURTHEST``. ``way`` is that of answering whose mean of
+    ``lenders`` are entries of other dcp that may answer too. ``low`` and ``high`` bound them all, ``EDGE`` away; ``spacing`` is
+    the longest way from one of them to its nearest neighbour, at most ``FURTHEST``. ``way`` is that of answering whose mean of
     ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree.
     """
 
     entries: tuple[Entry, ...]
     lenders: tuple[Entry, ...]
     spacing: float
+    everyone: tuple[Entry, ...] = field(init=False)
     points: tuple[Point, ...] = field(init=False)
-    loans: tuple[Loan, ...] = field(init=False)
+    loans: tuple[Loans, ...] = field(init=False)
     low: Point = field(init=False)
     high: Point = field(init=False)
     regrets: Mapping[Source, LeftOutRegret] = field(init=False)
@@ -110,10 +139,11 @@ class Region:
         regrets = {way: regret for way, regret in found.items() if regret is not None}
         way = min(regrets, key=lambda one: round(regrets[one].mean, 6), default=Source.NEIGHBOUR)
         derived = {
+            "everyone": everyone,
             "points": tuple(points),
-            "loans": tuple(Loan.of(entry, layout) for entry in everyone),
-            "low": tuple(map(min, zip(*points, strict=True))),
-            "high": tuple(map(max, zip(*points, strict=True))),
+            "loans": tuple(Loans.of(entry, layout) for entry in everyone),
+            "low": tuple(min(along) - EDGE for along in zip(*points, strict=True)),
+            "high": tuple(max(along) + EDGE for along in zip(*points, strict=True)),
             "regrets": regrets,
             "way": way,
             "tree": grow(*rows_of(self.entries)) if way is Source.TREE else None,
@@ -128,20 +158,21 @@ class Region:
             here: the batch's place.
             besides: indices of entries that may not answer, lenders after the region's own.
         """
-        distances = list(map(math.dist, self.points, repeat(here)))
-        own, layout, mixed = len(self.entries), self.entries[0].layout.canonical, workload.is_mixed
+        distances, mixed = list(map(math.dist, self.points, repeat(here))), workload.is_mixed
         for index in _nearest_first(distances):
-            loan = self.loans[index][mixed] if index not in besides else None
-            settings = carried(loan, layout, workload) if loan else None
-            if settings is not None:
-                entry = self.entries[index] if index < own else self.lenders[index - own]
-                return Neighbour(distances[index], entry, settings)
+            loan = self.loans[index][mixed]
+            if loan and index not in besides and loan.serves(workload):
+                return Neighbour(distances[index], self.everyone[index], loan)
         return None
+
+    def regret(self, way: Source) -> float | None:
+        """Return what a way of answering cost batches left out, on average; None where that is unknown."""
+        found = self.regrets.get(way)
+        return found.mean if found else None
 
     def surrounds(self, here: Point) -> bool:
         """Tell whether a place lies between the measured ones, or next to them."""
-        bounds = zip(self.low, here, self.high, strict=True)
-        return all(low - EDGE <= value <= high + EDGE for low, value, high in bounds)
+        return all(map(le, self.low, here)) and all(map(le, here, self.high))
 
 
 def regions_of(entries: Iterable[Entry]) -> dict[RegionKey, Region]:
@@ -186,11 +217,7 @@ def _pool(key: RegionKey) -> _Pool:
 
 
 def _place_of(entry: Entry) -> Point:
-    return place(_sizes(entry), entry.layout.dcp)
-
-
-def _sizes(entry: Entry) -> Sizes:
-    return Sizes.of(*lengths(entry.workload))
+    return place(entry.workload, entry.layout.dcp)
 
 
 def _left_out(region: Region) -> Iterator[Entry]:
@@ -200,7 +227,7 @@ def _left_out(region: Region) -> Iterator[Entry]:
     """
     entries = region.entries
     choices, rows = rows_of(entries)
-    sizes = [_sizes(entry) for entry in (*entries, *region.lenders)]
+    sizes = [Sizes.of(entry.workload) for entry in (*entries, *region.lenders)]
     folds = min(len(entries), MAX_FOLDS)
     for fold in range(folds):
         besides = range(fold, len(entries), folds)
@@ -211,7 +238,7 @@ def _left_out(region: Region) -> Iterator[Entry]:
             alike = (other for other, one in enumerate(sizes) if one == sizes[index])
             near = region.nearest(entry.workload, region.points[index], besides={*besides, *alike})
             told = carried(decide(tree, rows[index].sizes), entry.layout, entry.workload) if tree else None
-            regrets = _regret(entry, near.settings if near else None), _regret(entry, told)
+            regrets = _regret(entry, near.loan.run_by(entry.workload) if near else None), _regret(entry, told)
             yield replace(entry, left_out=LeftOut(*regrets))
 
 

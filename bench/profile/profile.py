@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from bench.errors import UsageError
 from bench.files import FileError, read_capped, write_whole
 from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, apart, carried, default_settings
 from bench.profile.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
-from bench.profile.tree import Sizes, decide, lengths
+from bench.profile.tree import Sizes, decide
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, Settings
@@ -20,7 +22,8 @@ from dcp_core.shapes import Workload
 __all__ = ["MAX_PROFILE_BYTES", "Choice", "Profile", "Source"]
 
 MAX_PROFILE_BYTES = 32 << 20
-_Lengths = tuple[tuple[int, ...], tuple[int, ...]]
+_Asked = tuple[int, int, Workload]
+"""dcp, interleave, batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class Profile:
     environment: Environment
     entries: tuple[Entry, ...]
     regions: dict[RegionKey, Region] = field(init=False, repr=False, compare=False)
-    _exact: dict[tuple[int, int, _Lengths], Choice] = field(init=False, repr=False, compare=False)
+    _around: dict[tuple[int, int, bool], tuple[Region, ...]] = field(init=False, repr=False, compare=False)
+    _exact: dict[_Asked, Choice] = field(init=False, repr=False, compare=False)
     _reference_alone: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +85,7 @@ class Profile:
         object.__setattr__(self, "_reference_alone", kernels == {KernelName.REFERENCE})
         object.__setattr__(self, "_exact", _exact_choices(self.entries))
         object.__setattr__(self, "regions", regions_of(self.entries))
+        object.__setattr__(self, "_around", _by_kind(self.regions))
 
     @property
     def file_name(self) -> str:
@@ -155,22 +160,23 @@ class Profile:
             raise ValueError(
                 f"a profile is asked with a Workload and a DcpLayout, not {workload!r:.60} and {layout!r:.60}"
             )
-        new, total = lengths(workload)
         dcp, interleave = _shared_out(layout)
-        found = self._exact.get((dcp, interleave, (new, total)))
+        found = self._exact.get((dcp, interleave, workload))
         if found is not None:
             return found
         self.geometry.check(layout)
-        sizes = Sizes.of(new, total)
-        here, longer = place(sizes, dcp), not workload.is_decode
-        keys = ((dcp, interleave, longer, label) for label in (Label.MEASURED, Label.SIMULATED))
-        regions = [self.regions[key] for key in keys if key in self.regions]
+        regions = self._around.get((dcp, interleave, workload.is_decode), ())
+        here, shortest, beyond = place(workload, dcp), math.inf, []
         for region in regions:
-            near = region.nearest(workload, here) if region.surrounds(here) else None
-            if near and near.distance <= region.spacing:
-                return self._among(region, near, workload, layout, sizes)
-        nearest = (region.nearest(workload, here) for region in regions)
-        shortest = min((near.distance for near in nearest if near), default=math.inf)
+            if not region.surrounds(here):
+                beyond.append(region)
+            elif near := region.nearest(workload, here):
+                if near.distance <= region.spacing:
+                    return self._among(region, near, workload, layout)
+                shortest = min(shortest, near.distance)
+        for region in beyond:
+            if near := region.nearest(workload, here):
+                shortest = min(shortest, near.distance)
         return Choice(self._default(workload, layout), Source.DEFAULT, shortest, None, outside=True)
 
     def answering(self, layout: DcpLayout) -> list[Entry]:
@@ -183,20 +189,18 @@ class Profile:
         """Return all entries of a layout: of a batch that was both measured and simulated, both."""
         return [entry for entry in self.entries if _shared_out(entry.layout) == _shared_out(layout)]
 
-    def _among(self, region: Region, near: Neighbour, workload: Workload, layout: DcpLayout, sizes: Sizes) -> Choice:
+    def _among(self, region: Region, near: Neighbour, workload: Workload, layout: DcpLayout) -> Choice:
         """Answer for a batch that a region covers."""
-        found = region.regrets.get(region.way)
-        regret = found.mean if found else None
         if region.way is Source.DEFAULT:
-            return Choice(self._default(workload, layout), Source.DEFAULT, near.distance, regret)
-        told = decide(region.tree, sizes) if region.tree else None
+            return Choice(self._default(workload, layout), Source.DEFAULT, near.distance, region.regret(region.way))
+        told = decide(region.tree, Sizes.of(workload)) if region.tree else None
         if told and workload.is_mixed and told.decode_kernel is None:
             told = apart(told)  # a tree of longer batches alone knows nothing of decodes
         settings = carried(told, layout.canonical, workload) if told else None
         if settings is not None:
-            return Choice(settings, Source.TREE, near.distance, regret, near.entry)
-        regret = region.regrets[Source.NEIGHBOUR].mean if Source.NEIGHBOUR in region.regrets else None
-        return Choice(near.settings, Source.NEIGHBOUR, near.distance, regret, near.entry)
+            return Choice(settings, Source.TREE, near.distance, region.regret(region.way), near.entry)
+        regret = region.regret(Source.NEIGHBOUR)
+        return Choice(near.loan.run_by(workload), Source.NEIGHBOUR, near.distance, regret, near.entry)
 
     def _default(self, workload: Workload, layout: DcpLayout) -> Settings:
         if self._reference_alone:
@@ -226,13 +230,23 @@ def merged(one: Profile, other: Profile) -> Profile:
     return Profile(one.geometry, environment, leave_each_out(by_batch.values()))
 
 
-def _exact_choices(entries: tuple[Entry, ...]) -> dict[tuple[int, int, _Lengths], Choice]:
+def _exact_choices(entries: tuple[Entry, ...]) -> dict[_Asked, Choice]:
     """Return what is answered for each measured batch; measured on as many devices goes before simulated."""
-    exact: dict[tuple[int, int, _Lengths], Choice] = {}
+    exact: dict[_Asked, Choice] = {}
     for entry in sorted(entries, key=lambda entry: entry.label is not Label.MEASURED):
         choice = Choice(entry.settings, Source.EXACT, 0.0, entry.regret(entry.settings), entry)
-        exact.setdefault((*_shared_out(entry.layout), lengths(entry.workload)), choice)
+        exact.setdefault((*_shared_out(entry.layout), entry.workload), choice)
     return exact
+
+
+def _by_kind(regions: Mapping[RegionKey, Region]) -> dict[tuple[int, int, bool], tuple[Region, ...]]:
+    """Return regions by dcp, interleave and decodes or longer; measured before simulated."""
+    found: dict[tuple[int, int, bool], tuple[Region, ...]] = defaultdict(tuple)
+    for label in (Label.MEASURED, Label.SIMULATED):
+        for (dcp, interleave, longer, one), region in regions.items():
+            if one is label:
+                found[dcp, interleave, not longer] += (region,)
+    return found
 
 
 def _shared_out(layout: DcpLayout) -> tuple[int, int]:

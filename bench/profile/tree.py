@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import add, attrgetter, sub
+from operator import add, sub
 from typing import NamedTuple
 
 from bench.profile.entry import MAX_READINGS, Entry, carried
@@ -31,21 +31,10 @@ class Sizes(NamedTuple):
     new_tokens: float
 
     @classmethod
-    def of(cls, new: Sequence[int], total: Sequence[int]) -> Sizes:
-        """Return those of a batch, from its requests' lengths."""
-        if 1 in new and max(new) > 1:
-            new, total = zip(*((one, all_of) for one, all_of in zip(new, total, strict=True) if one > 1), strict=True)
-        requests, new_tokens = len(new), sum(new)
-        return cls(requests, new_tokens / requests, sum(total) / requests, new_tokens)
-
-
-_NEW, _TOTAL = attrgetter("new"), attrgetter("total")
-
-
-def lengths(workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the new and the total tokens of each request: the batch in numbers, quick to hash and to compare."""
-    requests = workload.requests
-    return tuple(map(_NEW, requests)), tuple(map(_TOTAL, requests))
+    def of(cls, workload: Workload) -> Sizes:
+        """Return those of a batch."""
+        requests, new, total = workload.main
+        return cls(requests, new / requests, total / requests, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +85,7 @@ def rows_of(entries: Sequence[Entry]) -> tuple[list[Settings], list[Row]]:
         known = {candidate.settings: candidate.median_us / best - 1 for candidate in entry.candidates}
         ran = (carried(settings, entry.layout, entry.workload) for settings in choices)
         regrets = tuple(known.get(one, unknown) if one else unknown for one in ran)
-        rows.append(Row(Sizes.of(*lengths(entry.workload)), regrets))
+        rows.append(Row(Sizes.of(entry.workload), regrets))
     return choices, rows
 
 

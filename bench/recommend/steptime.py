@@ -10,7 +10,6 @@ from enum import StrEnum
 from bench.profile.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
 from bench.profile.nearest import CONTEXT_FLOOR, FURTHEST
 from bench.profile.profile import Profile
-from bench.profile.tree import lengths
 from bench.record import Environment, Label
 from dcp_core.cost import Ceiling, ceiling_of, step_work
 from dcp_core.layout import DcpLayout
@@ -261,8 +260,9 @@ class StepTimes:
 
 def _place(workload: Workload) -> Point:
     """Return where a batch's time lies: log2 of its requests, of their mean new tokens, and of their mean context."""
-    new, total = (sum(of_each) / len(workload) for of_each in lengths(workload))
-    return math.log2(len(workload)), math.log2(new), math.log2(total - new + CONTEXT_FLOOR)
+    requests = len(workload)
+    new, total = workload.new_tokens / requests, sum(workload.total_lens) / requests
+    return math.log2(requests), math.log2(new), math.log2(total - new + CONTEXT_FLOOR)
 
 
 def _together(one: Point, other: Point) -> bool:

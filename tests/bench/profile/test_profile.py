@@ -19,7 +19,7 @@ from bench.profile.entry import Candidate, Entry, Geometry, LeftOut, Paired, Rat
 from bench.profile.file import check_derived
 from bench.profile.nearest import Region, leave_each_out, place
 from bench.profile.profile import MAX_PROFILE_BYTES, Profile, Source, merged
-from bench.profile.tree import Cut, Sizes, Tree, decide, grow, lengths, rows_of
+from bench.profile.tree import Cut, Tree, decide, grow, rows_of
 from bench.record import Environment, Label
 from bench.report.answer import answer_json, source_line
 from bench.report.apart import apart_grid, compare
@@ -269,7 +269,7 @@ def test_a_batch_is_answered_by_one_of_another_dcp_whose_ranks_hold_as_many_keys
 
 def test_whose_tokens_they_are_matters_less_than_how_many() -> None:
     asked = Workload.parse("4q128s8k")
-    near = region(entry("q512s8k", FOLD), entry("4q64s8k", SPLIT)).nearest(asked, place(Sizes.of(*lengths(asked)), 2))
+    near = region(entry("q512s8k", FOLD), entry("4q64s8k", SPLIT)).nearest(asked, place(asked, 2))
     assert near is not None
     assert (str(near.entry.workload), near.distance) == ("q512s8k", pytest.approx(0.5, abs=0.1))
 
