@@ -140,8 +140,8 @@ class Settings:
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name)))
+        for name in _DEFAULTS:
+            object.__setattr__(self, name, coerce(name, getattr(self, name)))
         if self.path is PathName.MASK and self.kernel in (KernelName.FA3, KernelName.PERSISTENT):
             raise IllegalSettings(f"{self.kernel} takes no custom mask; run path mask with kernel fa2")
         if self.new_kernel is KernelName.PERSISTENT:
@@ -226,13 +226,18 @@ def coerce(name: str, value: object) -> Any:
         if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 1 << 16):
             raise IllegalSettings(f"{name} is a whole number from 1 to 65536, not {repr(value)[:40]}")
         return int(text)
-    known = [str(choice) for choice in type(default)]
-    if str(value) not in known:
-        word = str(value)[:40]
-        if isinstance(default, KernelName) and (why := why_refused(word)):
-            raise IllegalSettings(f"{name} {word!r} is refused: {why}; known: {', '.join(known)}")
-        raise IllegalSettings(f"unknown {name} {word!r}{nearest(str(value), known)}; known: {', '.join(known)}")
-    return type(default)(str(value))
+    try:
+        return type(default)(str(value))
+    except ValueError:
+        raise IllegalSettings(_unknown(name, str(value), default)) from None
+
+
+def _unknown(name: str, text: str, default: StrEnum) -> str:
+    """Say what would be right in place of a word that names no choice."""
+    word, known = text[:40], [str(choice) for choice in type(default)]
+    if isinstance(default, KernelName) and (why := why_refused(word)):
+        return f"{name} {word!r} is refused: {why}; known: {', '.join(known)}"
+    return f"unknown {name} {word!r}{nearest(text, known)}; known: {', '.join(known)}"
 
 
 def words_for(name: str) -> tuple[str, ...]:

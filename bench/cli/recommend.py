@@ -155,12 +155,16 @@ def _gpu(given: Given, device: str) -> str:
 
 def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
     """Join each profile with the runs beside it, where its exchanges may have been measured; dcp 1 has none."""
-    from bench.recommend.recommend import Evidence
+    from bench.recommend.recommend import Evidence, Exchanges
     from bench.store import Store
 
     folders = {dcp: one.path.parent for dcp, one in known.items() if dcp > 1 and one.path.parent.name == "profiles"}
-    runs = {folder: Store.read(folder.parent)[0] for folder in set(folders.values())}
-    return {dcp: Evidence.of(one.profile, runs[folders[dcp]] if dcp in folders else []) for dcp, one in known.items()}
+    measured = {folder: Exchanges.of(Store.read(folder.parent)[0]) for folder in set(folders.values())}
+    nothing = Exchanges.of([])
+    return {
+        dcp: Evidence.beside(one.profile, measured[folders[dcp]] if dcp in folders else nothing)
+        for dcp, one in known.items()
+    }
 
 
 def _serve(found: Recommendation, known: dict[int, Known]) -> Serving:

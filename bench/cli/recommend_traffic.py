@@ -96,16 +96,14 @@ def _replayed(
         unknown.append(workload)
         return times.least_us(workload)
 
-    attention = remembered(attention_us)
+    attention, timed = remembered(attention_us), []
 
     def step_s(step: Step) -> float:
-        return 1e-6 * (shape.layers * attention(step) + asked.rest_us)
+        attention_us = attention(step)
+        timed.append((step, attention_us))  # with the time that dcp changes
+        return 1e-6 * (shape.layers * attention_us + asked.rest_us)
 
-    # Each step with the time of its attention, which is what dcp changes.
-    timed, most = [], 0
-    for step in replay(arrivals, scheduler, step_s):
-        timed.append((step, attention(step)))
-        most = max(most, len(step.ran))
+    most = max(len(step.ran) for step in replay(arrivals, scheduler, step_s))
     found = carrying(timed)
     mean = sum(one.computed for one in arrivals) // len(arrivals)
     shares = ", ".join(f"{one.share:.0%} {one.workload}" for one in found)

@@ -45,6 +45,30 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchanges:
+    """What trials tell of exchanges: models of those between real ranks, and the ways in which simulated cases were timed.
+
+    Args:
+        ways: each with the key of a case.
+    """
+
+    models: tuple[CollectiveModel, ...]
+    ways: frozenset[tuple[str, Way]]
+
+    @classmethod
+    def of(cls, trials: Iterable[Trial]) -> Exchanges:
+        """Read trials."""
+        known = list(trials)
+        simulated = (
+            (trial, trial.outcome)
+            for trial in known
+            if isinstance(trial.outcome, Measured) and trial.outcome.label is Label.SIMULATED
+        )
+        ways = frozenset((trial.case.key, Way.of(trial, outcome)) for trial, outcome in simulated)
+        return cls(tuple(fit_all(readings(known))), ways)
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known of one dcp size: a profile of its geometry, and what was measured of exchanges on the same machine.
 
@@ -60,16 +84,14 @@ class Evidence:
     @classmethod
     def of(cls, profile: Profile, trials: Iterable[Trial]) -> Evidence:
         """Join a profile with the trials that it was picked from, and others that were made beside them."""
-        known = list(trials)
+        return cls.beside(profile, Exchanges.of(trials))
+
+    @classmethod
+    def beside(cls, profile: Profile, exchanges: Exchanges) -> Evidence:
+        """Join a profile with what is known of exchanges from the trials that it was picked from, among others."""
         proofs = {candidate.case for entry in profile.entries for candidate in entry.candidates}
-        ways = {
-            Way.of(trial, trial.outcome)
-            for trial in known
-            if isinstance(trial.outcome, Measured)
-            and trial.outcome.label is Label.SIMULATED
-            and trial.case.key in proofs
-        }
-        return cls(profile, ways.pop() if len(ways) == 1 else None, tuple(fit_all(readings(known))))
+        ways = {way for case, way in exchanges.ways if case in proofs}
+        return cls(profile, ways.pop() if len(ways) == 1 else None, exchanges.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,17 +245,7 @@ def decide(
         limits: of exchanges that nobody measured.
         engine: with the settings that vLLM runs, not those that the profiles chose.
     """
-    options = []
-    workloads, weights = zip(*traffic.batches, strict=True)
-    for dcp, evidence in sorted(known.items()):
-        layout, profile = DcpLayout(tp, dcp), evidence.profile
-        times = StepTimes.of(profile, layout, as_engine(profile.environment) if engine else fastest)
-        found = [times.find(workload) for workload in workloads]
-        steps = [step for step in found if step is not None]
-        if len(steps) == len(found):
-            told = partial(modelled, evidence=evidence, engine=engine)
-            options.append(option(layout, steps, weights, asked(shape, limits, told, as_engine=engine)))
-    return Decision(tuple(options)) if options and options[0].layout.dcp == 1 else None
+    return _decide(shape, traffic, known, _step_times(tp, known, engine), limits, engine=engine)
 
 
 def crossing(
@@ -246,13 +258,39 @@ def crossing(
     engine: bool,
 ) -> tuple[tuple[int, Decision], ...]:
     """Return what is decided for 1, 2, 4 … ``MOST_REQUESTS`` requests like those of a batch, which are all alike."""
-    found = []
+    found, times = [], _step_times(tp, known, engine)
     for power in range(MOST_REQUESTS.bit_length()):
         many = Workload(batch.requests[:1] * (1 << power))
         traffic = Traffic(((many, 1.0),), len(many), many.total_lens[0])
-        if decision := decide(shape, tp, traffic, known, limits, engine=engine):
+        if decision := _decide(shape, traffic, known, times, limits, engine=engine):
             found.append((len(many), decision))
     return tuple(found)
+
+
+def _step_times(tp: int, known: Mapping[int, Evidence], engine: bool) -> dict[int, StepTimes]:
+    """Return what is known of steps, by dcp, ascending."""
+    picks = {dcp: as_engine(one.profile.environment) if engine else fastest for dcp, one in known.items()}
+    return {dcp: StepTimes.of(known[dcp].profile, DcpLayout(tp, dcp), picks[dcp]) for dcp in sorted(known)}
+
+
+def _decide(
+    shape: ModelShape,
+    traffic: Traffic,
+    known: Mapping[int, Evidence],
+    times: Mapping[int, StepTimes],
+    limits: Limits,
+    *,
+    engine: bool,
+) -> Decision | None:
+    options = []
+    workloads, weights = zip(*traffic.batches, strict=True)
+    for dcp, steps_of in times.items():
+        found = [steps_of.find(workload) for workload in workloads]
+        steps = [step for step in found if step is not None]
+        if len(steps) == len(found):
+            told = partial(modelled, evidence=known[dcp], engine=engine)
+            options.append(option(steps_of.layout, steps, weights, asked(shape, limits, told, as_engine=engine)))
+    return Decision(tuple(options)) if options and options[0].layout.dcp == 1 else None
 
 
 def modelled(case: Case, evidence: Evidence, *, engine: bool) -> Exchange | None:

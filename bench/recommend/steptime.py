@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from bench.profile.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
@@ -125,12 +125,22 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """What a profile has to say about the time of steps on one layout."""
+    """What a profile has to say about the time of steps on one layout.
+
+    ``sums_errors``: how far sums of passes are off the mixed batches that were measured, those whose parts were measured too:
+    of steps with their exchange (True), and without.
+    """
 
     layout: DcpLayout
     geometry: Geometry
     ceiling: Ceiling
     rows: tuple[_Row, ...]
+    sums_errors: Mapping[bool, float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "sums_errors", {timed: _sums_error(self.layout, self._only(timed)) for timed in (True, False)}
+        )
 
     @classmethod
     def of(cls, profile: Profile, layout: DcpLayout, pick: Pick) -> StepTimes:
@@ -147,7 +157,7 @@ class StepTimes:
         their work allows, weighted by nearness. A mixed batch is taken apart, as an engine does: its decodes, and the rest.
         """
         here, kind = _place(workload), Kind.of(workload)
-        if very := self._at(here, kind):
+        if very := _row_at(self.layout, self.rows, here, kind):
             return self._measured(workload, very)
         if kind is Kind.MIXED:
             return self._apart(workload)
@@ -160,13 +170,6 @@ class StepTimes:
         """Return what the engine's settings take for a batch at best: a bound, for where nothing near was measured."""
         settings = default_settings(self.layout, workload)
         return _work_us(self.geometry, self.ceiling, self.layout, workload, settings)
-
-    def _at(self, here: Point, kind: Kind) -> _Row | None:
-        """Return the row at a place, that of real ranks before a simulated one; None if there is none."""
-        found = [row for row in self.rows if row.kind is kind and _together(row.point, here)]
-        return min(
-            found, key=lambda row: (not _timed(self.layout, row.entry), math.dist(row.point, here)), default=None
-        )
 
     def _near(self, here: Point, kind: Kind, *, besides: Point | None = None) -> list[_Row]:
         """Return the nearest rows of a kind, no two at one place: of real ranks only, where there are any near enough.
@@ -216,7 +219,7 @@ class StepTimes:
         longer = Workload(tuple(one for one in workload.requests if one.new > 1))
         first, second = self.find(decodes), self.find(longer)
         if first and second and first.exchange_timed is not second.exchange_timed:
-            simulated = self._only(timed=False)
+            simulated = replace(self, rows=self._only(timed=False))
             first, second = simulated.find(decodes), simulated.find(longer)
         if first is None or second is None:
             return None
@@ -226,8 +229,7 @@ class StepTimes:
         carried_on = carried(settings, self.layout.canonical, workload)
         if carried_on is None:
             return None
-        alike = self._only(timed=first.exchange_timed)
-        error = max(LEAST_ERROR, first.error, second.error, alike._sums_error())
+        error = max(LEAST_ERROR, first.error, second.error, self.sums_errors[first.exchange_timed])
         whole = first.span + second.span
         span = Span(
             whole.median_us,
@@ -237,25 +239,28 @@ class StepTimes:
         basis = (*first.basis, *second.basis)
         return StepTime(workload, self.layout, carried_on, span, Label.MODELLED, basis, error, first.exchange_timed)
 
-    def _only(self, *, timed: bool) -> StepTimes:
+    def _only(self, timed: bool) -> tuple[_Row, ...]:
         """Return the steps with their exchange, or those without."""
-        return replace(self, rows=tuple(row for row in self.rows if _timed(self.layout, row.entry) is timed))
+        return tuple(row for row in self.rows if _timed(self.layout, row.entry) is timed)
 
-    def _sums_error(self) -> float:
-        """Return how far sums of passes are off the mixed batches that were measured, those whose parts were measured too."""
-        mixed = [row for row in self.rows if row.kind is Kind.MIXED]
-        ratios = [told / row.candidate.median_us for row in mixed if (told := self._parts_us(row.entry.workload))]
-        return max((max(ratio, 1 / ratio) - 1 for ratio in ratios), default=0.0)
 
-    def _parts_us(self, workload: Workload) -> float | None:
-        total = 0.0
-        for decode in (True, False):
-            part = Workload(tuple(one for one in workload.requests if (one.new == 1) is decode))
-            row = self._at(_place(part), Kind.of(part))
-            if row is None:
-                return None
-            total += row.candidate.median_us
-        return total
+def _row_at(layout: DcpLayout, rows: Iterable[_Row], here: Point, kind: Kind) -> _Row | None:
+    """Return the row at a place, that of real ranks before a simulated one; None if there is none."""
+    found = [row for row in rows if row.kind is kind and _together(row.point, here)]
+    return min(found, key=lambda row: (not _timed(layout, row.entry), math.dist(row.point, here)), default=None)
+
+
+def _sums_error(layout: DcpLayout, rows: Sequence[_Row]) -> float:
+    mixed = [row for row in rows if row.kind is Kind.MIXED]
+    ratios = [told / row.candidate.median_us for row in mixed if (told := _parts_us(layout, rows, row.entry.workload))]
+    return max((max(ratio, 1 / ratio) - 1 for ratio in ratios), default=0.0)
+
+
+def _parts_us(layout: DcpLayout, rows: Sequence[_Row], workload: Workload) -> float | None:
+    """Return the sum of a mixed batch's two passes; None where one was not measured by itself."""
+    parts = [Workload(tuple(one for one in workload.requests if (one.new == 1) is decode)) for decode in (True, False)]
+    found = [_row_at(layout, rows, _place(part), Kind.of(part)) for part in parts]
+    return sum(row.candidate.median_us for row in found if row) if all(found) else None
 
 
 def _place(workload: Workload) -> Point:

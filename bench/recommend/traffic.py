@@ -87,15 +87,17 @@ class Step:
 
 @dataclass(slots=True)
 class _Running:
-    """A request under way: ``done`` of its tokens have run."""
+    """A request that waits or runs: ``done`` of its ``computed`` tokens have run, of which the prompt is the first part."""
 
     index: int
-    arrival: Arrival
+    at_s: float
+    prompt: int
+    computed: int
     done: int = 0
 
     def run(self, room: int) -> Ran:
         """Run the rest of the prompt, as far as there is room for it."""
-        new = min(self.arrival.prompt - self.done, room)
+        new = min(self.prompt - self.done, room)
         self.done += new
         return Ran(self.index, new, self.done)
 
@@ -117,20 +119,19 @@ def replay(arrivals: Sequence[Arrival], scheduler: Scheduler, step_s: Callable[[
     """
     if scheduler.kv_tokens is not None:
         _check_fits(arrivals, scheduler.kv_tokens)
-    order = sorted(range(len(arrivals)), key=lambda index: arrivals[index].at_s)
-    waiting = deque(_Running(index, arrivals[index]) for index in order)
+    order = sorted(enumerate(arrivals), key=lambda item: item[1].at_s)
+    waiting = deque(_Running(index, one.at_s, one.prompt, one.computed) for index, one in order)
     prompts: list[_Running] = []
     decodes: list[_Running] = []
-    now_s = 0.0
+    now_s, held = 0.0, 0
     for _ in range(MAX_STEPS):
         if not (prompts or decodes or waiting):
             return
         if not (prompts or decodes):
-            now_s = max(now_s, waiting[0].arrival.at_s)
+            now_s = max(now_s, waiting[0].at_s)
         room = scheduler.max_batched_tokens
         ran = [one.decode() for one in decodes[:room]]
         room -= len(ran)
-        held = sum(one.arrival.computed for one in (*prompts, *decodes)) if scheduler.kv_tokens is not None else 0
         for one in prompts:
             if not room:
                 break
@@ -138,24 +139,25 @@ def replay(arrivals: Sequence[Arrival], scheduler: Scheduler, step_s: Callable[[
             room -= ran[-1].new
         while room and _may_start(waiting, now_s, scheduler, running=len(prompts) + len(decodes), held=held):
             one = waiting.popleft()
-            held += one.arrival.computed
+            held += one.computed
             prompts.append(one)
             ran.append(one.run(room))
             room -= ran[-1].new
         step = Step(now_s, tuple(ran))
         yield step
         now_s += step_s(step)
-        decodes += [one for one in prompts if one.done >= one.arrival.prompt]
-        decodes = [one for one in decodes if one.done < one.arrival.computed]
-        prompts = [one for one in prompts if one.done < one.arrival.prompt]
+        decodes += [one for one in prompts if one.done >= one.prompt]
+        prompts = [one for one in prompts if one.done < one.prompt]
+        held -= sum([one.computed for one in decodes if one.done >= one.computed])
+        decodes = [one for one in decodes if one.done < one.computed]
     raise UsageError(f"the trace takes more than {MAX_STEPS:,} steps to serve: give a shorter stretch of it")
 
 
 def _may_start(waiting: Sequence[_Running], now_s: float, scheduler: Scheduler, *, running: int, held: int) -> bool:
     """Tell whether the first of those that wait has come, and may run beside so many that will hold so many tokens."""
-    if not waiting or waiting[0].arrival.at_s > now_s or running >= scheduler.max_sequences:
+    if not waiting or waiting[0].at_s > now_s or running >= scheduler.max_sequences:
         return False
-    return scheduler.kv_tokens is None or held + waiting[0].arrival.computed <= scheduler.kv_tokens
+    return scheduler.kv_tokens is None or held + waiting[0].computed <= scheduler.kv_tokens
 
 
 def _check_fits(arrivals: Sequence[Arrival], kv_tokens: int) -> None:
