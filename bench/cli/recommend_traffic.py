@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench.cli.recommend_options import Asked
 from bench.errors import UsageError
 from bench.files import write_whole
-from bench.recommend.batches import carrying, remembered
+from bench.recommend.batches import Sizes, carrying, remembered
 from bench.recommend.recommend import Recommendation, Room, Traffic
 from bench.recommend.trace_file import read_trace
 from bench.recommend.traffic import Scheduler, Step, replay
@@ -99,8 +99,9 @@ def _replayed(
     attention, timed = remembered(attention_us), []
 
     def step_s(step: Step) -> float:
-        attention_us = attention(step)
-        timed.append((step, attention_us))  # with the time that dcp changes
+        sizes = Sizes.of(step)  # a trace's steps themselves are too many to keep
+        attention_us = attention(sizes)
+        timed.append((sizes, attention_us))  # the time that dcp changes
         return 1e-6 * (shape.layers * attention_us + asked.rest_us)
 
     most = max(len(step.ran) for step in replay(arrivals, scheduler, step_s))

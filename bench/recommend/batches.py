@@ -95,15 +95,14 @@ class _Group:
         )
 
 
-def carrying(steps: Iterable[tuple[Step, float]]) -> tuple[Carrying, ...]:
+def carrying(steps: Iterable[tuple[Sizes, float]]) -> tuple[Carrying, ...]:
     """Return the few batches that stand for the steps of a replay, those with most time first.
 
     Args:
         steps: each with the seconds that it took.
     """
     groups: dict[tuple[int, ...], _Group] = {}
-    for step, seconds in steps:
-        sizes = Sizes.of(step)
+    for sizes, seconds in steps:
         sums = (
             sizes.decodes,
             sizes.decode_context * sizes.decodes,
@@ -122,12 +121,11 @@ def carrying(steps: Iterable[tuple[Step, float]]) -> tuple[Carrying, ...]:
     return tuple(sorted(found, key=lambda one: -one.share))
 
 
-def remembered(time_us: Callable[[Workload], float]) -> Callable[[Step], float]:
+def remembered(time_us: Callable[[Workload], float]) -> Callable[[Sizes], float]:
     """Return the time of a step as that of a batch like it: each half doubling is asked once."""
     known: dict[tuple[int, ...], float] = {}
 
-    def of(step: Step) -> float:
-        sizes = Sizes.of(step)
+    def of(sizes: Sizes) -> float:
         place = sizes.place(TIMED_FINENESS)
         if place not in known:
             known[place] = time_us(sizes.workload())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench.errors import UsageError
 from bench.files import FileError
-from bench.recommend.batches import MOST, carrying, remembered
+from bench.recommend.batches import MOST, Sizes, carrying, remembered
 from bench.recommend.trace_file import read_trace
 from bench.recommend.traffic import Arrival, Ran, Scheduler, Step, replay
 
@@ -75,7 +75,7 @@ def test_what_the_cache_never_holds_is_refused() -> None:
 
 @given(ARRIVALS, SCHEDULERS)
 def test_few_batches_carry_all_steps_and_all_time(arrivals: list[Arrival], scheduler: Scheduler) -> None:
-    timed = [(step, 1.0 + len(step.ran)) for step in replay(arrivals, scheduler, second)]
+    timed = [(Sizes.of(step), 1.0 + len(step.ran)) for step in replay(arrivals, scheduler, second)]
     found = carrying(timed)
     assert sum(one.steps for one in found) == len(timed)
     assert sum(one.share for one in found) == pytest.approx(1.0)
@@ -84,8 +84,8 @@ def test_few_batches_carry_all_steps_and_all_time(arrivals: list[Arrival], sched
 
 
 def test_steps_that_are_alike_become_their_mean() -> None:
-    steps = [(Step(0.0, tuple(Ran(index, 1, 1001 + gap) for index in range(8))), 1.0) for gap in (0, 2, 4)]
-    (one,) = carrying(steps)
+    alike = [Step(0.0, tuple(Ran(index, 1, 1001 + gap) for index in range(8))) for gap in (0, 2, 4)]
+    (one,) = carrying((Sizes.of(step), 1.0) for step in alike)
     assert (str(one.workload), one.steps, one.share) == ("8q1s1003", 3, 1.0)
 
 
@@ -97,7 +97,7 @@ def test_steps_that_are_alike_are_timed_once() -> None:
         return 5.0
 
     of = remembered(time_us)
-    assert {of(Step(0.0, (Ran(0, 1, total),))) for total in (1000, 1001, 1002)} == {5.0}
+    assert {of(Sizes.of(Step(0.0, (Ran(0, 1, total),)))) for total in (1000, 1001, 1002)} == {5.0}
     assert asked == ["q1s1000"]
 
 
