@@ -10,11 +10,12 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import count, repeat
 from operator import le
 from typing import NamedTuple
 
 from bench.profile.entry import Entry, LeftOut, Source, apart, carried, lent
+from bench.profile.places import Places, Point
 from bench.profile.tree import Sizes, Tree, decide, grow, rows_of
 from bench.record import Label
 from dcp_core.layout import DcpLayout
@@ -34,7 +35,6 @@ WAYS = (Source.NEIGHBOUR, Source.TREE, Source.DEFAULT)
 REQUESTS_WEIGHT = 0.25
 """Of a doubling of requests at the same number of new tokens: it matters little whose rows fill a kernel's tiles."""
 
-Point = tuple[float, float, float, float]
 RegionKey = tuple[int, int, bool, Label]
 """dcp, interleave, longer than decodes or not, label."""
 _Pool = tuple[int, bool, bool]
@@ -125,6 +125,7 @@ class Region:
     spacing: float
     everyone: tuple[Entry, ...] = field(init=False)
     points: tuple[Point, ...] = field(init=False)
+    places: Places = field(init=False)
     loans: tuple[Loans, ...] = field(init=False)
     low: Point = field(init=False)
     high: Point = field(init=False)
@@ -141,6 +142,7 @@ class Region:
         derived = {
             "everyone": everyone,
             "points": tuple(points),
+            "places": Places.of(points),
             "loans": tuple(Loans.of(entry, layout) for entry in everyone),
             "low": tuple(min(along) - EDGE for along in zip(*points, strict=True)),
             "high": tuple(max(along) + EDGE for along in zip(*points, strict=True)),
@@ -158,11 +160,15 @@ class Region:
             here: the batch's place.
             besides: indices of entries that may not answer, lenders after the region's own.
         """
-        distances, mixed = list(map(math.dist, self.points, repeat(here))), workload.is_mixed
-        for index in _nearest_first(distances):
+        mixed = workload.is_mixed
+        distance, index = self.places.nearest(here)
+        loan = self.loans[index][mixed]
+        if loan and loan.serves(workload) and not besides:
+            return Neighbour(distance, self.everyone[index], loan)
+        for distance, index in sorted(zip(map(math.dist, self.points, repeat(here)), count(), strict=False)):
             loan = self.loans[index][mixed]
             if loan and index not in besides and loan.serves(workload):
-                return Neighbour(distances[index], self.everyone[index], loan)
+                return Neighbour(distance, self.everyone[index], loan)
         return None
 
     def regret(self, way: Source) -> float | None:
@@ -254,12 +260,6 @@ def _left_out_regret(entries: Sequence[Entry], way: Source) -> LeftOutRegret | N
         return None
     supposed = [entry.supposed_regret if one is None else one for entry, one in zip(entries, regrets, strict=True)]
     return LeftOutRegret(sum(supposed) / len(supposed), max(known), len(regrets) - len(known))
-
-
-def _nearest_first(distances: Sequence[float]) -> Iterator[int]:
-    """Yield indices by distance; the first at once, since it nearly always answers."""
-    yield distances.index(min(distances))
-    yield from sorted(range(len(distances)), key=distances.__getitem__)
 
 
 def _spacing(points: Sequence[Point]) -> float:
