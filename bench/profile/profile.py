@@ -164,8 +164,9 @@ class Profile:
         found = self._exact.get((dcp, interleave, workload))
         if found is not None:
             return found
-        self.geometry.check(layout)
         regions = self._around.get((dcp, interleave, workload.is_decode), ())
+        if not regions:  # the dcp of others was checked with their entries
+            self.geometry.check(layout)
         here, shortest, beyond = place(workload, dcp), math.inf, []
         for region in regions:
             if not region.surrounds(here):
