@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import repeat
 
 Point = tuple[float, float, float, float]
-FEW = 32
+FEW = 16
 """Points that are all looked at in less time than it takes to tell which to look at."""
 _ROUNDING = 1e-9
 
