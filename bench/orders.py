@@ -3,7 +3,8 @@
 An order is ``{"do": Order, "case": …, "policy": …}``; every rank answers each with one line. Rank 0's holds ``outcome`` (or
 ``probe``); a rank that has no part in the case says ``idle``; ``poisoned`` means that the worker is of no further use. A race
 has ``cases`` instead of one, ``race``, ``rounds`` and ``whole``, and is answered with ``outcomes``, one a case, or with the
-``outcome`` that ended it for all. Before the first order a worker says ``ready``, or why it is ``unfit``.
+``outcome`` that ended it for all. An audit is answered with ``audited``, or an ``outcome`` too. Before the first order a
+worker says ``ready``, or why it is ``unfit``.
 """
 
 from __future__ import annotations
@@ -24,4 +25,5 @@ class Order(StrEnum):
     MEASURE = "measure"
     VERIFY = "verify"
     RACE = "race"
+    AUDIT = "audit"
     PROBE = "probe"

@@ -90,6 +90,15 @@ def answer(order: dict[str, Any], mesh: Mesh, companion: Companion) -> dict[str,
         match what:
             case Order.RACE:
                 found["outcomes"] = [asdict(one) for one in companion.race(cases, group, policy, order)]
+            case Order.AUDIT:
+                from bench.referee import audit
+
+                companion.course.close()
+                audited = audit(cases[0], group, policy)
+                if isinstance(audited, list):
+                    found["audited"] = [asdict(one) for one in audited]
+                else:
+                    outcome = audited
             case Order.VERIFY:
                 companion.course.close()
                 outcome = companion.verify(cases[0], group, policy)

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from bench.cli import profile
+from bench.cli.audit import audit
 from bench.cli.compare import compare
 from bench.cli.doctor import doctor
 from bench.cli.exits import Exit
@@ -99,6 +100,7 @@ add(app, plot, panel=READ)
 app.add_typer(profile.app, name="profile", rich_help_panel=READ)
 add(app, memory, panel=HERE)
 add(app, doctor, panel=HERE)
+add(app, audit, panel=HERE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
+from bench.audit import Audited
 from bench.errors import UnfitError
 from bench.record import (
     VISITS,
@@ -37,6 +38,7 @@ class Scripted:
     script: Callable[[int, Case], Outcome | None] = lambda number, case: None
     verdict: Callable[[int], Verified | Skipped | Failed] = lambda number: Verified(RIGHT, apart=0.5)
     kernels: dict[str, str] = field(default_factory=lambda: {"reference": "", "fa2": "fa2 needs a CUDA device"})
+    audited: Callable[[int], list[Audited] | Skipped | Failed] = lambda number: Skipped("no GPU here")
     ranks: list[int] = field(default_factory=list)
     measured: list[Case] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
@@ -67,7 +69,14 @@ class Scripted:
             yield replace(made, policy=self.policies[-1])
 
     def race(
-        self, cases: Sequence[Case], heat: Heat, *, rounds: int, repeats: int, whole: bool, expected_s: float
+        self,
+        cases: Sequence[Case],
+        heat: Heat,
+        *,
+        rounds: int,
+        repeats: int,
+        whole: bool = False,
+        expected_s: float = 0.0,
     ) -> list[Trial]:
         name = str(len(self.races))
         self.races.append((heat, tuple(cases)))
@@ -100,6 +109,10 @@ class Scripted:
     def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
         for number, case in enumerate(cases):
             yield case, self.verdict(number)
+
+    def audit(self, cases: Sequence[Case]) -> Iterator[tuple[Case, list[Audited] | Skipped | Failed]]:
+        for number, case in enumerate(cases):
+            yield case, self.audited(number)
 
     def probe(self) -> dict[str, object]:
         if not self.kernels:

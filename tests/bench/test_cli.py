@@ -45,6 +45,7 @@ COMMANDS = (
     "plot",
     "memory",
     "doctor",
+    "audit",
     "profile show",
     "profile lookup",
     "profile export",

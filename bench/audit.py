@@ -1,0 +1,73 @@
+"""What an audit of the measuring says: each stage by two timers, and each case raced against itself. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bench.verdict import Comparison, Verdict
+from dcp_core.settings import Case
+
+TOLERANCE = 0.03
+"""By how much two timers may differ and still agree."""
+SHARE = 0.95
+"""Of the stages, in which they should."""
+NULL = "nothing"
+"""Stands for a stage that writes one element: what a timer reads of it is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A stage, or the whole step, timed at once by events on the device and by CUPTI.
+
+    Args:
+        events_us: the median between the events around it, as trials have it.
+        cupti_us: the median from the beginning of its first kernel to the end of its last.
+        kernels: that it consists of, copies and memsets included.
+    """
+
+    stage: str
+    events_us: float
+    cupti_us: float
+    kernels: int
+
+    def error(self, null: Audited) -> float:
+        """Return by how much the events exceed CUPTI, relative, beyond what they do around nothing."""
+        own_us = null.events_us - null.cupti_us
+        return (self.events_us - own_us) / self.cupti_us - 1
+
+    def agrees(self, null: Audited) -> bool:
+        """Tell whether the two timers differ by no more than TOLERANCE."""
+        return abs(self.error(null)) <= TOLERANCE
+
+
+def spans_us(work: Sequence[tuple[float, float]], repetitions: int, ahead: int) -> tuple[list[float], int]:
+    """Return how long each repetition took by what ran on the device, and of how many pieces of work each consisted.
+
+    Args:
+        work: when each piece of work began and ended, in microseconds, of all repetitions.
+        ahead: pieces of work at the beginning of a repetition that are not of it: the cooling of the cache.
+
+    Raises:
+        ValueError: where repetitions cannot be told apart, since they are not of equally many pieces.
+    """
+    each, rest = divmod(len(work), repetitions)
+    if rest or each <= ahead:
+        raise ValueError(f"{len(work)} kernels are not {repetitions} equal repetitions of more than {ahead}")
+    ordered = sorted(work)
+    spans = []
+    for start in range(0, len(work), each):
+        own = ordered[start + ahead : start + each]
+        spans.append(max(end for _, end in own) - own[0][0])
+    return spans, each - ahead
+
+
+def twin(case: Case) -> Case:
+    """Return a case that runs what this one does, to race against it: one more layer, of which a step is one all the same."""
+    return replace(case, shape=replace(case.shape, layers=case.shape.layers + 1))
+
+
+def false_share(comparisons: Sequence[Comparison]) -> float:
+    """Return the share of races of a case against itself of which one was called faster."""
+    false = sum(one.verdict in (Verdict.FASTER, Verdict.SLOWER) for one in comparisons)
+    return false / len(comparisons) if comparisons else 0.0

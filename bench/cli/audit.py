@@ -1,0 +1,164 @@
+"""``dcpbench audit``: whether what this machine measures is so, by a second timer, and by races of cases against themselves."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.cli.exits import Exit
+from bench.cli.options import Asked, Running, session_of
+from bench.cli.screen import draw, emit, say, screen, warn
+from bench.record import Failed, Heat, Skipped
+from bench.report.grid import Column, Grid
+from bench.report.table import NOT_MEASURED, case_name, counted, micros
+from bench.tune.known import REPEATS, paired
+from bench.tune.search import ROUNDS
+from bench.verdict import Comparison
+
+if TYPE_CHECKING:
+    from bench.audit import Audited
+    from bench.supervisor import Supervisor
+    from dcp_core.settings import Case
+
+RACES = 3
+"""Of each case against itself; a search may run as many before it believes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What two timers say of a case's stages, and how it raced against itself; or why not."""
+
+    case: Case
+    timed: list[Audited] | Skipped | Failed
+    raced: Comparison | Skipped | Failed
+
+
+def audit(
+    invocation: typer.Context,
+    asked: Asked,
+    running: Running,
+    cases: Annotated[
+        int, typer.Option(min=1, max=10_000, metavar="N", help="Cases, drawn from what is asked for.")
+    ] = 20,
+) -> int:
+    """Check the measuring itself on a sample of cases: with a second timer, and by racing each case against itself.
+
+    CUPTI, through torch's profiler, times the same repetitions of each stage; the two should agree within 3 % in 95 % of
+    stages, and exit code 1 says that they do not. Of a case raced against itself neither should be called faster. Nothing is
+    stored; --json prints all.
+
+    Examples:
+      dcpbench audit decode
+      dcpbench audit prefill --cases 40 --json
+    """
+    from bench.cli.campaign import campaign
+    from bench.errors import UsageError
+    from bench.supervisor import Supervisor
+
+    session = session_of(invocation)
+    if running.cluster is not None or running.shard is not None:
+        raise UsageError("an audit is of one machine: leave --cluster and --shard")
+    wanted = campaign(asked, running, session.ranks)
+    hopeless = wanted.obstacles(wanted.cases)
+    able = [case for case in wanted.cases if case not in hopeless]
+    chosen = random.Random(wanted.policy.seed).sample(able, min(cases, len(able)))
+    if not chosen:
+        raise UsageError(f"nothing that was asked for runs here: {next(iter(hopeless.values()))}")
+    warn(f"{wanted.name}: {counted(len(chosen), 'case')} of {len(wanted.cases)} to audit.")
+    if running.dry_run:
+        for case in chosen:
+            say(case_name(case))
+        return Exit.DONE
+    with Supervisor(wanted.machine.ranks, wanted.policy) as supervisor, screen(len(chosen), float(len(chosen))) as view:
+        found = []
+        for one in _examine(chosen, supervisor):
+            found.append(one)
+            view.advance(case_name(one.case), 1.0)
+    return _tell(found, as_json=running.json)
+
+
+def _examine(cases: Sequence[Case], supervisor: Supervisor) -> Iterator[Examined]:
+    from bench.audit import twin
+
+    for case, timed in supervisor.audit(cases):
+        both = (case, twin(case))
+        trials = [
+            trial for _ in range(RACES) for trial in supervisor.race(both, Heat.RACED, rounds=ROUNDS, repeats=REPEATS)
+        ]
+        first, second = ([trial for trial in trials if trial.case == one] for one in both)
+        ended = [trial.outcome for trial in trials if isinstance(trial.outcome, Skipped | Failed)]
+        raced = paired(first, second, Heat.RACED) or next(iter(ended), Skipped("its races were not of both"))
+        yield Examined(case, timed, raced)
+
+
+def _tell(found: Sequence[Examined], *, as_json: bool) -> Exit:
+    from bench.audit import SHARE, TOLERANCE, false_share
+
+    agree, stages = _agreement(found)
+    races = [one.raced for one in found if isinstance(one.raced, Comparison)]
+    end = Exit.DONE if agree >= SHARE * stages else Exit.DIFFERENT
+    if as_json:
+        told = {"stages": stages, "agree": agree, "races": len(races), "false_share": false_share(races)}
+        emit(told | {"cases": _json(found)})
+        return end
+    draw(_grid(found))
+    say()
+    if stages:
+        say(f"Two timers agree within {TOLERANCE:.0%} in {agree} of {counted(stages, 'stage')}.")
+    if races:
+        share = false_share(races)
+        say(f"Of {counted(len(races), 'case')} raced against itself, one was called faster in {share:.1%}.")
+    for what, outcomes in (("timed twice", [one.timed for one in found]), ("raced", [one.raced for one in found])):
+        for reason in sorted({_reason(outcome) for outcome in outcomes if isinstance(outcome, Skipped | Failed)}):
+            say(f"not {what}: {reason}")
+    return end
+
+
+def _agreement(found: Sequence[Examined]) -> tuple[int, int]:
+    """Return in how many stages the timers agree, and how many there are."""
+    agrees = [
+        one.agrees(timed[0]) for timed in (each.timed for each in found) if isinstance(timed, list) for one in timed[1:]
+    ]
+    return sum(agrees), len(agrees)
+
+
+def _reason(outcome: Skipped | Failed) -> str:
+    return outcome.reason if isinstance(outcome, Skipped) else f"{outcome.fault}: {outcome.message}"
+
+
+def _grid(found: Sequence[Examined]) -> Grid:
+    columns = (
+        Column("case", wrap=True),
+        Column("stage"),
+        Column("events µs", right=True),
+        Column("CUPTI µs", right=True),
+        Column("apart", right=True),
+        Column("against itself", right=True),
+    )
+    rows: list[tuple[str, ...]] = []
+    for one in found:
+        name, timed = case_name(one.case), one.timed if isinstance(one.timed, list) else []
+        race = str(one.raced.verdict) if isinstance(one.raced, Comparison) else NOT_MEASURED
+        rows += [
+            (name, each.stage, micros(each.events_us), micros(each.cupti_us), f"{each.error(timed[0]):+.1%}", race)
+            for each in timed[1:]
+        ]
+        if not timed:
+            rows.append((name, *4 * [NOT_MEASURED], race))
+    note = "apart: what events read more than CUPTI, beyond what they do around the smallest kernel."
+    return Grid("Two timers, and each case against itself", columns, tuple(rows), footnotes=(note,))
+
+
+def _json(found: Sequence[Examined]) -> list[dict[str, object]]:
+    return [
+        {
+            "case": one.case.to_json(),
+            "timed": [asdict(each) for each in one.timed] if isinstance(one.timed, list) else _reason(one.timed),
+            "raced": asdict(one.raced) if isinstance(one.raced, Comparison) else _reason(one.raced),
+        }
+        for one in found
+    ]

@@ -1,0 +1,54 @@
+"""A second timer for what the first one times: CUPTI, through torch's profiler, over the very same repetitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.audit import NULL, Audited, spans_us
+from bench.clock import REPETITIONS, CudaClock
+from bench.measure import Ready, prepare, timing
+from bench.record import Failed, Policy, Skipped
+from dcp_core.mesh import Mesh
+from dcp_core.settings import Case
+
+
+def audit(case: Case, mesh: Mesh, policy: Policy) -> list[Audited] | Skipped | Failed:
+    """Time a case's step and each of its stages with both timers at once, and the smallest kernel before them.
+
+    Args:
+        mesh: of one rank, or a whole simulated group, whose rank with most keys is timed.
+    """
+    if mesh.device.type != "cuda" or (mesh.size > 1 and not mesh.is_simulated):
+        return Skipped("CUPTI is asked of one GPU, and of one rank or a simulated group")
+    ready = prepare(case, mesh, policy)
+    if not isinstance(ready, Ready):
+        return ready
+    if not (isinstance(ready.clock, CudaClock) and ready.clock.graphs):
+        return Skipped("it is not captured in a graph, and repetitions of launches cannot be told apart")
+    seat, element = ready.stand.fullest, torch.zeros(1, device=mesh.device)
+
+    def nothing() -> None:
+        element.zero_()
+
+    calls: dict[str, Callable[[], None]] = {NULL: nothing, "step": seat.launch}
+    calls |= {stage.name: partial(stage.run, seat.step) for stage in seat.path.stages() if not stage.communicates}
+    with timing(ready.stand):
+        return [_audited(name, call, ready.clock) for name, call in calls.items()]
+
+
+def _audited(name: str, call: Callable[[], None], clock: CudaClock) -> Audited:
+    call()
+    sample = clock.prepare(call)
+    for _ in range(2):  # the first time, the profiler sets itself up, and may miss some
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            times = sample(REPETITIONS)
+    work = [
+        (event.time_range.start, event.time_range.end) for event in seen.events() if event.device_type.name == "CUDA"
+    ]
+    spans, kernels = spans_us(work, REPETITIONS, ahead=1 if clock.flushed_bytes else 0)
+    return Audited(name, median(times), median(spans), kernels)

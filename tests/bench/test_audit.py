@@ -1,0 +1,167 @@
+"""An audit of the measuring: repetitions told apart in what a profiler saw, and what is said of two timers and of A/A races."""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bench.environment
+import bench.supervisor
+from bench.audit import NULL, Audited, false_share, spans_us, twin
+from bench.cli import main
+from bench.cli.exits import Exit
+from bench.race import Course
+from bench.record import Failed, Heat, Measured, Race
+from bench.verdict import Comparison, Verdict
+from dcp_core.cost import step_work
+from dcp_core.mesh import Mesh
+from tests.bench.cases import QUICK, tiny
+from tests.bench.made_up import CPU
+from tests.bench.stand_in import Scripted
+
+SWEEP = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
+NOTHING = Audited(NULL, 4.8, 1.3, 1)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    stand_in = Scripted()
+    monkeypatch.setattr(bench.supervisor, "Supervisor", stand_in)
+    monkeypatch.setattr(bench.environment, "devices", lambda: ())
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: CPU)
+    return stand_in
+
+
+def run(*words: str | Path) -> int:
+    return main([str(word) for word in words])
+
+
+# --- Spans --------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 12), st.integers(0, 2), st.integers(1, 5), st.randoms())
+def test_repetitions_are_told_apart_whatever_order_their_work_is_reported_in(
+    repetitions: int, ahead: int, kernels: int, source: random.Random
+) -> None:
+    work, expected, now = [], [], 0.0
+    for _ in range(repetitions):
+        for _ in range(ahead):
+            work.append((now, now + 40.0))
+            now += 41.0
+        start = now
+        for _ in range(kernels):
+            long = source.uniform(1, 9)
+            work.append((now, now + long))
+            now += long + 0.5
+        expected.append(now - 0.5 - start)
+        now += source.uniform(0, 3)
+    source.shuffle(work)
+    spans, each = spans_us(work, repetitions, ahead)
+    assert spans == pytest.approx(expected)
+    assert each == kernels
+
+
+def test_a_kernel_that_runs_beside_others_ends_its_repetition_if_it_ends_last() -> None:
+    assert spans_us([(0.0, 9.0), (10.0, 30.0), (11.0, 14.0)], 1, 1) == ([20.0], 2)
+
+
+@pytest.mark.parametrize(("kernels", "repetitions", "ahead"), [(7, 3, 0), (0, 3, 0), (6, 3, 2)])
+def test_repetitions_of_different_work_are_refused(kernels: int, repetitions: int, ahead: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"{kernels} kernels are not {repetitions} equal repetitions of more than {ahead}"
+    ):
+        spans_us([(float(at), at + 0.5) for at in range(kernels)], repetitions, ahead)
+
+
+# --- What is said of them -----------------------------------------------------------------------------------------------
+
+
+def test_what_events_read_around_nothing_is_no_difference() -> None:
+    assert Audited("context", 103.5, 100.0, 2).error(NOTHING) == pytest.approx(0.0)
+    assert Audited("context", 106.4, 100.0, 2).agrees(NOTHING)
+    assert not Audited("context", 106.6, 100.0, 2).agrees(NOTHING)
+    assert not Audited("context", 100.4, 100.0, 2).agrees(NOTHING)
+
+
+def test_a_twin_is_a_case_of_its_own_and_runs_the_same() -> None:
+    case = tiny("q8s32", dcp=2)
+    other = twin(case)
+    assert other != case
+    assert (other.layout, other.workload, other.settings) == (case.layout, case.workload, case.settings)
+    assert step_work(other) == step_work(case)
+    race = Race("a", Heat.RACED, "p", 1, 2)
+    first, second = Course().race([case, other], Mesh.simulated(2), QUICK, race, rounds=2, whole=False)
+    assert isinstance(first, Measured)
+    assert isinstance(second, Measured)
+    assert first.rank_samples_us != second.rank_samples_us, "each is timed by itself"
+    assert first.check == second.check
+    gc.unfreeze()
+
+
+def test_false_verdicts_are_counted() -> None:
+    def verdict(one: Verdict) -> Comparison:
+        return Comparison(1.0, 0.99, 1.01, 0.5, 30, one)
+
+    found = [verdict(one) for one in (Verdict.SAME, Verdict.AMBIGUOUS, Verdict.FASTER, Verdict.SLOWER)]
+    assert (false_share(found), false_share([])) == (0.5, 0.0)
+
+
+# --- The program --------------------------------------------------------------------------------------------------------
+
+
+def test_two_timers_that_agree_are_done_and_two_that_do_not_are_exit_code_1(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.audited = lambda _: [NOTHING, Audited("step", 103.4, 100.0, 2), Audited("new", 53.6, 50.0, 1)]
+    assert run("audit", *SWEEP, "--cases", "5") == Exit.DONE
+    out, err = capsys.readouterr()
+    assert "5 cases of 18 to audit" in err
+    assert "Two timers agree within 3% in 10 of 10 stages." in out
+    assert "Of 5 cases raced against itself, one was called faster in 0.0%." in out
+    assert {heat for heat, _ in scripted.races} == {Heat.RACED}
+    assert all(twin(first) == second for _, (first, second) in scripted.races)
+    scripted.audited = lambda number: [NOTHING, Audited("step", 110.0 if number == 0 else 103.5, 100.0, 2)]
+    assert run("audit", *SWEEP, "--cases", "5") == Exit.DIFFERENT
+    assert "in 4 of 5 stages" in capsys.readouterr().out
+
+
+def test_what_could_not_be_audited_is_said_with_its_reason(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.script = lambda _number, _case: Failed("crashed", "a worker died")
+    assert run("audit", *SWEEP, "--cases", "2", "--json") == Exit.DONE
+    told = json.loads(capsys.readouterr().out)
+    assert (told["stages"], told["races"]) == (0, 0)
+    assert {(one["timed"], one["raced"]) for one in told["cases"]} == {("no GPU here", "crashed: a worker died")}
+    assert run("audit", *SWEEP, "--cases", "2") == Exit.DONE
+    out = capsys.readouterr().out
+    assert "not timed twice: no GPU here\nnot raced: crashed: a worker died" in out
+
+
+def test_the_same_cases_are_drawn_again_and_others_with_another_seed(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        sweep = tmp_path / f"sweep{seed}.toml"
+        sweep.write_text(
+            f'model = "tiny"\ntp = 4\ndcp = [1, 2]\nbatch = ["q8", "q9", "8q1s1k"]\n[policy]\nseed = {seed}\n'
+        )
+        assert run("audit", sweep, "--cases", "4", "--dry-run") == Exit.DONE
+        drawn.append(capsys.readouterr().out)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert scripted.races == []
+
+
+@pytest.mark.parametrize("words", [("--shard", "1/2"), ("--cluster", "auto")])
+def test_an_audit_is_of_one_machine(
+    scripted: Scripted, words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("audit", *SWEEP, *words) == Exit.USAGE
+    assert "an audit is of one machine" in capsys.readouterr().err

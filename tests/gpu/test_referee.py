@@ -1,0 +1,33 @@
+"""A second timer on a CUDA device: CUPTI sees the very repetitions that events time, and agrees with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.audit import NULL, Audited
+from bench.record import Policy
+from bench.supervisor import Supervisor
+from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
+from dcp_core.settings import canonical
+
+pytestmark = pytest.mark.gpu
+
+
+def case(batch: str, dcp: int, **settings: object) -> Case:
+    layout, workload, shape = DcpLayout(8, dcp), Workload.parse(batch), ModelShape.preset("qwen3-235b-a22b")
+    chosen = Settings.from_json({"kernel": "fa2", "exchange": "loopback", **settings})
+    return Case(shape, layout, workload, canonical(chosen, layout, workload))
+
+
+def test_events_and_cupti_agree_on_steps_and_stages_and_see_every_kernel() -> None:
+    some = [case("64q1s32k", 1, path="tp"), case("q2ks8k", 2, path="split"), case("q2ks8k", 2, path="mask")]
+    with Supervisor(1, Policy()) as supervisor:
+        found = dict(supervisor.audit(some))
+    for one in some:
+        timed = found[one]
+        assert isinstance(timed, list), timed
+        null, step, *stages = timed
+        assert isinstance(null, Audited)
+        assert (null.stage, null.kernels) == (NULL, 1)
+        assert step.kernels == sum(stage.kernels for stage in stages)
+        assert all(each.agrees(null) for each in (step, *stages)), timed
