@@ -54,14 +54,24 @@ def test_twice_the_work_takes_twice_the_time() -> None:
     assert 1.9 < both / once < 2.1
 
 
-def test_reading_again_what_fits_the_cache_is_slower_when_it_was_cooled() -> None:
-    source, target = copy_of(1 << 23)
+def times_cold_and_warm(size: int) -> dict[bool, float]:
+    source, target = copy_of(size)
     times = {}
     for cold in (False, True):
         clock = CudaClock(DEVICE, graphs=True, cold=cold)
         assert clock.flushed_bytes == (2 * torch.cuda.get_device_properties(DEVICE).L2_cache_size if cold else 0)
         times[cold] = median(clock.prepare(lambda: target.copy_(source))(50))
+    return times
+
+
+def test_reading_again_what_fits_the_cache_is_slower_when_it_was_cooled() -> None:
+    times = times_cold_and_warm(1 << 23)
     assert times[True] > 1.2 * times[False]
+
+
+def test_what_is_far_larger_than_the_cache_takes_as_long_cold_as_warm() -> None:
+    times = times_cold_and_warm(1 << 30)
+    assert times[True] == pytest.approx(times[False], rel=0.02)
 
 
 def test_inside_a_graph_the_floor_is_lower_than_launched() -> None:
