@@ -21,6 +21,7 @@ from bench.cli.memory import memory
 from bench.cli.options import Session, add, paragraphs
 from bench.cli.plot import plot
 from bench.cli.recommend import recommend
+from bench.cli.report import report
 from bench.cli.screen import say, warn
 from bench.cli.show import show
 from bench.cli.streams import streams
@@ -97,6 +98,7 @@ add(app, recommend, panel=READ)
 add(app, show, panel=READ)
 add(app, compare, panel=READ)
 add(app, plot, panel=READ)
+add(app, report, panel=READ)
 app.add_typer(profile.app, name="profile", rich_help_panel=READ)
 add(app, memory, panel=HERE)
 add(app, doctor, panel=HERE)

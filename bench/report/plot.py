@@ -30,6 +30,18 @@ APART = ("exchange-cost",)
 """Those that have panels of their own for what was timed otherwise."""
 
 
+FORMATS: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""Each with what would make two files of the same trials differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture, in each format that was asked for."""
+
+    name: str
+    contents: tuple[bytes, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
     """A picture on disk: PNG and SVG."""
@@ -58,29 +70,39 @@ def save_all(
     Raises:
         StorageError: if the folder does not take them.
     """
+    for picture in draw_all(trials, command=command, names=names):
+        if isinstance(picture, Drawn):
+            files = tuple(folder / f"{picture.name}.{kind}" for kind in FORMATS)
+            for file, content in zip(files, picture.contents, strict=True):
+                write_whole(file, content)
+            yield Saved(picture.name, files)
+        else:
+            yield picture
+
+
+def draw_all(
+    trials: Sequence[Trial], *, command: str, names: Sequence[str] = (), formats: Sequence[str] = tuple(FORMATS)
+) -> Iterator[Drawn | NotDrawn]:
+    """Draw pictures, each as it is asked for. The last trial of a case counts; arguments as of ``save_all``."""
     last = [_presentable(trial) for trial in latest(trials)]
     alike = _timed_alike(last)
     if others := len(last) - len(alike):
         yield NotDrawn("timed otherwise", f"{others} of {len(last)} trials, warm or eager, which no picture mixes")
     for name in names or FIGURES:
         figure = FIGURES[name](last if name in APART else alike)
-        yield NotDrawn(name, figure) if isinstance(figure, str) else Saved(name, save(figure, folder, name, command))
+        yield NotDrawn(name, figure) if isinstance(figure, str) else Drawn(name, _contents(figure, command, formats))
 
 
-def save(figure: Figure, folder: Path, name: str, command: str) -> tuple[Path, ...]:
-    """Write a figure as PNG and SVG, the same bytes for the same trials.
-
-    Raises:
-        StorageError: if the folder does not take them.
-    """
-    files = (folder / f"{name}.png", folder / f"{name}.svg")
+def _contents(figure: Figure, command: str, formats: Sequence[str]) -> tuple[bytes, ...]:
+    """Return a figure in each format, the same bytes for the same trials."""
+    contents = []
     with style.styled():
         style.sign(figure, command)
-        for file, metadata in zip(files, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
+        for kind in formats:
             picture = BytesIO()
-            figure.savefig(picture, format=file.suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.08)
-            write_whole(file, picture.getvalue())
-    return files
+            figure.savefig(picture, format=kind, metadata=FORMATS[kind], bbox_inches="tight", pad_inches=0.08)
+            contents.append(picture.getvalue())
+    return tuple(contents)
 
 
 def _timed_alike(trials: Sequence[Trial]) -> list[Trial]:

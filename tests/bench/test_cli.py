@@ -43,6 +43,7 @@ COMMANDS = (
     "recommend",
     "show",
     "plot",
+    "report",
     "memory",
     "doctor",
     "audit",

@@ -1,0 +1,109 @@
+"""The report as a file: whole, small, safe, and the same for the same trials. How a browser shows it is in tests/browser."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from bench.cli.exits import Exit
+from bench.record import Failed, Skipped, Trial
+from bench.report.page import page
+from bench.store import Store
+from dcp_core.shapes import Workload
+from tests.bench.made_up import cases, trial
+
+TRIALS = [trial(case) for case in cases(["8q1s1k", "q512"], exchanges=("ag_rs",))]
+HOSTILE = "\"><script>alert(1)</script><b onclick=x>'&\x1b[31m\n=1+1"
+
+
+@pytest.fixture(scope="module")
+def whole() -> str:
+    return page(TRIALS, command="dcpbench report")
+
+
+class Elements(HTMLParser):
+    """Counts elements, and keeps what each is given."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+
+def test_the_answer_comes_first_and_every_case_has_a_row_with_its_command(whole: str) -> None:
+    assert whole.index('id="answer"') < whole.index('id="pictures"') < whole.index('id="trials"')
+    assert whole.count("<code>dcpbench --ranks ") == len(TRIALS)
+    for one in TRIALS:
+        assert f"<td>{one.case.workload}</td>" in whole
+
+
+def test_every_element_is_closed(whole: str) -> None:
+    assert Elements(whole).open == []
+
+
+def test_nothing_outside_the_page_is_asked_for(whole: str) -> None:
+    found = Elements(whole)
+    assert not {"link", "iframe", "object"} & set(found.names)
+    sources = [value or "" for name, value in found.attributes if name in ("src", "href")]
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert "default-src 'none'" in whole
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]+|http-equiv", "", whole)
+
+
+def test_hostile_names_and_reasons_stay_text() -> None:
+    shape = replace(TRIALS[0].case.shape, name=HOSTILE)
+    hostile = [
+        replace(TRIALS[0], case=replace(TRIALS[0].case, shape=shape)),
+        replace(TRIALS[1], outcome=Skipped(HOSTILE)),
+        replace(TRIALS[2], outcome=Failed("crashed", HOSTILE)),
+    ]
+    found = Elements(page(hostile, command=f"dcpbench report {HOSTILE}"))
+    assert found.names.count("script") == 1
+    assert "b" not in found.names
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+
+
+def test_the_same_trials_make_the_same_page(whole: str) -> None:
+    assert page(TRIALS, command="dcpbench report") == whole
+
+
+def test_two_thousand_trials_fit_into_five_megabytes() -> None:
+    some = [one for one in TRIALS if one.case.layout.dcp == 2]
+    many: list[Trial] = []
+    for one, context in product(some, range(2000 // len(some) + 1)):
+        new = one.case.workload.requests[0].new
+        workload = Workload.of([new] * 3, [new + 1024 + context] * 3)
+        try:
+            many.append(trial(replace(one.case, workload=workload)))
+        except ValueError:
+            continue
+    many = many[:2000]
+    assert len(many) == 2000
+    assert len(page(many, command="dcpbench report").encode()) < 5 << 20
+
+
+def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store.open(tmp_path / "results") as store:
+        for one in TRIALS[:3]:
+            store.append(one)
+    assert main(["report", "--results", str(tmp_path / "results"), "-o", str(tmp_path / "page.html")]) == Exit.DONE
+    assert "report   " in capsys.readouterr().out
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert main(["report", "--results", str(tmp_path / "none"), "-o", str(tmp_path / "page.html")]) == Exit.USAGE

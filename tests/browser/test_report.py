@@ -1,0 +1,148 @@
+"""The report in a real browser, the network off: it shows all, sorts, filters, complains of nothing, and runs no label."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.record import Failed, Skipped, Trial
+from bench.report.page import page
+from tests.bench.made_up import cases, trial
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>&amp;"\' [red]\x1b[31m'
+TRIALS = [trial(case) for case in cases(["8q1s1k", "16q1s8k", "q512", "q512s8704"], exchanges=("ag_rs",))]
+
+
+def named(one: Trial, name: str) -> Trial:
+    return replace(one, case=replace(one.case, shape=replace(one.case.shape, name=name)))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start Chromium, which finds nothing outside this machine."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for switch in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "host-resolver-rules=MAP * ~NOTFOUND",
+        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    driver.set_window_size(1200, 900)
+    yield driver
+    driver.quit()
+
+
+def opened(browser: Any, folder: Path, trials: Sequence[Trial]) -> Any:
+    file = folder / "report.html"
+    file.write_text(page(trials, command="dcpbench report"), encoding="utf-8")
+    browser.get(file.as_uri())
+    return browser
+
+
+def find(browser: Any, selector: str) -> list[Any]:
+    from selenium.webdriver.common.by import By
+
+    found: list[Any] = browser.find_elements(By.CSS_SELECTOR, selector)
+    return found
+
+
+def column(browser: Any, number: int) -> list[str]:
+    cells = find(browser, f"#trials tbody tr:not([hidden]) td:nth-child({number})")
+    return [str(cell.get_attribute("data-value") or cell.text) for cell in cells]
+
+
+def test_everything_is_shown_and_the_browser_complains_of_nothing(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, TRIALS)
+    assert browser.title.startswith("dcpbench: ")
+    pictures = find(browser, "figure img")
+    assert len(pictures) >= 3
+    assert all(browser.execute_script("return arguments[0].naturalWidth", picture) > 300 for picture in pictures)
+    assert find(browser, "#count")[0].text == f"{len(TRIALS)} of {len(TRIALS)} shown"
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def test_a_click_and_a_key_sort_numbers_as_numbers(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, tmp_path, TRIALS)
+    head = find(browser, "#trials th button")[5]
+    assert head.text == "step µs"
+    head.click()
+    times = [float(text) for text in column(browser, 6)]
+    assert times == sorted(times)
+    assert len(times) == len(TRIALS)
+    head.send_keys(Keys.ENTER)
+    assert [float(text) for text in column(browser, 6)] == sorted(times, reverse=True)
+    assert find(browser, "#trials th")[5].get_attribute("aria-sort") == "descending"
+
+
+def test_only_rows_with_all_words_are_shown(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, TRIALS)
+    (field,) = find(browser, "#filter")
+    field.send_keys("Q512S8704 fold")
+    shown = column(browser, 4)
+    assert set(shown) == {"q512s8704"}
+    assert all(text.startswith("fold") for text in column(browser, 5))
+    assert find(browser, "#count")[0].text == f"{len(shown)} of {len(TRIALS)} shown"
+    field.clear()
+    field.send_keys("12q512")  # the end of one cell and the beginning of the next are no word
+    assert column(browser, 4) == []
+
+
+def test_the_command_of_a_row_opens_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, tmp_path, TRIALS)
+    summary, code = find(browser, "#trials summary")[0], find(browser, "#trials details code")[0]
+    assert not code.is_displayed()
+    summary.send_keys(Keys.ENTER)
+    assert code.text.startswith("dcpbench --ranks ")
+
+
+def test_hostile_labels_stay_text(browser: Any, tmp_path: Path) -> None:
+    hostile = [named(TRIALS[0], HOSTILE), replace(TRIALS[1], outcome=Skipped(HOSTILE)), *TRIALS[2:4]]
+    hostile.append(replace(TRIALS[4], outcome=Failed("crashed", HOSTILE)))
+    opened(browser, tmp_path, hostile)
+    assert browser.title.startswith("dcpbench: ")
+    assert len(find(browser, "img")) == len(find(browser, "figure img"))
+    assert len(find(browser, "script")) == 1
+    assert any("<script>" in text for text in column(browser, 1))
+    reasons = [cell.text for cell in find(browser, "#others td:nth-child(3)")]
+    assert sum("onerror" in reason for reason in reasons) == 2
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+@pytest.mark.parametrize("width", [390, 1600])
+def test_the_page_fits_a_phone_and_a_desk(browser: Any, tmp_path: Path, width: int) -> None:
+    opened(browser, tmp_path, TRIALS)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_on_paper_every_command_stands_and_nothing_to_click(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, TRIALS)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not find(browser, "#filter")[0].is_displayed()
+    assert not find(browser, "nav")[0].is_displayed()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
