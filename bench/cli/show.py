@@ -38,6 +38,7 @@ def show(
         bool, typer.Option("--predicted", help="How near simulated + modelled steps came to measured ones.")
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets: a line for each case.")] = False,
     nvbench: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write NVBench's JSON instead, for nvbench-compare-robust.", dir_okay=False),
@@ -59,6 +60,12 @@ def show(
     from bench.report.table import notes_of, trials_grids
 
     trials = trials_of(run or [], results)
+    if csv:
+        from bench.report.sheet import to_csv
+
+        for line in to_csv(trials).splitlines():
+            say(line)
+        return Exit.DONE
     if nvbench is not None:
         from bench.report.nvbench import write
 

@@ -1,0 +1,77 @@
+"""Trials as CSV, for spreadsheets: a line each, numbers as numbers, units in the headings."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+
+from bench.record import Failed, Measured, Skipped, Trial, latest
+from bench.report.command import command_of
+from bench.report.grid import printable
+from bench.report.table import label_of, settings_line
+
+HEADINGS = (
+    "model",
+    "tp",
+    "dcp",
+    "interleave",
+    "batch",
+    "settings",
+    "outcome",
+    "label",
+    "step_us",
+    "step_low_us",
+    "step_high_us",
+    "samples",
+    "plan_us",
+    "launch_us",
+    "flags",
+    "reason",
+    "device",
+    "time",
+    "command",
+)
+_FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet would compute where a text begins with it."""
+
+
+def to_csv(trials: Sequence[Trial]) -> str:
+    """Return a line for each trial that counts, of each case the last, and a heading before them."""
+    lines = StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(HEADINGS)
+    writer.writerows(_cells(trial) for trial in latest(trials))
+    return lines.getvalue()
+
+
+def _cells(trial: Trial) -> list[object]:
+    case, device = trial.case, trial.environment.hard.get("device_name", "")
+    asked = [_text(case.shape.name), case.layout.tp, case.layout.dcp, case.layout.interleave, _text(str(case.workload))]
+    asked += [_text(settings_line(case.settings)), trial.outcome.kind]
+    nothing = [""] * 8
+    match trial.outcome:
+        case Measured() as outcome:
+            step = outcome.step_us
+            times: list[object] = [
+                label_of(trial, outcome),
+                *(round(us, 3) for us in (step.median, step.low, step.high)),
+            ]
+            times += [
+                step.count,
+                round(outcome.plan_us, 3),
+                round(outcome.launch_us.median, 3),
+                "; ".join(outcome.flags),
+            ]
+            found = [*times, ""]
+        case Skipped(reason=reason):
+            found = [*nothing, _text(reason)]
+        case Failed(fault=fault, message=message):
+            found = [*nothing, _text(f"{fault}: {message}")]
+    return [*asked, *found, _text(device), trial.time, _text(command_of(trial))]
+
+
+def _text(text: str) -> str:
+    """Return a text as no spreadsheet takes for a formula, and no line breaks in two."""
+    plain = printable(text)
+    return f"'{plain}" if plain.startswith(_FORMULA) else plain
