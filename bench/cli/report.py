@@ -32,8 +32,9 @@ def report(
     """
     from bench.files import write_whole
     from bench.report.page import page
+    from bench.tune.pick import pick
 
-    content = page(trials_of(run or [], results), command=session_of(invocation).command).encode()
-    write_whole(output, content)
+    trials = trials_of(run or [], results)
+    write_whole(output, page(trials, pick(trials), command=session_of(invocation).command).encode())
     say(f"report   {output}")
     return Exit.DONE

@@ -13,13 +13,13 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
+from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Measured, Skipped, Trial, latest
 from bench.report.choices import entries_grid
 from bench.report.command import command_of
 from bench.report.grid import Column, Grid, printable
 from bench.report.plot import Drawn, draw_all
 from bench.report.table import counted, dcp_of, label_of, micros, notes_of, settings_line, spread
-from bench.tune.pick import pick
 
 _HERE = Path(__file__).parent
 _WIDE = "<div class=wide tabindex=0 role=region aria-label=Table>"
@@ -31,17 +31,18 @@ WHAT_LABELS_MEAN = (
 )
 
 
-def page(trials: Sequence[Trial], *, command: str) -> str:
+def page(trials: Sequence[Trial], profiles: Sequence[Profile], *, command: str) -> str:
     """Return a page of HTML about some trials; of each case the last counts.
 
     Args:
+        profiles: picked from them.
         command: that makes the page again.
     """
     last = latest(trials)
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     sections = [
-        ("answer", "Answer", _answer(last)),
+        ("answer", "Answer", _answer(profiles)),
         ("pictures", "Pictures", _pictures(last, command)),
         ("trials", "Every case", _measured(last)),
         ("others", "Skipped and failed", _others(last)),
@@ -63,9 +64,8 @@ def page(trials: Sequence[Trial], *, command: str) -> str:
     )
 
 
-def _answer(trials: Sequence[Trial]) -> str:
+def _answer(profiles: Sequence[Profile]) -> str:
     """Say what was chosen, in a paragraph and in a table for each geometry."""
-    profiles = pick(trials)
     entries = [entry for profile in profiles for entry in profile.entries]
     gains = [entry for entry in entries if (entry.ratio_to_default or 1.0) < 1.0]
     if not entries:

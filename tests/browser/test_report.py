@@ -12,6 +12,7 @@ import pytest
 
 from bench.record import Failed, Skipped, Trial
 from bench.report.page import page
+from bench.tune.pick import pick
 from tests.bench.made_up import cases, trial
 
 pytestmark = pytest.mark.browser
@@ -51,7 +52,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def opened(browser: Any, folder: Path, trials: Sequence[Trial]) -> Any:
     file = folder / "report.html"
-    file.write_text(page(trials, command="dcpbench report"), encoding="utf-8")
+    file.write_text(page(trials, pick(trials), command="dcpbench report"), encoding="utf-8")
     browser.get(file.as_uri())
     return browser
 

@@ -15,6 +15,7 @@ from bench.cli.exits import Exit
 from bench.record import Failed, Skipped, Trial
 from bench.report.page import page
 from bench.store import Store
+from bench.tune.pick import pick
 from dcp_core.shapes import Workload
 from tests.bench.made_up import cases, trial
 
@@ -24,7 +25,7 @@ HOSTILE = "\"><script>alert(1)</script><b onclick=x>'&\x1b[31m\n=1+1"
 
 @pytest.fixture(scope="module")
 def whole() -> str:
-    return page(TRIALS, command="dcpbench report")
+    return page(TRIALS, pick(TRIALS), command="dcpbench report")
 
 
 class Elements(HTMLParser):
@@ -74,14 +75,14 @@ def test_hostile_names_and_reasons_stay_text() -> None:
         replace(TRIALS[1], outcome=Skipped(HOSTILE)),
         replace(TRIALS[2], outcome=Failed("crashed", HOSTILE)),
     ]
-    found = Elements(page(hostile, command=f"dcpbench report {HOSTILE}"))
+    found = Elements(page(hostile, pick(hostile), command=f"dcpbench report {HOSTILE}"))
     assert found.names.count("script") == 1
     assert "b" not in found.names
     assert not [name for name, _ in found.attributes if name.startswith("on")]
 
 
 def test_the_same_trials_make_the_same_page(whole: str) -> None:
-    assert page(TRIALS, command="dcpbench report") == whole
+    assert page(TRIALS, pick(TRIALS), command="dcpbench report") == whole
 
 
 def test_two_thousand_trials_fit_into_five_megabytes() -> None:
@@ -96,7 +97,7 @@ def test_two_thousand_trials_fit_into_five_megabytes() -> None:
             continue
     many = many[:2000]
     assert len(many) == 2000
-    assert len(page(many, command="dcpbench report").encode()) < 5 << 20
+    assert len(page(many, pick(many), command="dcpbench report").encode()) < 5 << 20
 
 
 def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
