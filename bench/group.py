@@ -35,7 +35,7 @@ LAUNCHER_PREFIX = "TORCHELASTIC_"
 class GroupLost(RuntimeError):
     """A worker died, did not answer in time, or failed while its peers wait for it; the whole group was ended.
 
-    ``fault``: ``crashed``, ``timeout``, or what the failed worker said.
+    ``fault``: ``crashed``, ``timeout``, ``nonsense`` for what is no answer, or what the failed worker said.
     """
 
     def __init__(self, fault: str, message: str, log: str) -> None:
@@ -154,7 +154,10 @@ class WorkerGroup:
                     raise self._deserted(answers) or self._lost("timeout", seconds=seconds)
                 for key, _ in ready:
                     lines = self._replies[key.data]
-                    answer = lines.read()
+                    try:
+                        answer = lines.read()
+                    except ValueError:
+                        raise self._lost("nonsense") from None
                     if answer is None and lines.ended:
                         raise self._lost("crashed", lines.worker)
                     if answer is not None:
@@ -179,6 +182,8 @@ class WorkerGroup:
             code = _end_of(worker)
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
             message = f"a worker died ({how})"
+        elif fault == "nonsense":
+            message = "a worker said what is no answer; the workers were killed"
         else:
             message = f"no answer within its deadline of {seconds:.0f} s; the workers were killed"
         self.close()
@@ -223,7 +228,11 @@ class _Lines:
         self._pending = b""
 
     def read(self) -> dict[str, Any] | None:
-        """Return the next whole answer, or None if there is none yet or the worker closed its end."""
+        """Return the next whole answer, or None if there is none yet or the worker closed its end.
+
+        Raises:
+            ValueError: for a line that is no answer.
+        """
         chunk = os.read(self.descriptor, 1 << 20)
         self.ended = not chunk
         self._pending += chunk
@@ -233,7 +242,7 @@ class _Lines:
         self._pending = rest
         answer = json.loads(line)
         if not isinstance(answer, dict):
-            raise TypeError(f"a worker answers with an object, not {type(answer).__name__}")
+            raise ValueError(f"a worker answers with an object, not {type(answer).__name__}")
         return answer
 
     def close(self) -> None:

@@ -76,22 +76,16 @@ def _to_json(trial: Trial) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> Trial:
-    from pydantic import ValidationError
-
     fields = {**data, "case": Case.from_json(data.get("case", {}))}
     try:
         fields["outcome"] = read_outcome(data.get("outcome"))
-        fields["policy"] = _adapter(Policy)(data.get("policy"))
-        fields["environment"] = _adapter(Environment)(data.get("environment"))
-        fields["clocks"] = _adapter(tuple[dict[str, str], ...])(data.get("clocks", ()))
+        fields["policy"] = _read(Policy, data.get("policy"))
+        fields["environment"] = _read(Environment, data.get("environment"))
+        fields["clocks"] = _read(tuple[dict[str, str], ...], data.get("clocks", ()))
         for name, kind in (("ranks", int), ("seconds", float), ("time", str), ("protocol", int)):
-            fields[name] = _adapter(kind)(data.get(name))
+            fields[name] = _read(kind, data.get(name))
         return Trial(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = " ".join([error.title, ".".join(map(str, first["loc"]))]).strip()
-        raise FileError(f"not a whole trial: {place}: {first['msg'].removeprefix('Value error, ')}") from None
-    except TypeError as error:
+    except (FileError, TypeError) as error:
         raise FileError(f"not a whole trial: {error}") from None
 
 
@@ -104,11 +98,11 @@ def read_outcome(data: object) -> Outcome:
     fields = dict(data) if isinstance(data, dict) else {}
     match fields.pop("kind", None):
         case "measured":
-            outcome: Outcome = _adapter(Measured)(fields)
+            outcome: Outcome = _read(Measured, fields)
         case "skipped":
-            outcome = _adapter(Skipped)(fields)
+            outcome = _read(Skipped, fields)
         case "failed":
-            outcome = _adapter(Failed)(fields)
+            outcome = _read(Failed, fields)
         case kind:
             raise FileError(f"an outcome is measured, skipped or failed, not {kind!r}")
     return outcome
@@ -117,13 +111,22 @@ def read_outcome(data: object) -> Outcome:
 _ADAPTERS: dict[Any, Callable[[Any], Any]] = {}
 
 
-def _adapter(kind: Any) -> Callable[[Any], Any]:
-    """Return a validator of untrusted data, built once per type: building costs far more than a trial."""
-    from pydantic import TypeAdapter
+def _read(kind: Any, data: object) -> Any:
+    """Make a value of untrusted data, by a validator built once per type: building costs far more than a trial.
+
+    Raises:
+        FileError: saying in which field what is wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
 
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind).validate_python
-    return _ADAPTERS[kind]
+    try:
+        return _ADAPTERS[kind](data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = " ".join([error.title, ".".join(map(str, first["loc"]))]).strip()
+        raise FileError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _canonical(data: object) -> str:

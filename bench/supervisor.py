@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from bench.audit import Audited
 from bench.environment import POWER_CAP, SLOWDOWNS, clocks, fingerprint
@@ -16,10 +17,11 @@ from bench.group import WORKER, GroupLost
 from bench.launched import Group, launched_ranks, open_group
 from bench.line import read_outcome
 from bench.orders import Order
-from bench.record import Failed, Heat, Measured, Policy, Skipped, Trial, Verified
+from bench.record import Failed, Heat, Measured, Outcome, Policy, Skipped, Trial, Verified
 from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 
+Told = TypeVar("Told")
 CASE_SECONDS = 300.0
 """Deadline of one case, at least. A GPU's kernels are compiled at first use, twenty seconds each, within the first cases."""
 ESTIMATES = 4
@@ -32,18 +34,20 @@ COOL_DOWNS, COOLING_S = 3, 20.0
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """What came of an order: the answer, the seconds that it took, and the device's clocks before and after."""
+    """What came of an order: an outcome for each case, or one for all; the seconds it took; the clocks before and after.
 
-    answer: dict[str, Any]
+    Args:
+        ranks: real ones that took part, as they say; None if they say nothing.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    ranks: int | None
     seconds: float
     clocks: tuple[dict[str, str], dict[str, str]]
 
     @property
     def has_times(self) -> bool:
-        if "audited" in self.answer:
-            return True
-        found = self.answer.get("outcomes") or [self.answer["outcome"]]
-        return any(outcome["kind"] == "measured" for outcome in found)
+        return any(isinstance(outcome, Measured) for outcome in self.outcomes)
 
     @property
     def slowdowns(self) -> list[str]:
@@ -89,7 +93,7 @@ class Supervisor:
         """
         for case in cases:
             ended = self._run(self._order(Order.MEASURE, case=case.to_json()), (expected_s or {}).get(case, 0.0))
-            yield self._trial(case, ended.answer["outcome"], ended)
+            yield self._trial(case, ended.outcomes[0], ended)
 
     def race(
         self,
@@ -116,18 +120,14 @@ class Supervisor:
         order = self._order(Order.RACE, cases=[case.to_json() for case in cases], race=race, rounds=rounds, whole=whole)
         ended = self._run(order, expected_s)
         self._has_raced = True
-        if "outcomes" in ended.answer:
+        if len(ended.outcomes) == len(cases):
             shared = replace(ended, seconds=ended.seconds / len(cases))
-            return [
-                self._trial(case, found, shared) for case, found in zip(cases, ended.answer["outcomes"], strict=True)
-            ]
-        if len(cases) == 1:
-            return [self._trial(cases[0], ended.answer["outcome"], ended)]
+            return [self._trial(case, found, shared) for case, found in zip(cases, ended.outcomes, strict=True)]
         alone = [
             self.race([case], heat, rounds=1, repeats=repeats, whole=whole, expected_s=expected_s)[0] for case in cases
         ]
         failed = [trial for trial in alone if isinstance(trial.outcome, Failed)]
-        return failed or [self._trial(case, ended.answer["outcome"], ended) for case in cases[1:]]
+        return failed or [self._trial(case, ended.outcomes[0], ended) for case in cases[1:]]
 
     def renew(self) -> bool:
         """End the workers, so that the next order starts fresh ones. False for a launched job that has raced: its ranks stay."""
@@ -140,28 +140,17 @@ class Supervisor:
         """Compare cases with the oracle one after another, and yield each verdict as it comes."""
         for case in cases:
             try:
-                answer = self._ask(self._order(Order.VERIFY, case=case.to_json()), self._case_seconds)
+                yield case, self._heard(_verdict, self._order(Order.VERIFY, case=case.to_json()), self._case_seconds)
             except GroupLost as lost:
                 yield case, Failed(lost.fault, str(lost), lost.log)
-                continue
-            found = answer["outcome"]
-            if "check" in found and "kind" not in found:
-                yield case, Verified(Check(**found["check"]), found["apart"])
-                continue
-            outcome = read_outcome(found)
-            if isinstance(outcome, Skipped | Failed):
-                yield case, outcome
 
     def audit(self, cases: Sequence[Case]) -> Iterator[tuple[Case, list[Audited] | Skipped | Failed]]:
         """Time the stages of cases with two timers, one case after another, and yield what they say as it comes."""
         for case in cases:
-            ended = self._run(self._order(Order.AUDIT, case=case.to_json()), 0.0)
-            if "audited" in ended.answer:
-                yield case, [Audited(**one) for one in ended.answer["audited"]]
-                continue
-            outcome = read_outcome(ended.answer["outcome"])
-            if isinstance(outcome, Skipped | Failed):
-                yield case, outcome
+            try:
+                yield case, self._heard(_audited, self._order(Order.AUDIT, case=case.to_json()), self._case_seconds)
+            except GroupLost as lost:
+                yield case, Failed(lost.fault, str(lost), lost.log)
 
     def probe(self) -> dict[str, Any]:
         """Ask what runs here: versions, and for each kernel and exchange why it does not, or an empty sentence.
@@ -181,33 +170,42 @@ class Supervisor:
     def _run(self, order: dict[str, Any], expected_s: float) -> _Ended:
         """Give an order to time something, and again once the device has cooled down if that slowed it."""
         deadline_s = max(self._case_seconds, ESTIMATES * expected_s)
+        read = partial(_outcomes, most=len(order.get("cases", ())) or 1)
         for left in reversed(range(1 + COOL_DOWNS)):
             started, before = time.monotonic(), clocks(0)
             try:
-                answer = self._ask(order, deadline_s)
+                outcomes, ranks = self._heard(read, order, deadline_s)
             except GroupLost as lost:
-                answer = {"outcome": asdict(Failed(lost.fault, str(lost), lost.log))}
+                outcomes, ranks = (Failed(lost.fault, str(lost), lost.log),), None
             after = clocks(0)
-            ended = _Ended(answer, round(time.monotonic() - started, 3), (before, after))
+            ended = _Ended(outcomes, ranks, round(time.monotonic() - started, 3), (before, after))
             if not (left and ended.slowdowns and ended.has_times):
                 break
             time.sleep(COOLING_S)
         return ended
 
-    def _trial(self, case: Case, found: dict[str, Any], ended: _Ended) -> Trial:
-        outcome = read_outcome(found)
+    def _trial(self, case: Case, outcome: Outcome, ended: _Ended) -> Trial:
         if isinstance(outcome, Measured):
             outcome = replace(outcome, flags=(*outcome.flags, *ended.flags))
         return Trial(
             case=case,
             outcome=outcome,
-            ranks=int(ended.answer.get("ranks", ranks_for(case))),
+            ranks=ended.ranks or ranks_for(case),
             policy=self.policy,
             environment=self._environment,
             seconds=round(ended.seconds, 3),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             clocks=ended.clocks,
         )
+
+    def _heard(self, read: Callable[[dict[str, Any]], Told], order: dict[str, Any], deadline_s: float) -> Told:
+        """Ask, and read the answer; workers that answer with what cannot be are ended like those that die."""
+        answer = self._ask(order, deadline_s)
+        try:
+            return read(answer)
+        except (ValueError, TypeError, KeyError) as error:
+            self.__exit__()
+            raise GroupLost("nonsense", f"a worker said what cannot be: {error}", "") from None
 
     def _ask(self, order: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         answers = self._answers(order, deadline_s)
@@ -227,6 +225,48 @@ class Supervisor:
     def _forget(self) -> None:
         """Have the next order start workers of their own, under another name."""
         self._group, self._process = None, secrets.token_hex(3)
+
+
+def _outcomes(answer: dict[str, Any], most: int) -> tuple[tuple[Outcome, ...], int | None]:
+    """Read an answer: its outcomes, one or ``most``, and the real ranks that took part.
+
+    Raises:
+        ValueError: (or another error of what is of the wrong kind) for what is no such answer.
+    """
+    outcomes = tuple(read_outcome(found) for found in answer.get("outcomes", [answer.get("outcome")]))
+    if len(outcomes) not in (1, most):
+        raise ValueError(f"{len(outcomes)} outcomes of {most} cases")
+    ranks = answer.get("ranks")
+    return outcomes, None if ranks is None else max(1, int(ranks))
+
+
+def _verdict(answer: dict[str, Any]) -> Verified | Skipped | Failed:
+    """Read what came of a check.
+
+    Raises:
+        ValueError: (or another error of what is of the wrong kind) for what is no verdict.
+    """
+    found = answer["outcome"]
+    if "check" in found and "kind" not in found:
+        return Verified(Check(**found["check"]), found["apart"])
+    outcome = read_outcome(found)
+    if isinstance(outcome, Measured):
+        raise ValueError("times, where only a check was asked for")
+    return outcome
+
+
+def _audited(answer: dict[str, Any]) -> list[Audited] | Skipped | Failed:
+    """Read what two timers say, or why they do not.
+
+    Raises:
+        ValueError: (or another error of what is of the wrong kind) for neither.
+    """
+    if "audited" in answer:
+        return [Audited(**one) for one in answer["audited"]]
+    outcome = read_outcome(answer["outcome"])
+    if isinstance(outcome, Measured):
+        raise ValueError("times of one timer, where two were asked for")
+    return outcome
 
 
 def ranks_for(case: Case) -> int:

@@ -1,9 +1,10 @@
 """A worker without torch: answers orders as ``bench.worker`` does, and fails as the case's model name says.
 
 Names: ``dies`` ends the process by a signal, ``leaves`` with an exit status, ``hangs`` never answers, ``poisoned`` says that
-it is of no further use, ``breaks`` answers that it failed while all others wait for it; a digit behind the word is the rank
-that does it, else all do. ``takes120`` is timed at about 120 µs in a race.
-The first argument is a folder in which every worker leaves a file named for its process.
+it is of no further use, ``breaks`` answers that it failed while all others wait for it, ``raves`` says what is no JSON,
+``denies`` what is no answer, ``forgets`` an answer without an outcome, ``lies`` of a time that nothing has; a digit behind the
+word is the rank that does it, else all do. ``takes120`` is timed at about 120 µs in a race; ``lasts20`` is measured in 20 ms.
+The first argument is a folder in which every worker leaves a file named for its process, with a line for each case it began.
 """
 
 from __future__ import annotations
@@ -50,7 +51,13 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     if order["do"] == "verify" and word == "right":
         check = {"rows": 1, "out_error": 0.0, "out_budget": 1.0, "lse_error": 0.0, "lse_budget": 1.0}
         return {"outcome": {"check": check, "apart": None}, "ranks": 1, "poisoned": False}
-    outcome = {"kind": "skipped", "reason": name}
+    outcome: dict[str, Any] = {"kind": "skipped", "reason": name}
+    if word in ("lasts", "lies"):
+        threading.Event().wait(int(which or 0) / 1000)
+        outcome = measured({"rounds": 3, "whole": True, "race": {"repeats": 1}}, float(which or 1)) | {"race": None}
+        outcome["timer_floor_us"] = -1.0 if word == "lies" else 0.0
+    if word == "forgets":
+        return {}
     if word in ("poisoned", "breaks"):
         outcome = {"kind": "failed", "fault": "error", "message": name, "traceback": "where it happened"}
     return {"outcome": outcome, "ranks": 1, "poisoned": word == "poisoned"}
@@ -101,6 +108,19 @@ def measured(order: dict[str, Any], time_us: float) -> dict[str, Any]:
     }
 
 
+def note(order: dict[str, Any]) -> None:
+    """Write down which case is begun."""
+    if "case" in order:
+        with (Path(sys.argv[1]) / str(os.getpid())).open("a", encoding="utf-8") as file:
+            file.write(f"{order['case']['workload']}\n")
+
+
+def spoken(order: dict[str, Any]) -> str:
+    """Return what a worker says that knows no orders."""
+    name = order["case"]["shape"]["name"] if "case" in order else ""
+    return {"raves": "no JSON", "denies": "[]"}.get(name, "")
+
+
 def main() -> None:
     rank = int(os.environ["RANK"])
     (Path(sys.argv[1]) / str(os.getpid())).touch()
@@ -110,7 +130,9 @@ def main() -> None:
     with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w") as replies:
         print(json.dumps({"ready": rank}), file=replies, flush=True)
         for line in sys.stdin:
-            print(json.dumps(answer(json.loads(line), rank)), file=replies, flush=True)
+            order = json.loads(line)
+            note(order)
+            print(spoken(order) or json.dumps(answer(order, rank)), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,35 @@ def test_a_poisoned_worker_is_replaced_and_its_answer_kept(tmp_path: Path) -> No
     assert lost.outcome.traceback == "where it happened"
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raves", "a worker said what is no answer; the workers were killed"),
+        ("denies", "a worker said what is no answer; the workers were killed"),
+        ("forgets", "a worker said what cannot be: an outcome is measured, skipped or failed, not None"),
+        (
+            "lies",
+            "a worker said what cannot be: Measured: timer_floor_us should be neither negative nor infinite, not -1",
+        ),
+    ],
+)
+def test_a_worker_that_says_what_cannot_be_costs_one_trial(tmp_path: Path, name: str, message: str) -> None:
+    first, lost, last = outcomes(tmp_path, "one", name, "two")
+    assert (first.outcome, last.outcome) == (Skipped("one"), Skipped("two"))
+    assert isinstance(lost.outcome, Failed)
+    assert (lost.outcome.fault, lost.outcome.message) == ("nonsense", message)
+    assert len(processes(tmp_path)) == 4
+    assert not any(map(running, processes(tmp_path)))
+
+
+def test_a_verdict_that_is_none_costs_one_case(tmp_path: Path) -> None:
+    with Supervisor(1, QUICK, command=scripted(tmp_path)) as supervisor:
+        names = ["right", "forgets", "lies", "right"]
+        verdicts = [verdict for _, verdict in supervisor.verify([tiny(name=name) for name in names])]
+    assert verdicts[0] == verdicts[-1] == Verified(Check(1, 0.0, 1.0, 0.0, 1.0))
+    assert [verdict.fault for verdict in verdicts if isinstance(verdict, Failed)] == ["nonsense", "nonsense"]
+
+
 def test_no_process_is_left_behind(tmp_path: Path) -> None:
     outcomes(tmp_path, "one", "dies1", "hangs0", "poisoned0", "two", case_seconds=2.0)
     started = processes(tmp_path)
