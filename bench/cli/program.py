@@ -169,12 +169,16 @@ def _command_line(words: object) -> str:
 
 @contextmanager
 def _signals_stop() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that what holds workers, locks or a terminal lets go of them."""
+    """Turn the first signal that stops into an exception, so that what holds workers, locks or a terminal lets go of them.
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(Exit.TERMINATED)
+    The second one ends the process at once; its workers see it go, and end.
+    """
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(Exit.TERMINATED)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup has it: not to end with the terminal is what its user wants
             signal.signal(number, stop)
