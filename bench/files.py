@@ -29,6 +29,8 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
         errno.EACCES: "choose a folder you may use, or have its permissions changed",
         errno.EPERM: "choose a folder you may use, or have its permissions changed",
         errno.ENOTDIR: "choose a path that leads through folders only",
+        errno.ENOENT: "it was removed or renamed meanwhile: put it back, or choose another folder",
+        errno.ELOOP: "remove the link that stands in its place, or choose another folder",
         errno.EEXIST: "choose a folder's name that no file has",
     }.get(error.errno or 0, "choose another folder")
     return StorageError(f"cannot {doing} {path}: {(error.strerror or str(error)).lower()}; {remedy}")

@@ -5,6 +5,7 @@ A line is written at once, flushed to disk, and never touched again. See docs/fo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -32,6 +33,8 @@ MAX_LINE_BYTES = 8 << 20
 """A trial of 64 samples on a thousand ranks is about 1 MiB; a longer line is no trial."""
 LOCK_NAME = ".lock"
 """Of a folder: held alone by a run of everything, together by the runs of shards, each of which holds its own lock alone."""
+
+_STARTING = "another process that has just started"
 
 
 class LockedError(RuntimeError):
@@ -80,7 +83,7 @@ class Store:
         """Write one trial and flush it to disk: once this returns, the trial outlives the process and the power.
 
         Raises:
-            StorageError: if the disk does not take it; what was written before is kept.
+            StorageError: if the disk does not take it, or the file is not where it was; what was written before is kept.
             ValueError: for a trial that holds NaN or infinity.
         """
         line = encode(trial)
@@ -91,6 +94,9 @@ class Store:
                 self._path = path
                 sync_folder(self.folder)
             _write_whole_line(self._file, line)
+            # What has been removed takes lines all the same, and they are gone with the process.
+            if not os.path.samestat(path.stat(), os.fstat(self._file)):
+                raise FileNotFoundError(errno.ENOENT, "another file has taken its place")
         except OSError as error:
             raise storage_error("write", path, error) from None
 
@@ -233,7 +239,8 @@ def _lock(folder: Path, name: str, how: int, locks: ExitStack) -> None:
         StorageError: if it cannot be made.
     """
     try:
-        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        # A link would have us overwrite whatever it leads to.
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise storage_error("write to", folder, error) from None
     locks.callback(os.close, descriptor)
@@ -254,13 +261,26 @@ def _lock(folder: Path, name: str, how: int, locks: ExitStack) -> None:
 def _holder(folder: Path, name: str) -> str:
     """Describe who holds a lock; of a folder's, whoever holds it or a shard of it. The holder may be about to write it."""
     for path in sorted(folder.glob(f"{name}*")):
-        with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as lock:
+        with suppress(OSError), ExitStack() as opened:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            opened.callback(os.close, descriptor)
             try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                data = json.loads(lock.read(4096))
-                return f"process {int(data['pid'])} on {str(data['host'])[:80]} since {str(data['since'])[:40]}"
-    return "another process that has just started"
+                return _told(os.pread(descriptor, 4096, 0))
+    return _STARTING
+
+
+def _told(holder: bytes) -> str:
+    """Say what a lock says of its holder: nothing of one that is gone, which held the lock before."""
+    try:
+        data = json.loads(holder)
+        if data["host"] == socket.gethostname():
+            with suppress(PermissionError):  # of another user's process
+                os.kill(int(data["pid"]), 0)
+        return f"process {int(data['pid'])} on {str(data['host'])[:80]} since {str(data['since'])[:40]}"
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ProcessLookupError):
+        return _STARTING
 
 
 def _now() -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ class Program:
     folder: Path
     model: str = "lasts15"
     batches: Sequence[str] = tuple(BATCHES)
+    deadline_s: float = 60.0
     results: Path = field(init=False)
     command: tuple[str, ...] = field(init=False)
 
@@ -48,13 +50,12 @@ class Program:
         self.results = self.folder / "results"
         workers = self.folder / "workers"
         workers.mkdir(parents=True)
-        self.command = ("-m", "tests.bench.scripted_program", str(workers), "60")
+        self.command = ("-m", "tests.bench.scripted_program", str(workers), str(self.deadline_s))
 
     @property
     def words(self) -> tuple[str, ...]:
-        shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
         config = self.folder / "config.json"
-        config.write_text(json.dumps({**shape, "dtype": "float32", "_name_or_path": self.model}), encoding="utf-8")
+        config.write_text(named(self.model), encoding="utf-8")
         asked = ("--model", str(config), "--tp", "1", "--batch", ",".join(self.batches))
         return ("--ranks", "1", "sweep", *asked, "--precision", "0.9", "--results", str(self.results))
 
@@ -82,6 +83,12 @@ class Program:
     def begun(self) -> int:
         """Return how often a scripted worker began a case."""
         return sum(len(file.read_text().splitlines()) for file in (self.folder / "workers").iterdir())
+
+
+def named(name: str) -> str:
+    """Return the config of a small model of some name, which tells a scripted worker what to do."""
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
+    return json.dumps({**sizes, "dtype": "float32", "_name_or_path": name})
 
 
 @dataclass
@@ -182,3 +189,172 @@ def test_a_signal_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path,
 @slices(4, 300)
 def test_a_second_ctrl_c_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path, count: int) -> None:
     assert strikes(tmp_path, count, signal.SIGINT, signal.SIGINT) == {Exit.INTERRUPTED: count}
+
+
+# --- Faults ---------------------------------------------------------------------------------------------------------
+
+FAULTS = ("dies", "leaves", "hangs", "poisoned", "raves", "forgets", "lies")
+DEADLINE_S = 1.0
+
+
+def sweep_with_faults(folder: Path, faults: Sequence[str], cases: int) -> Path:
+    """Write a sweep of so many cases, of which each fault takes one; cases are told apart by their batches."""
+    parts = []
+    for number in range(cases):
+        name = faults[number] if number < len(faults) else "lasts1"
+        (folder / f"{name}.json").write_text(named(name), encoding="utf-8")
+        parts.append(f'[[part]]\nmodel = "{folder / name}.json"\nbatch = "q1s{33 + number}"\n')
+    path = folder / "faults.toml"
+    path.write_text(f"tp = 1\n{''.join(parts)}[policy]\nprecision = 0.9\n", encoding="utf-8")
+    return path
+
+
+def test_a_sweep_in_which_a_tenth_of_all_cases_fault_accounts_for_every_one(tmp_path: Path) -> None:
+    program, cases = Program(tmp_path / "program", deadline_s=DEADLINE_S), 200
+    faults = [FAULTS[number % len(FAULTS)] for number in range(cases // 10)]
+    sweep = sweep_with_faults(tmp_path, faults, cases)
+    process = program.start("--ranks", "1", "sweep", str(sweep), "--results", str(program.results))
+    assert process.stderr is not None
+    said = [(line, time.monotonic()) for line in process.stderr if RESULT.match(line)]
+    process.communicate(timeout=60)
+    assert process.returncode == Exit.FAILED_CASES
+    trials = program.trials()
+    assert len({trial.key for trial in trials}) == len(trials) == len(said) == cases
+    found = Counter((trial.case.shape.name, trial.outcome.kind) for trial in trials)
+    assert found == Counter({("lasts1", "measured"): cases - len(faults)}) + Counter((one, "failed") for one in faults)
+    assert not workers_of(process.pid)
+    lost = [after - before for (_, before), (line, _), (_, after) in zip(said, said[1:], said[2:]) if "hangs" in line]
+    assert lost, "the case after a hang"
+    assert max(lost) < DEADLINE_S + 10, "has ended so soon after the one before it"
+    print(f"from the case before a hang to the one after it: {max(lost):.2f} s at most, the deadline {DEADLINE_S} s")
+
+
+# --- Disks ----------------------------------------------------------------------------------------------------------
+
+
+def after_results(count: int, act: Callable[[], object]) -> Callable[[subprocess.Popen[str]], None]:
+    """Return what does something to a program once it has acknowledged some results."""
+
+    def strike(process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        while count and not any(f"[{count}/" in line for line in [process.stderr.readline()]):
+            assert process.poll() is None
+        act()
+
+    return strike
+
+
+def stored_in(folder: Path) -> list[str]:
+    trials, notices = Store.read(folder)
+    assert notices == []
+    return [case_line(trial) for trial in trials]
+
+
+def complaint(ended: Ended) -> str:
+    """Return the one sentence that a program ended with."""
+    assert ended.code == Exit.STORAGE
+    assert "Traceback" not in ended.err
+    (sentence,) = [line for line in ended.err.splitlines() if line.startswith("dcpbench: ")]
+    assert sentence.startswith("dcpbench: cannot write ")
+    return sentence
+
+
+def test_a_folder_renamed_while_running_ends_the_run_and_takes_its_trials_along(tmp_path: Path) -> None:
+    program = Program(tmp_path / "program")
+    ended = program.run(after_results(3, lambda: program.results.rename(tmp_path / "elsewhere")))
+    assert "it was removed or renamed meanwhile" in complaint(ended)
+    assert not program.results.exists()
+    assert not Counter(ended.acknowledged) - Counter(stored_in(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").rename(program.results)
+    assert program.run().code == Exit.DONE
+    assert len(program.trials()) == len(BATCHES)
+
+
+def test_a_folder_removed_while_running_ends_the_run_before_it_prints_another_result(tmp_path: Path) -> None:
+    program, seen = Program(tmp_path / "program"), []
+
+    def remove() -> None:
+        seen.extend(stored_in(program.results))
+        shutil.rmtree(program.results)
+
+    ended = program.run(after_results(3, remove))
+    assert "it was removed or renamed meanwhile" in complaint(ended)
+    assert len(ended.acknowledged) <= 1, "the case under way may have been kept just before"
+    assert len(seen) >= 3
+
+
+def limited(program: Program, command: str) -> Ended:
+    """Run a program behind a shell's command."""
+    words = ["bash", "-ec", f'{command}; exec "$@"', "bash", sys.executable, *program.command, *program.words]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=100, check=False)
+    return Ended(0, done.returncode, done.stdout, done.stderr)
+
+
+def test_a_run_that_may_not_grow_ends_with_a_sentence_and_keeps_what_it_printed(tmp_path: Path) -> None:
+    program = Program(tmp_path / "program")
+    ended = limited(program, "ulimit -f 16")
+    assert "file too large" in complaint(ended)
+    assert stored_in(program.results) == ended.acknowledged
+    assert 0 < len(ended.acknowledged) < len(BATCHES)
+    assert program.run().code == Exit.DONE
+    assert len(program.trials()) == len(BATCHES)
+
+
+def test_a_folder_that_takes_nothing_is_a_sentence(tmp_path: Path) -> None:
+    program = Program(tmp_path / "program")
+    program.results = Path("/sys/dcpbench")  # where not even root makes a folder
+    ended = program.run()
+    assert "choose a folder" in complaint(ended)
+    assert program.begun() == 0
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("size_kib", [4, 8, 16, 24, 32, 40, 48])
+def test_a_small_disk_that_fills_loses_nothing(tmp_path: Path, size_kib: int) -> None:
+    program = Program(tmp_path / "program")
+    program.results = tmp_path / "disk" / "results"
+    (tmp_path / "disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "none", tmp_path / "disk"], check=True)
+    try:
+        full = program.run()
+        assert "no space left on device; free some space" in complaint(full)
+        assert stored_in(program.results) == full.acknowledged
+        subprocess.run(["mount", "-o", "remount,size=4m", tmp_path / "disk"], check=True)
+        assert program.run().code == Exit.DONE
+        assert len(program.trials()) == len(BATCHES)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
+        assert "read-only file system" in complaint(program.run())
+        assert len(program.trials()) == len(BATCHES)
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+# --- Starting twice -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("starters", [2, *(pytest.param(n, marks=pytest.mark.endurance) for n in range(3, 8)), 8])
+def test_of_several_starters_one_runs_and_the_others_say_who(tmp_path: Path, starters: int) -> None:
+    program = Program(tmp_path / "program", model="hangs")
+
+    def kill_once_it_holds_the_folder(process: subprocess.Popen[str]) -> None:
+        wait_for((program.results / ".lock").exists)
+        process.kill()
+
+    killed = program.run(kill_once_it_holds_the_folder)
+    words = program.words
+    started = [program.start(*words) for _ in range(starters)]
+    wait_for(lambda: sum(process.poll() is not None for process in started) == starters - 1, 60)
+    (winner,) = [process for process in started if process.poll() is None]
+    for process in started:
+        if process is not winner:
+            out, err = process.communicate()
+            assert (process.returncode, out) == (Exit.LOCKED, "")
+            (sentence,) = err.splitlines()
+            known, unknown = f"in use by process {winner.pid} on ", "in use by another process that has just started"
+            assert known in sentence or unknown in sentence
+            assert str(killed.pid) not in sentence, "who held it before does so no more"
+    winner.terminate()
+    winner.communicate(timeout=60)
+    wait_for(lambda: not workers_of(winner.pid))
+    with Store.open(program.results):
+        assert winner.returncode == Exit.TERMINATED
