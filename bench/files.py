@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dcp_core.spelling import nearest
+
+MAX_SENTENCE = 900
+"""Characters of a complaint: room for a path and a list of what is known, not for what somebody filled a file with."""
+_LEFT_OUT = " … "
 
 
 class FileError(ValueError):
@@ -65,6 +72,34 @@ def read_capped(path: Path, limit_bytes: int, kind: str) -> str:
         raise FileError(f"{path}: not {kind}: byte {error.start} is no UTF-8") from None
 
 
+def read_json(text: str | bytes) -> Any:
+    """Read JSON of others. Of a key given twice nobody could tell which counts, and NaN and infinity are no JSON.
+
+    Raises:
+        FileError: saying what is wrong with it.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once_each)
+    except RecursionError:
+        raise FileError("nested more deeply than any file of ours") from None
+    except FileError:
+        raise
+    except ValueError as error:
+        raise FileError(str(error)) from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise FileError(f"{name} is no number")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise FileError(f"key {twice[:40]!r} stands twice in one object")
+    return found
+
+
 def check_regular(path: Path, kind: str) -> None:
     """Refuse a pipe or a device, whose reading may never end; a folder is left to ``open`` to refuse.
 
@@ -100,6 +135,16 @@ def write_whole(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise storage_error("write", path, error) from None
+
+
+def shortened(sentence: str) -> str:
+    """Return a sentence without its middle if that is too long for one, as where it quotes what a file holds."""
+    left = MAX_SENTENCE - len(_LEFT_OUT)
+    return (
+        sentence
+        if len(sentence) <= MAX_SENTENCE
+        else sentence[: left // 2] + _LEFT_OUT + sentence[-(left - left // 2) :]
+    )
 
 
 def folder_name(text: str) -> str:

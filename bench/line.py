@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from bench.files import FileError
+from bench.files import FileError, read_json
 from bench.record import SCHEMA, Environment, Failed, Measured, Outcome, Policy, Skipped, Trial
 from dcp_core.settings import Case
 
@@ -45,9 +45,9 @@ def decode(line: bytes) -> Trial:
         ValueError: (a subclass) saying what is wrong with the line.
     """
     try:
-        data = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise FileError("no JSON") from None
+        data = read_json(line)
+    except FileError:
+        raise FileError("no JSON") from None  # without what and where, so that many such lines are one notice
     if not isinstance(data, dict) or data.keys() != {"checksum", "trial"} or not isinstance(data["trial"], dict):
         raise FileError("no trial: it should hold a checksum and a trial")
     trial = data["trial"]
@@ -135,7 +135,3 @@ def _canonical(data: object) -> str:
 
 def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from bench.files import FileError, StorageError, check_regular, storage_error, sync_folder
+from bench.files import FileError, StorageError, check_regular, shortened, storage_error, sync_folder
 from bench.line import NewerSchema, decode, encode
 from bench.record import Trial
 from dcp_core.spelling import nearest
@@ -198,12 +198,8 @@ def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
 
 
 def _notices(path: Path, aside: Mapping[str, Sequence[int]]) -> list[str]:
-    return [
-        f"{path}, line {lines[0]}: set aside: {why}"
-        if len(lines) == 1
-        else f"{path}, line {lines[0]} and {len(lines) - 1} more: set aside: {why}"
-        for why, lines in aside.items()
-    ]
+    more = {why: f" and {len(lines) - 1} more" if len(lines) > 1 else "" for why, lines in aside.items()}
+    return [shortened(f"{path}, line {lines[0]}{more[why]}: set aside: {why}") for why, lines in aside.items()]
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:

@@ -81,7 +81,7 @@ class Sweep:
         text = read_capped(path, MAX_SWEEP_BYTES, "a sweep")
         try:
             data = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # of TOML, or of a number too long
             raise FileError(f"{path}: not valid TOML: {error}") from None
         return _read_sweep(data, path, on_gpu=on_gpu)
 

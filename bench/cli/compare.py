@@ -45,8 +45,10 @@ def compare(
       dcpbench compare before.jsonl after.jsonl --fail-on 3%
       dcpbench compare baseline/ results/ --json
     """
+    from bench.cli.show import say_lines
     from bench.compare import compare as compared
     from bench.report.comparison import comparison_grid, comparison_json, comparison_notes
+    from bench.report.grid import markdown as as_markdown
 
     tolerance = _share(fail_on)
     found = compared(_trials(before, results), _trials(after, results), tolerance=tolerance)
@@ -56,13 +58,12 @@ def compare(
         return end
     grid = comparison_grid(found, everything=everything)
     if grid.rows and markdown:
-        say(grid.to_markdown())
-        say()
+        say_lines(grid.to_markdown())
     elif grid.rows:
         draw(grid)
         say()
     for note in comparison_notes(found):
-        say(f"- {note}" if markdown else note)
+        say(f"- {as_markdown(note)}" if markdown else note)
     return end
 
 

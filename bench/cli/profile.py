@@ -165,7 +165,8 @@ def diff(a: First, b: Second, json: Json = False) -> int:
         if found.differing:
             draw(apart_grid(found))
         else:
-            say("\n".join(summary(found)))
+            for line in summary(found):
+                say(line)
     return Exit.DONE if found.same else Exit.DIFFERENT
 
 

@@ -29,7 +29,7 @@ from bench.cli.sweep import sweep
 from bench.cli.tune import tune
 from bench.cli.verify import verify
 from bench.errors import UnfitError, UsageError
-from bench.files import FileError, StorageError
+from bench.files import FileError, StorageError, shortened
 from bench.launched import run
 from dcp_core.grammar import WorkloadError
 from dcp_core.hf_config import ShapeError
@@ -148,7 +148,7 @@ def _run(words: list[str]) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    warn(f"{PROGRAM}: {sentence}")
+    warn(f"{PROGRAM}: {shortened(sentence)}")
     return code
 
 

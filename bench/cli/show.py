@@ -57,6 +57,7 @@ def show(
       dcpbench show last --nvbench last.json
     """
     from bench.cli.outcome import show_trials
+    from bench.report.grid import markdown as as_markdown
     from bench.report.table import notes_of, trials_grids
 
     trials = trials_of(run or [], results)
@@ -79,7 +80,7 @@ def show(
     for grid in trials_grids(trials):
         say_lines(grid.to_markdown())
     for note in notes_of(trials):
-        say(f"- {note}")
+        say(f"- {as_markdown(note)}")
     return Exit.DONE
 
 

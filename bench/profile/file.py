@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.files import FileError
+from bench.files import FileError, read_json
 from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Candidate, Entry, Geometry, LeftOut, Paired, Ratio
 from bench.profile.nearest import leave_each_out
 from bench.profile.text import SCHEMA, Regions, Value, derived, regions_json
@@ -164,21 +163,12 @@ def check_derived(text: str, where: str, entries: Sequence[Entry], regions: Regi
 
 def _read_json(text: str, where: str) -> dict[str, Any]:
     try:
-        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once_each)
-    except (ValueError, RecursionError) as error:
+        data = read_json(text)
+    except FileError as error:
         raise FileError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(data, dict) or data.get("kind") != "dcpbench profile":
         raise FileError(f"{where}: no profile: it should be an object whose kind is 'dcpbench profile'")
     return data
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs; of a key given twice nobody could tell which counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"key {twice[:40]!r} stands twice in one object")
-    return found
 
 
 def _upgrade(data: dict[str, Any]) -> None:
@@ -269,7 +259,3 @@ def _place(path: Sequence[str | int]) -> str:
             word = str(step)[:80]
             parts.append(word if word.isprintable() else repr(word))
     return ", ".join(parts)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")

@@ -137,7 +137,7 @@ class Profile:
         Raises:
             StorageError: if the disk does not take it; an older one is kept then.
         """
-        write_whole(path, self.to_text().encode())
+        write_whole(path, self.to_text().encode("utf-8", "replace"))  # a variable may hold what is no text
 
     def to_text(self) -> str:
         """Return the profile as its file has it."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
-from bench.files import FileError, read_capped
+from bench.files import FileError, read_capped, read_json
 from bench.recommend.traffic import MAX_REQUESTS, Arrival
 
 MAX_TRACE_BYTES = 64 << 20
@@ -85,8 +84,8 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, object
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = read_json(line)
+        except FileError as error:
             raise FileError(f"{where}: no JSON: {str(error)[:80]}") from None
         if not isinstance(row, dict):
             raise FileError(

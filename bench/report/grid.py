@@ -68,10 +68,10 @@ class Grid:
         """Return the table as Markdown, a title above it in bold."""
         rule = ["---:" if column.right else "---" for column in self.columns]
         rows = [[column.heading for column in self.columns], rule]
-        rows += [[_markdown(cell) for cell in row] for row in self.rows]
+        rows += [[markdown(cell) for cell in row] for row in self.rows]
         lines = [f"| {' | '.join(row)} |" for row in rows]
-        title = [f"**{_markdown(self.title)}**", ""] if self.title else []
-        below = ["", *map(_markdown, self.footnotes)] if self.footnotes else []
+        title = [f"**{markdown(self.title)}**", ""] if self.title else []
+        below = ["", *map(markdown, self.footnotes)] if self.footnotes else []
         return "\n".join([*title, *lines, *below])
 
     def to_rich(self, width: int) -> Table | None:
@@ -141,8 +141,9 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _markdown(cell: str) -> str:
-    escaped = cell.replace("\\", "\\\\")
+def markdown(text: str) -> str:
+    """Return ``text`` as Markdown that shows it as it is."""
+    escaped = text.replace("\\", "\\\\")
     for char in "|<`*_[":
         escaped = escaped.replace(char, f"\\{char}")
     return escaped
