@@ -56,7 +56,7 @@ class Campaign:
         """Return what the results folder holds of these cases, made on this machine as it is now.
 
         Raises:
-            UsageError: if another device, driver or version made some of them, unless asked to measure afresh.
+            UsageError: if another device, driver or version made some that nobody made here, unless asked to measure afresh.
         """
         from bench.store import Store
 
@@ -64,14 +64,10 @@ class Campaign:
         for notice in notices:
             warn(notice)
         keys = {self._key(case) for case in self.cases}
-        mine, elsewhere = [], None
-        for trial in found:
-            if trial.key not in keys:
-                continue
-            if differences := self.machine.environment.differences(trial.environment):
-                elsewhere = differences
-            else:
-                mine.append(trial)
+        asked = [(trial, self.machine.environment.differences(trial.environment)) for trial in found if trial.key in keys]
+        mine = [trial for trial, differences in asked if not differences]
+        here = {trial.key for trial in mine}
+        elsewhere = next((differences for trial, differences in reversed(asked) if trial.key not in here), None)
         if elsewhere and not self.fresh:
             raise UsageError(
                 f"{self.results} holds trials of these cases from another environment ({'; '.join(elsewhere)}); "

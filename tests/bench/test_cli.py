@@ -659,8 +659,51 @@ def test_another_driver_is_named_and_refused_unless_asked_to_measure_afresh(
     err = capsys.readouterr().err
     assert "torch: 9.9.9 here, 2.13.0 there" in err
     assert "--fresh" in err
+    monkeypatch.setattr("tests.bench.stand_in.CPU", newer)
     assert run("sweep", *TYPED, "--results", results, "--fresh") == Exit.DONE
     assert len(scripted.measured) == 2 * first
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE, "all of it was measured here now"
+    assert len(scripted.measured) == 2 * first
+
+
+@pytest.mark.parametrize("field", ["device_name", "driver", "cuda", "nccl", "torch", "triton", "flashinfer"])
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_a_sweep_that_stopped_is_not_continued_where_anything_changed(
+    field: str,
+    how: str,
+    scripted: Scripted,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hard = {"device_name": "a GPU", "driver": "580", "cuda": "13.0", "nccl": "2.28"}
+    hard |= {"torch": "2.11", "triton": "3.6", "flashinfer": "0.7.2"}
+    later = {name: value + ".1" if name == field else value for name, value in hard.items()}
+    if how == "gone":
+        del later[field]
+
+    def stopped(number: int, case: Case) -> Outcome | None:
+        if number == 3:
+            raise KeyboardInterrupt
+        return None
+
+    scripted.script = stopped
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: Environment(hard))
+    monkeypatch.setattr("tests.bench.stand_in.CPU", Environment(hard))
+    assert run("sweep", *TYPED, "--results", results) == Exit.INTERRUPTED
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: Environment(later))
+    capsys.readouterr()
+    for words in (["sweep", *TYPED], ["sweep", *TYPED, "--dry-run"], ["tune", *TYPED]):
+        assert run(*words, "--results", results) == Exit.USAGE
+        named = f"({field}: {later.get(field, 'unknown')} here, {hard[field]} there)"
+        assert named in capsys.readouterr().err
+    assert len(scripted.measured) == 3
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: Environment(hard))
+    scripted.script = lambda number, case: None
+    assert run("sweep", *TYPED, "--results", results) == Exit.DONE
+    assert len(scripted.measured) == len({case.key for case in scripted.measured}), (
+        "what was kept is not measured again"
+    )
 
 
 def test_the_whole_way_with_real_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
