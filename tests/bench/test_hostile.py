@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from bench.cli import main
 from bench.cli.exits import Exit
+from bench.cli.screen import Bar
 from bench.files import FileError
 from bench.line import encode
 from bench.recommend.trace_file import read_trace
@@ -318,8 +321,14 @@ NAMES = {
     "other directions": "\u202egnp.exe\u200b\ufeff",
     "half a character": "\udcff\ud800",
     "nothing to see": " ",
+    "all at once": '../<script>[red]|a,"b`_*$x^{\\ \x1b[2J\x9b\n\r\u2028\u202e\udcff %s {0} =1+1',
     "length": "long" * 25,
 }
+
+
+each_name = pytest.mark.parametrize(
+    "what", [what if what == "all at once" else pytest.param(what, marks=pytest.mark.endurance) for what in NAMES]
+)
 
 
 def named_run(folder: Path, name: str) -> Path:
@@ -350,7 +359,7 @@ def printed(words: list[str], capsys: pytest.CaptureFixture[str], codes: tuple[i
     return out
 
 
-@pytest.mark.parametrize("what", NAMES)
+@each_name
 def test_whatever_a_file_names_is_shown_as_text(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,15 +394,39 @@ def test_whatever_a_file_names_is_shown_as_text(
         printed(["profile", *words, "--model", "qwen3-235b-a22b", "--tp", "8", "--dcp", "2", "--anyway"], capsys)
 
 
-@pytest.mark.parametrize(
-    "what", [what if what == "pages" else pytest.param(what, marks=pytest.mark.endurance) for what in NAMES]
-)
+class Terminal(io.StringIO):
+    """A terminal as far as the program can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@each_name
+def test_a_terminal_shows_a_name_and_obeys_none(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screens = Terminal(), Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    named_run(tmp_path, NAMES[what])
+    for name, screen in zip(("stdout", "stderr"), screens, strict=True):
+        monkeypatch.setattr(sys, name, screen)
+    assert main(["show", "--results", str(tmp_path)]) == Exit.DONE
+    bar = Bar(1, 1.0)
+    bar.now(NAMES[what])
+    bar.advance(NAMES[what], 1.0)
+    bar.close()
+    for screen in screens:
+        drawn = re.sub(r"\x1b\[[\d;?]*[mKAHhl]", "", screen.getvalue())  # colours, and the cursor of the bar
+        assert re.sub(r"[\r\n]", "", drawn).isprintable()
+        assert printable(NAMES[what]).strip()[:20] in drawn
+
+
+@each_name
 def test_whatever_a_file_names_is_drawn_as_text_below_its_folder(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     named_run(tmp_path / "results", NAMES[what])
-    out = printed(["plot", "--to", "pictures", "--figure", "latency,breakdown,exchange-cost,decision-map"], capsys)
+    out = printed(["plot", "--to", "pictures", "--figure", "latency,breakdown"], capsys)
     assert "latency.svg" in out
     for picture in (tmp_path / "pictures").glob("*.svg"):
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(picture).iter()}
@@ -401,7 +434,7 @@ def test_whatever_a_file_names_is_drawn_as_text_below_its_folder(
     assert {path.name for path in tmp_path.iterdir()} == {"results", "pictures"}
 
 
-@pytest.mark.parametrize("what", NAMES)
+@each_name
 def test_whatever_a_model_is_called_is_said_as_text(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,13 +180,19 @@ def test_no_printed_trial_is_lost_to_a_kill_and_at_most_one_is_measured_again(tm
     assert strikes(tmp_path, count, signal.SIGKILL) == {128 + signal.SIGKILL: count}
 
 
-@slices(6, 300)
+@pytest.mark.endurance
+@pytest.mark.timeout(1800)
+def test_real_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
+    assert strikes(tmp_path, 40, signal.SIGKILL, command=REAL) == {128 + signal.SIGKILL: 40}
+
+
+@slices(4, 300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path, number: int, count: int) -> None:
     assert strikes(tmp_path, count, number) == {128 + number: count}
 
 
-@slices(4, 300)
+@slices(3, 300)
 def test_a_second_ctrl_c_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path, count: int) -> None:
     assert strikes(tmp_path, count, signal.SIGINT, signal.SIGINT) == {Exit.INTERRUPTED: count}
 
