@@ -64,7 +64,9 @@ class Campaign:
         for notice in notices:
             warn(notice)
         keys = {self._key(case) for case in self.cases}
-        asked = [(trial, self.machine.environment.differences(trial.environment)) for trial in found if trial.key in keys]
+        asked = [
+            (trial, self.machine.environment.differences(trial.environment)) for trial in found if trial.key in keys
+        ]
         mine = [trial for trial, differences in asked if not differences]
         here = {trial.key for trial in mine}
         elsewhere = next((differences for trial, differences in reversed(asked) if trial.key not in here), None)
