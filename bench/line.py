@@ -16,6 +16,9 @@ from bench.files import FileError, read_json
 from bench.record import SCHEMA, Environment, Failed, Measured, Outcome, Policy, Skipped, Trial
 from dcp_core.settings import Case
 
+_PLAIN = {"ranks": int, "seconds": float, "time": str, "protocol": int, "is_sentinel": bool, "retakes": int}
+_LATER = ("is_sentinel", "retakes")
+"""Fields that lines of schema 1 and 2 lack."""
 MAX_TRACEBACK = 64 << 10
 """Characters of a failure's traceback that are kept: the last ones, where the error stands."""
 
@@ -62,7 +65,7 @@ def decode(line: bytes) -> Trial:
 
 
 def _to_json(trial: Trial) -> dict[str, Any]:
-    data = {name: getattr(trial, name) for name in ("ranks", "seconds", "time", "clocks", "protocol", "schema")}
+    data = {name: getattr(trial, name) for name in (*_PLAIN, "clocks", "schema")}
     outcome = asdict(trial.outcome)
     if isinstance(trial.outcome, Failed):
         outcome["traceback"] = trial.outcome.traceback[-MAX_TRACEBACK:]
@@ -82,8 +85,9 @@ def _from_json(data: dict[str, Any]) -> Trial:
         fields["policy"] = _read(Policy, data.get("policy"))
         fields["environment"] = _read(Environment, data.get("environment"))
         fields["clocks"] = _read(tuple[dict[str, str], ...], data.get("clocks", ()))
-        for name, kind in (("ranks", int), ("seconds", float), ("time", str), ("protocol", int)):
-            fields[name] = _read(kind, data.get(name))
+        for name, kind in _PLAIN.items():
+            if name in data or name not in _LATER:
+                fields[name] = _read(kind, data.get(name))
         return Trial(**fields)
     except (FileError, TypeError) as error:
         raise FileError(f"not a whole trial: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -38,6 +38,7 @@ PLAN_SECONDS = 0.5
 PLAN_SAMPLES = 3
 MOST_PLAN_SAMPLES = 30
 LAUNCH_SAMPLES = 20
+WARM_UP_BLOCKS = 10
 FLOORS = 10
 """A result under this many timer floors is flagged."""
 CORRELATED = 0.2
@@ -46,10 +47,11 @@ CORRELATED = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Samples of one call on every rank: per repetition, what the slowest took."""
+    """Samples of one call on every rank: per repetition, what the slowest took. ``warmup``: repetitions before the first."""
 
     ranks_us: tuple[tuple[float, ...], ...]
     stop: StopReason
+    warmup: int
 
     @property
     def slowest_us(self) -> list[float]:
@@ -197,11 +199,16 @@ def outcome_of(
         layers=stand.case.shape.layers,
         flags=tuple(_flags(stand, step, summary.median, ready.floor_us, policy.calls)),
         race=race,
+        warmup=step.warmup,
+        correlation=lag1_correlation(step.slowest_us),
     )
 
 
-def sampler_of(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Sampler:
-    """Return what samples a call, warmed up: microseconds of one call, several being timed together if the policy says so."""
+def sampler_of(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> tuple[Sampler, int]:
+    """Return what samples a call, and the repetitions that it took to warm up.
+
+    A sample is microseconds of one call, several being timed together if the policy says so.
+    """
 
     def calls() -> None:
         for _ in range(policy.calls):
@@ -213,13 +220,12 @@ def sampler_of(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Polic
     def sample(count: int) -> list[float]:
         return [time_us / policy.calls for time_us in sampler(count)]
 
-    _warm_up(sample, mesh, policy)
-    return sample
+    return sample, _warm_up(sample, mesh, policy)
 
 
 def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Timed:
     """Warm up, then sample until the interval of the median is narrow enough. Ranks see the same samples and so agree."""
-    sample = sampler_of(call, mesh, clock, policy)
+    sample, warmup = sampler_of(call, mesh, clock, policy)
     samples: list[list[float]] = [[] for _ in range(1 if mesh.is_simulated else mesh.size)]
     started = time.monotonic()
     while True:
@@ -228,22 +234,24 @@ def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) ->
         shared = mesh.share((block, time.monotonic() - started))
         for own, (others, _) in zip(samples, shared, strict=True):
             own.extend(others)
-        timed = Timed(tuple(map(tuple, samples)), StopReason.PRECISE)
+        timed = Timed(tuple(map(tuple, samples)), StopReason.PRECISE, warmup)
         if is_precise(summarize(timed.slowest_us), policy.precision):
             return timed
         if len(samples[0]) >= policy.max_samples or shared[0][1] > policy.max_seconds:
-            return Timed(timed.ranks_us, StopReason.CAP)
+            return replace(timed, stop=StopReason.CAP)
 
 
-def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> None:
-    """Repeat until a block is no faster than the one before by more than 5 %, at most ten blocks."""
-    last = float("inf")
-    for _ in range(10):
+def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> int:
+    """Repeat until a block is no faster than the one before by more than 5 %, at most ten blocks; return the repetitions."""
+    last, repetitions = float("inf"), 0
+    while repetitions < WARM_UP_BLOCKS * policy.min_warmup:
         block = sorted(sample(policy.min_warmup))
+        repetitions += policy.min_warmup
         now = max(mesh.share(block[len(block) // 2]))
         if now > 0.95 * last:
-            return
+            break
         last = now
+    return repetitions
 
 
 def _time_stage(stage: Stage, stand: Stand, clock: Clock, policy: Policy) -> StageTime:

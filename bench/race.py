@@ -31,10 +31,11 @@ FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A case at the start: right, warmed up, with what samples its step."""
+    """A case at the start: right, warmed up by so many repetitions, with what samples its step."""
 
     ready: Ready
     sample: Sampler
+    warmup: int
 
 
 class Course:
@@ -81,7 +82,7 @@ class Course:
         race = replace(race, cases=len(runners))
         with timing(runners[0].ready.stand):
             times = _run(runners, mesh, rounds, race.repeats, f"{policy.seed} {race.name}")
-            timed = [Timed(each, _stop(each, policy)) for each in times]
+            timed = [_timed(each, policy, runner.warmup) for each, runner in zip(times, runners, strict=True)]
             launches = LAUNCH_SAMPLES if whole else FEW
             found: list[Outcome] = [
                 outcome_of(runner.ready, step, policy, launches=launches, stages=whole, race=race)
@@ -111,7 +112,7 @@ class Course:
         if not isinstance(ready, Ready):
             return ready
         with timing(ready.stand):
-            self._open[case] = Runner(ready, sampler_of(ready.stand.fullest.launch, mesh, ready.clock, policy))
+            self._open[case] = Runner(ready, *sampler_of(ready.stand.fullest.launch, mesh, ready.clock, policy))
         return None
 
 
@@ -130,6 +131,7 @@ def _run(
     return [tuple(tuple(rank[index]) for rank in ranks) for index in range(len(runners))]
 
 
-def _stop(ranks_us: tuple[tuple[float, ...], ...], policy: Policy) -> StopReason:
-    slowest = summarize(Timed(ranks_us, StopReason.CAP).slowest_us)
-    return StopReason.PRECISE if is_precise(slowest, policy.precision) else StopReason.ROUNDS
+def _timed(ranks_us: tuple[tuple[float, ...], ...], policy: Policy, warmup: int) -> Timed:
+    timed = Timed(ranks_us, StopReason.ROUNDS, warmup)
+    precise = is_precise(summarize(timed.slowest_us), policy.precision)
+    return replace(timed, stop=StopReason.PRECISE) if precise else timed

@@ -1,8 +1,9 @@
 """What a run leaves behind: one trial per case, and everything a reader needs to believe it. Standard library only.
 
 History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, a stage between ranks holds
-samples of every rank and which way its exchange took, and a case may have been timed in a race. What an older line lacks has
-its default.
+samples of every rank and which way its exchange took, and a case may have been timed in a race; 3, a trial says whether it
+repeats a case to show drift, and how often its case was taken again, an outcome how long it warmed up and how correlated its
+samples are. What an older line lacks has its default.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from dcp_core.check import Check
 from dcp_core.settings import Case
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of a trial's fields. An older one is read, a newer one refused."""
 PROTOCOL = 3
 """Version of how a case is measured. Trials of different protocols are never compared. History: 1, the first; 2, planning
@@ -221,6 +222,8 @@ class Measured:
         kv_bytes: allocated for the KV cache of one layer, largest rank.
         flags: what a reader should know, in words.
         race: if the step was timed in turns with other cases; its raw samples are whole then, in the order they were taken.
+        warmup: repetitions of the step before its first sample; 0 if that was not kept.
+        correlation: of each of the step's samples with the one before it, -1 to 1; None if that was not kept.
 
     Raises:
         ValueError: for a case that was not right, or numbers that nothing measured has.
@@ -242,6 +245,8 @@ class Measured:
     layers: int
     flags: tuple[str, ...] = ()
     race: Race | None = None
+    warmup: int = 0
+    correlation: float | None = None
     kind: str = field(default="measured", init=False)
 
     def __post_init__(self) -> None:
@@ -249,7 +254,9 @@ class Measured:
             raise ValueError("a case that was not right has no times: its check is over budget")
         if self.layers < 1:
             raise ValueError(f"a model has one layer or more, not {self.layers}")
-        _check_amounts("flushed_bytes and kv_bytes", (self.flushed_bytes, self.kv_bytes))
+        _check_amounts("flushed_bytes, kv_bytes and warmup", (self.flushed_bytes, self.kv_bytes, self.warmup))
+        if not -1 <= (self.correlation or 0.0) <= 1:
+            raise ValueError(f"a correlation is between -1 and 1, not {self.correlation:g}")
         _check_amounts("timer_floor_us", (self.timer_floor_us,))
         for samples in self.rank_samples_us:
             _check_amounts("samples of a rank", samples)
@@ -353,10 +360,13 @@ class Trial:
         ranks: real ranks that took part; a simulated group has 1.
         seconds: that the trial took, all told.
         time: when it ended, ISO 8601, UTC.
-        clocks: of the device before and after, where it tells: SM and memory MHz, temperature, power, event reasons.
+        clocks: of each rank's device before, then of each after, where they tell: SM and memory MHz, temperature, power,
+            event reasons, processes.
+        is_sentinel: the case had been measured before; whoever asks for trials of a case does not mean this one.
+        retakes: times that the case was measured and that was discarded, since heat, supply or another process disturbed it.
 
     Raises:
-        ValueError: for a number of ranks or seconds that no trial has.
+        ValueError: for a number of ranks, seconds or retakes that no trial has.
     """
 
     case: Case
@@ -367,13 +377,15 @@ class Trial:
     seconds: float
     time: str
     clocks: tuple[dict[str, str], ...] = ()
+    is_sentinel: bool = False
+    retakes: int = 0
     protocol: int = PROTOCOL
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise ValueError(f"a trial takes one rank or more, not {self.ranks}")
-        _check_amounts("a trial's seconds", (self.seconds,))
+        _check_amounts("a trial's seconds and retakes", (self.seconds, self.retakes))
 
     @property
     def key(self) -> Key:

@@ -116,7 +116,7 @@ class Store:
         self.close()
 
     @staticmethod
-    def read(folder: str | Path) -> tuple[list[Trial], list[str]]:
+    def read(folder: str | Path, *, sentinels: bool = False) -> tuple[list[Trial], list[str]]:
         """Read every run of a folder, oldest file first; an absent folder holds none. See ``read_run``."""
         trials: list[Trial] = []
         notices: list[str] = []
@@ -124,7 +124,7 @@ class Store:
             if not path.is_file():
                 notices.append(f"{path}: no regular file, as a run is: set aside")
                 continue
-            more, complaints = read_run(path)
+            more, complaints = read_run(path, sentinels=sentinels)
             trials += more
             notices += complaints
         return trials, notices
@@ -165,8 +165,11 @@ def find_run(folder: str | Path, name: str) -> Path:
     return found
 
 
-def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
+def read_run(path: str | Path, *, sentinels: bool = False) -> tuple[list[Trial], list[str]]:
     """Read one run.
+
+    Args:
+        sentinels: return trials that repeat a case to show drift, too.
 
     Returns:
         Its trials, and a sentence for each reason for which lines were set aside: a torn last one, damaged ones.
@@ -182,7 +185,9 @@ def read_run(path: str | Path) -> tuple[list[Trial], list[str]]:
         check_regular(path, "a run")
         for number, (line, whole) in enumerate(_lines(path), start=1):
             try:
-                trials.append(decode(line))
+                trial = decode(line)
+                if sentinels or not trial.is_sentinel:
+                    trials.append(trial)
             except NewerSchema as error:
                 raise FileError(f"{path}, line {number}: {error}") from None
             except ValueError as error:

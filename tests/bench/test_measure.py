@@ -287,6 +287,8 @@ def test_the_cap_of_time_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_correlated_samples_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     found = on_script(monkeypatch, waves, replace(CAREFUL, precision=1e-9))
     assert "samples are correlated: the interval of the median does not hold" in found.flags
+    assert found.correlation is not None
+    assert found.correlation > 0.2
 
 
 def test_what_takes_less_than_ten_floors_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,3 +304,11 @@ def test_a_slow_start_is_warmed_up_and_not_counted(monkeypatch: pytest.MonkeyPat
 
     found = on_script(monkeypatch, warming, CAREFUL)
     assert found.step_us.median < 103
+    assert found.warmup > on_script(monkeypatch, steady, CAREFUL).warmup == 2 * CAREFUL.min_warmup
+
+
+def test_a_device_that_gets_faster_without_end_is_warmed_up_no_longer_than_ten_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = on_script(monkeypatch, lambda count, noise: 1e6 * 0.99**count, CAREFUL)
+    assert found.warmup == 10 * CAREFUL.min_warmup

@@ -62,6 +62,8 @@ def measured(median_us: float = 10.0) -> Measured:
         kv_bytes=1 << 20,
         layers=94,
         flags=("µ — a flag",),
+        warmup=20,
+        correlation=-0.125,
     )
 
 
@@ -76,6 +78,7 @@ def trial(outcome: Outcome | None = None, ranks: int = 1) -> Trial:
         seconds=1.25,
         time="2026-01-02T03:04:05+00:00",
         clocks=({"sm_mhz": "1980"}, {}),
+        retakes=2,
     )
 
 
@@ -211,6 +214,29 @@ def test_what_a_stage_between_ranks_took_and_what_they_waited_are_told_apart() -
     assert (stage.pure_us, stage.skew_us) == ((5.0, 4.0), (3.0, 5.0))
 
 
+def test_a_line_of_schema_2_is_read_with_what_it_lacks_at_its_default(tmp_path: Path) -> None:
+    content = json.loads(encode(trial()))["trial"]
+    for name in ("warmup", "correlation"):
+        del content["outcome"][name]
+    for name in ("is_sentinel", "retakes"):
+        del content[name]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(sealed({**content, "schema": 2}))
+    older = replace(trial(replace(measured(), warmup=0, correlation=None)), retakes=0, schema=2)
+    assert read_run(path) == ([older], [])
+
+
+def test_what_repeats_a_case_is_read_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    again = replace(trial(), is_sentinel=True)
+    with Store.open(tmp_path) as store:
+        for one in (trial(), again):
+            store.append(one)
+    assert Store.read(tmp_path) == ([trial()], [])
+    assert Store.read(tmp_path, sentinels=True) == ([trial(), again], [])
+    (path,) = tmp_path.glob("*.jsonl")
+    assert read_run(path, sentinels=True)[0] == [trial(), again]
+
+
 def test_a_newer_schema_is_refused_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     path.write_bytes(encode(trial()) + sealed({"schema": SCHEMA + 1}))
@@ -228,6 +254,8 @@ def test_a_newer_schema_is_refused_in_a_sentence(tmp_path: Path) -> None:
         {"outcome": {"kind": "measured"}},
         {"policy": None},
         {"ranks": "x"},
+        {"retakes": -1},
+        {"is_sentinel": None},
         {"more": 1},
     ],
 )
@@ -247,6 +275,8 @@ IMPOSSIBLE = {
     "a result that was wrong": ("check", {"out_error": 1.0}),
     "no layers": (None, {"layers": 0}),
     "a negative sample": (None, {"rank_samples_us": [[-1.0]]}),
+    "a negative warm-up": (None, {"warmup": -1}),
+    "a correlation beyond one": (None, {"correlation": 1.5}),
 }
 
 
