@@ -32,8 +32,8 @@ OPENING_S = 60.0
 class Lane:
     """What runs on a node, as a Ray actor: a supervisor and its workers, warm from batch to batch."""
 
-    def __init__(self, ranks: int) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: int, alone: bool) -> None:
+        self._ranks, self._alone = ranks, alone
         self._supervisor: Supervisor | None = None
 
     def describe(self) -> Machine:
@@ -42,7 +42,7 @@ class Lane:
 
     def measure(self, cases: Sequence[dict[str, Any]], policy: Policy, expected_s: Sequence[float]) -> Iterator[bytes]:
         """Measure cases one after another, and yield the line of each trial as it ends."""
-        self._supervisor = self._supervisor or Supervisor(self._ranks, policy)
+        self._supervisor = self._supervisor or Supervisor(self._ranks, policy, alone=self._alone)
         whole = [Case.from_json(case) for case in cases]
         for trial in self._supervisor.measure(whole, dict(zip(whole, expected_s, strict=True))):
             yield encode(trial)
@@ -59,12 +59,13 @@ class _Errand:
 class Cluster:
     """Lanes on a Ray cluster that runs already, as many as there is room for. A resource: close it, or leave its context."""
 
-    def __init__(self, address: str, ranks: int | None) -> None:
+    def __init__(self, address: str, ranks: int | None, *, alone: bool = False) -> None:
         """Join a cluster and open its lanes.
 
         Args:
             address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
             ranks: of a lane; as many as the smallest node has GPUs if None, or two on nodes without any.
+            alone: measure nothing beside other processes on a device.
 
         Raises:
             UsageError: without Ray, or if no node has room for a lane.
@@ -80,6 +81,7 @@ class Cluster:
         except (OSError, ValueError, RuntimeError) as error:
             raise UnfitError(f"no Ray cluster answers at {address[:80]}: {_first_line(error)}") from None
         self.left_out: list[str] = []
+        self._alone = alone
         self._lanes: list[Any] = []
         try:
             resource, ranks, count = _room(self._ray.nodes(), ranks)
@@ -158,7 +160,7 @@ class Cluster:
         actor = self._ray.remote(Lane).options(
             **options, scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=group)
         )
-        return actor.remote(ranks)
+        return actor.remote(ranks, self._alone)
 
     def _agree(self) -> Machine:
         """Keep the lanes of the first one's kind, and return that."""

@@ -56,6 +56,22 @@ class Device:
     free_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that computes on a device.
+
+    Args:
+        number: its id as the driver counts; in a container not as the container does.
+        name: of its program; empty if the driver does not tell.
+    """
+
+    number: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"process {self.number} ({self.name})" if self.name else f"process {self.number}"
+
+
 def fingerprint(on_gpu: bool | None = None) -> Environment:
     """Describe where this process runs.
 
@@ -113,6 +129,20 @@ def clocks(index: int) -> dict[str, str]:
         "processes": None if running is None else len(running),
     }
     return {name: str(value) for name, value in state.items() if value is not None}
+
+
+def processes(index: int) -> tuple[Process, ...]:
+    """Return the processes that compute on a visible device, this one's too; none without NVML or such a device."""
+    handles = visible_handles()
+    found = ask("nvmlDeviceGetComputeRunningProcesses", handles[index]) if index < len(handles) else None
+    return tuple(Process(int(one.pid), _program(one.pid)) for one in found or ())
+
+
+def _program(number: int) -> str:
+    name = ask("nvmlSystemGetProcessName", number) or ""
+    return (
+        (name.decode(errors="replace") if isinstance(name, bytes) else str(name)).split(" ")[0].rpartition("/")[2][:80]
+    )
 
 
 def _reasons(bits: int) -> str:

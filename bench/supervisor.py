@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
 from bench.audit import Audited
-from bench.environment import POWER_CAP, SLOWDOWNS, clocks, fingerprint
+from bench.environment import POWER_CAP, SLOWDOWNS, Process, clocks, fingerprint, processes
 from bench.errors import UnfitError
 from bench.group import WORKER, GroupLost
 from bench.launched import Group, launched_ranks, open_group
@@ -29,21 +29,31 @@ ESTIMATES = 4
 
 
 COOL_DOWNS, COOLING_S = 3, 20.0
-"""How often something is timed again that heat or supply slowed down, and how long the device rests before."""
+"""How often something is timed again that heat, supply or another process disturbed, and how long the device rests before."""
+ALONE = "end it, choose another device with CUDA_VISIBLE_DEVICES, or measure beside it with --anyway"
+
+State = tuple[dict[str, str], ...]
+"""The clocks of the devices that a case runs on, by rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """What came of an order: an outcome for each case, or one for all; the seconds it took; the clocks before and after.
+    """What came of an order: an outcome for each case, or one for all.
 
     Args:
         ranks: real ones that took part, as they say; None if they say nothing.
+        seconds: that it took.
+        workers: of ours that may be on a device at most.
+        retakes: of it that were discarded.
     """
 
     outcomes: tuple[Outcome, ...]
     ranks: int | None
     seconds: float
-    clocks: tuple[dict[str, str], dict[str, str]]
+    before: State
+    after: State
+    workers: int
+    retakes: int
 
     @property
     def has_times(self) -> bool:
@@ -51,23 +61,41 @@ class _Ended:
 
     @property
     def slowdowns(self) -> list[str]:
-        return [reason for reason in SLOWDOWNS if reason in self.clocks[1].get("event_reasons", "")]
+        return [reason for reason in SLOWDOWNS if self._has(reason)]
+
+    @property
+    def shared(self) -> list[int]:
+        """The devices with more processes than all of ours together, before or after."""
+        counts = [
+            [int(state.get("processes", 0)) for state in states] for states in zip(self.before, self.after, strict=True)
+        ]
+        return [index for index, found in enumerate(counts) if max(found) > self.workers]
 
     @property
     def flags(self) -> list[str]:
-        capped = POWER_CAP in self.clocks[1].get("event_reasons", "")
         throttled = [f"throttled: {reason}, after {COOL_DOWNS} rests too" for reason in self.slowdowns]
-        return [*throttled, *([f"{POWER_CAP}: the device lowered its clocks"] if capped else [])]
+        return [*throttled, *([f"{POWER_CAP}: the device lowered its clocks"] if self._has(POWER_CAP) else [])]
+
+    def _has(self, reason: str) -> bool:
+        return any(reason in state.get("event_reasons", "") for state in self.after)
 
 
 class Supervisor:
-    """Runs cases on ``ranks`` workers, started at the first order and again after each fault, or on a launched job."""
+    """Runs cases on ``ranks`` workers, started at the first order and again after each fault, or on a launched job.
+
+    Args:
+        alone: measure nothing beside other processes on the devices; else what was is flagged.
+
+    Raises:
+        UnfitError: if it should be alone and there is such a process.
+    """
 
     def __init__(
         self,
         ranks: int,
         policy: Policy,
         *,
+        alone: bool = False,
         case_seconds: float = CASE_SECONDS,
         command: Sequence[str] = WORKER,
     ) -> None:
@@ -76,6 +104,12 @@ class Supervisor:
         self._group: Group | None = None
         self._process, self._has_raced = secrets.token_hex(3), False
         self._environment = fingerprint()
+        self._alone = alone
+        # Other ranks of a launched job may be on their devices before this one looks.
+        others = [] if launched_ranks() else [(index, found) for index in range(ranks) if (found := processes(index))]
+        self._beside = bool(others)
+        if alone and others:
+            raise UnfitError(f"{_and(others)}, so that times would be shared with it: {ALONE}")
 
     def __enter__(self) -> Self:
         return self
@@ -85,14 +119,19 @@ class Supervisor:
             self._group.close()
             self._forget()
 
-    def measure(self, cases: Sequence[Case], expected_s: Mapping[Case, float] | None = None) -> Iterator[Trial]:
+    def measure(self, cases: Iterable[Case], expected_s: Mapping[Case, float] | None = None) -> Iterator[Trial]:
         """Measure cases one after another, and yield the trial of each as it ends.
 
         Args:
+            cases: each is asked for when the trial of the one before was taken.
             expected_s: seconds that a case should take; its deadline grows with them.
+
+        Raises:
+            UnfitError: if the workers should be alone and another process stays on a device.
         """
         for case in cases:
-            ended = self._run(self._order(Order.MEASURE, case=case.to_json()), (expected_s or {}).get(case, 0.0))
+            order = self._order(Order.MEASURE, case=case.to_json())
+            ended = self._run(order, (expected_s or {}).get(case, 0.0), ranks_for(case))
             yield self._trial(case, ended.outcomes[0], ended)
 
     def race(
@@ -118,7 +157,7 @@ class Supervisor:
         """
         race = {"name": secrets.token_hex(6), "heat": heat, "process": self._process, "repeats": repeats}
         order = self._order(Order.RACE, cases=[case.to_json() for case in cases], race=race, rounds=rounds, whole=whole)
-        ended = self._run(order, expected_s)
+        ended = self._run(order, expected_s, ranks_for(cases[0]))
         self._has_raced = True
         if len(ended.outcomes) == len(cases):
             shared = replace(ended, seconds=ended.seconds / len(cases))
@@ -167,26 +206,32 @@ class Supervisor:
     def _order(self, what: Order, **about: Any) -> dict[str, Any]:
         return {"do": what, "policy": asdict(self.policy), **about}
 
-    def _run(self, order: dict[str, Any], expected_s: float) -> _Ended:
-        """Give an order to time something, and again once the device has cooled down if that slowed it."""
+    def _run(self, order: dict[str, Any], expected_s: float, ranks: int) -> _Ended:
+        """Give an order to time something, and again after a rest if heat, supply or another process disturbed it."""
         deadline_s = max(self._case_seconds, ESTIMATES * expected_s)
         read = partial(_outcomes, most=len(order.get("cases", ())) or 1)
-        for left in reversed(range(1 + COOL_DOWNS)):
-            started, before = time.monotonic(), clocks(0)
+        for retakes in range(1 + COOL_DOWNS):
+            started, before = time.monotonic(), _state(ranks)
             try:
-                outcomes, ranks = self._heard(read, order, deadline_s)
+                outcomes, took_part = self._heard(read, order, deadline_s)
             except GroupLost as lost:
-                outcomes, ranks = (Failed(lost.fault, str(lost), lost.log),), None
-            after = clocks(0)
-            ended = _Ended(outcomes, ranks, round(time.monotonic() - started, 3), (before, after))
-            if not (left and ended.slowdowns and ended.has_times):
-                break
-            time.sleep(COOLING_S)
+                outcomes, took_part = (Failed(lost.fault, str(lost), lost.log),), None
+            seconds = round(time.monotonic() - started, 3)
+            ended = _Ended(outcomes, took_part, seconds, before, _state(ranks), self.ranks, retakes)
+            disturbed = ended.slowdowns or (self._alone and ended.shared)
+            if not (disturbed and ended.has_times):
+                return ended
+            if retakes < COOL_DOWNS:
+                time.sleep(COOLING_S)
+        if self._alone and ended.shared:
+            others = [(index, processes(index)) for index in ended.shared]
+            raise UnfitError(f"{_and(others)}, of which no more than {self.ranks} may be this run's own: {ALONE}")
         return ended
 
     def _trial(self, case: Case, outcome: Outcome, ended: _Ended) -> Trial:
         if isinstance(outcome, Measured):
-            outcome = replace(outcome, flags=(*outcome.flags, *ended.flags))
+            beside = ["another process on the device"] if self._beside or ended.shared else []
+            outcome = replace(outcome, flags=(*outcome.flags, *ended.flags, *beside))
         return Trial(
             case=case,
             outcome=outcome,
@@ -195,7 +240,8 @@ class Supervisor:
             environment=self._environment,
             seconds=round(ended.seconds, 3),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            clocks=ended.clocks,
+            clocks=(*ended.before, *ended.after),
+            retakes=ended.retakes,
         )
 
     def _heard(self, read: Callable[[dict[str, Any]], Told], order: dict[str, Any], deadline_s: float) -> Told:
@@ -267,6 +313,15 @@ def _audited(answer: dict[str, Any]) -> list[Audited] | Skipped | Failed:
     if isinstance(outcome, Measured):
         raise ValueError("times of one timer, where two were asked for")
     return outcome
+
+
+def _state(ranks: int) -> State:
+    return tuple(clocks(index) for index in range(ranks))
+
+
+def _and(others: Sequence[tuple[int, Sequence[Process]]]) -> str:
+    """Say who computes on which device."""
+    return "; ".join(f"on GPU {index} there is {' and '.join(map(str, found))}" for index, found in others)
 
 
 def ranks_for(case: Case) -> int:

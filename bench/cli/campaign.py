@@ -38,6 +38,7 @@ class Campaign:
 
     Args:
         machine: that it is measured on, or each lane of the cluster.
+        anyway: measure beside other processes on a GPU too.
         shard: the part of what was asked for that ``cases`` are; None for all of it.
         cluster: whose lanes measure it; None for this machine.
     """
@@ -49,6 +50,7 @@ class Campaign:
     machine: Machine
     results: Path
     fresh: bool
+    anyway: bool
     shard: Shard | None
     cluster: Cluster | None
 
@@ -170,7 +172,7 @@ def joined(running: Running, ranks: int | None) -> AbstractContextManager[Cluste
         return nullcontext()
     from bench.cluster import Cluster
 
-    cluster = Cluster(running.cluster, ranks)
+    cluster = Cluster(running.cluster, ranks, alone=not running.anyway)
     for why in cluster.left_out:
         warn(f"{why}.")
     return cluster
@@ -210,6 +212,7 @@ def campaign(asked: Asked, running: Running, ranks: int | None, cluster: Cluster
         machine=machine,
         results=running.results,
         fresh=running.fresh,
+        anyway=running.anyway,
         shard=shard,
         cluster=cluster,
     )
@@ -272,7 +275,8 @@ def _measure(
         if asked.cluster is not None:
             trials = asked.cluster.measure(missing, asked.policy, each)
         else:
-            trials = held.enter_context(Supervisor(asked.machine.ranks, asked.policy)).measure(missing, each)
+            supervisor = Supervisor(asked.machine.ranks, asked.policy, alone=not asked.anyway)
+            trials = held.enter_context(supervisor).measure(missing, each)
         view.now(asked.under_way(missing, 0))
         for number, trial in enumerate(trials, start=1):
             store.append(trial)

@@ -135,6 +135,14 @@ class Running:
             rich_help_panel=_RUN,
         ),
     ] = False
+    anyway: Annotated[
+        bool,
+        typer.Option(
+            "--anyway",
+            help="Measure though another process is on a GPU; trials are flagged.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
     shard: Annotated[
         str | None,
         typer.Option(

@@ -150,7 +150,7 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
 
     with ExitStack() as held:
         store = held.enter_context(Store.open(campaign.results, campaign.shard))
-        supervisor = held.enter_context(Supervisor(campaign.machine.ranks, campaign.policy))
+        supervisor = held.enter_context(Supervisor(campaign.machine.ranks, campaign.policy, alone=not campaign.anyway))
         available = Available.probed(supervisor.probe()) if space is Space.ALL else None
         wanted = Hunt.of(campaign, available)
         known = wanted.known()

@@ -5,6 +5,8 @@ it is of no further use, ``breaks`` answers that it failed while all others wait
 ``denies`` what is no answer, ``forgets`` an answer without an outcome, ``lies`` of a time that nothing has; a digit behind the
 word is the rank that does it, else all do. ``takes120`` is timed at about 120 µs in a race; ``lasts20`` is measured in 20 ms.
 The first argument is a folder in which every worker leaves a file named for its process, with a line for each case it began.
+With ``measures`` as the second, cases are measured, on a device on paper with the noise that the third names (one of
+``bench.noise``) and its arguments behind it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import noise
 from bench.orders import REPLY_VARIABLE
 from bench.record import VISITS
 from bench.stats import summarize
@@ -42,6 +45,8 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
         return {"probe": {"ranks": int(os.environ["WORLD_SIZE"]), "kernels": {}, "environment": dict(os.environ)}}
     if order["do"] == "race":
         return raced(order, rank)
+    if DEVICE is not None and order["do"] == "measure":
+        return {"outcome": DEVICE.measured(order), "ranks": 1, "poisoned": False}
     name = order["case"]["shape"]["name"]
     word, which = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
     if word == "breaks" and int(which) != rank:
@@ -68,7 +73,9 @@ def raced(order: dict[str, Any], rank: int) -> dict[str, Any]:
     found = []
     for case in order["cases"]:
         word, _, time_us = case["shape"]["name"].partition("takes")
-        if word:
+        if DEVICE is not None:
+            found.append(measured(order, 100.0))
+        elif word:
             ended = answer({"do": "measure", "case": case}, rank)
             if ended["outcome"]["kind"] == "failed":
                 return ended
@@ -87,6 +94,26 @@ def measured(order: dict[str, Any], time_us: float) -> dict[str, Any]:
     source = random.Random(time_us)
     count = order["rounds"] * VISITS * order["race"]["repeats"]
     samples = [time_us * source.uniform(0.999, 1.001) for _ in range(count)]
+    return outcome_of(samples, whole=order["whole"]) | {"stop": "rounds", "race": dict(order["race"])}
+
+
+class Device:
+    """A device on paper, on which every case takes 100 µs but for its noise, over the worker's life."""
+
+    def __init__(self, name: str, *about: str) -> None:
+        self._noise, self._source, self._number = getattr(noise, name)(*map(int, about)), random.Random(0), 0
+
+    def measured(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Return the outcome of a case, of the fewest samples that its policy asks for."""
+        samples = []
+        for _ in range(order["policy"]["min_samples"]):
+            samples.append(100.0 * self._noise(self._number, self._source))
+            self._number += 1
+        return outcome_of(samples, whole=True)
+
+
+def outcome_of(samples: list[float], *, whole: bool) -> dict[str, Any]:
+    """Return a measured outcome of these samples."""
     step = asdict(summarize(samples))
     return {
         "label": "measured",
@@ -95,17 +122,20 @@ def measured(order: dict[str, Any], time_us: float) -> dict[str, Any]:
         "step_us": step,
         "launch_us": step,
         "plan": [],
-        "stages": [{"name": "attention", "device_us": step}] if order["whole"] else [],
+        "stages": [{"name": "attention", "device_us": step}] if whole else [],
         "rank_samples_us": [samples],
         "exchange_timed": True,
-        "stop": "rounds",
+        "stop": "precise",
         "timer_floor_us": 0.0,
         "flushed_bytes": 0,
         "kv_bytes": 1,
         "layers": 1,
-        "race": dict(order["race"]),
+        "race": None,
         "kind": "measured",
     }
+
+
+DEVICE = Device(*sys.argv[3:]) if sys.argv[2:3] == ["measures"] else None
 
 
 def note(order: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -48,7 +48,7 @@ class Scripted:
     can_renew: bool = True
     closed: int = 0
 
-    def __call__(self, ranks: int, policy: Policy) -> Scripted:
+    def __call__(self, ranks: int, policy: Policy, *, alone: bool = False) -> Scripted:
         self.ranks.append(ranks)
         self.policies.append(policy)
         return self
@@ -61,7 +61,7 @@ class Scripted:
     ) -> None:
         self.closed += 1
 
-    def measure(self, cases: Sequence[Case], expected_s: Mapping[Case, float]) -> Iterator[Trial]:
+    def measure(self, cases: Iterable[Case], expected_s: Mapping[Case, float]) -> Iterator[Trial]:
         self.expected_s = dict(expected_s)
         for number, case in enumerate(cases):
             made = trial(case, self.script(number, case), environment=CPU)

@@ -21,16 +21,22 @@ class NVMLError(Exception):
 
 @dataclass
 class ScriptedNvml:
-    """A machine of ``count`` H200s; calls in ``broken`` fail as NVML fails."""
+    """A machine of ``count`` H200s, on each of which ``running`` programs compute; calls in ``broken`` fail as NVML fails.
+
+    ``before_reading`` is called before the clocks are read, and may change whatever it likes.
+    """
 
     count: int = 2
     broken: set[str] = field(default_factory=set)
     reasons: int = 0x4 | 0x40
     running: tuple[str, ...] = ("ours", "theirs")
+    sm_mhz: int = 1980
     clock_mhz: int = 1980
     limit_mw: int = 700_000
     persistence: int = 1
     reached: int = 0
+    driver: str = "580.95"
+    before_reading: Callable[[], None] = lambda: None
     NVMLError: type[Exception] = NVMLError
 
     def __getattr__(self, call: str) -> Callable[..., Any]:
@@ -43,7 +49,7 @@ class ScriptedNvml:
             "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=1000, free=900 - handle),
             "nvmlDeviceGetCudaComputeCapability": lambda *_: (9, 0),
             "nvmlDeviceGetNumGpuCores": lambda *_: 132 * 128,
-            "nvmlSystemGetDriverVersion": lambda: "580.95",
+            "nvmlSystemGetDriverVersion": lambda: self.driver,
             "nvmlSystemGetCudaDriverVersion_v2": lambda: 13000,
             "nvmlDeviceGetNvLinkState": lambda *_: 1,
             "nvmlDeviceGetP2PStatus": lambda *_: self.reached,
@@ -52,17 +58,24 @@ class ScriptedNvml:
             "nvmlDeviceGetPowerManagementLimit": lambda *_: self.limit_mw,
             "nvmlDeviceGetPowerManagementDefaultLimit": lambda *_: 700_000,
             "nvmlDeviceGetPersistenceMode": lambda *_: self.persistence,
-            "nvmlDeviceGetClockInfo": lambda handle, clock: {1: 1980, 2: 3201}[clock],
+            "nvmlDeviceGetClockInfo": lambda handle, clock: {1: self.sm_mhz, 2: 3201}[clock],
             "nvmlDeviceGetTemperature": lambda *_: 41,
             "nvmlDeviceGetPowerUsage": lambda *_: 123_456,
-            "nvmlDeviceGetCurrentClocksEventReasons": lambda *_: self.reasons,
-            "nvmlDeviceGetComputeRunningProcesses": lambda *_: self.running,
+            "nvmlDeviceGetCurrentClocksEventReasons": self._read_reasons,
+            "nvmlDeviceGetComputeRunningProcesses": lambda *_: [
+                SimpleNamespace(pid=4242 + place) for place in range(len(self.running))
+            ],
+            "nvmlSystemGetProcessName": lambda pid: f"/usr/bin/{self.running[pid - 4242]} --serve /tmp",
         }
         if call in self.broken:
             return self._fail
         if call not in answers:
             raise AttributeError(call)
         return answers[call]
+
+    def _read_reasons(self, *_: object) -> int:
+        self.before_reading()
+        return self.reasons
 
     def _fail(self, *arguments: object) -> None:
         raise NVMLError("not supported")
@@ -130,6 +143,15 @@ def test_clocks_are_read_in_words(machine: ScriptedNvml) -> None:
     machine.reasons = 0x8000
     assert environment.clocks(0)["event_reasons"] == "0x8000"
     assert environment.clocks(2) == {}
+
+
+def test_who_computes_on_a_device_is_named(machine: ScriptedNvml) -> None:
+    assert list(map(str, environment.processes(0))) == ["process 4242 (ours)", "process 4243 (theirs)"]
+    assert environment.processes(2) == ()
+    machine.broken = {"nvmlSystemGetProcessName"}
+    assert str(environment.processes(1)[0]) == "process 4242"
+    machine.broken = {"nvmlDeviceGetComputeRunningProcesses"}
+    assert environment.processes(0) == ()
 
 
 def test_what_a_device_cannot_tell_is_left_out(machine: ScriptedNvml) -> None:

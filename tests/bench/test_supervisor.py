@@ -379,6 +379,7 @@ def test_what_a_hot_device_slowed_down_is_timed_again_and_in_the_end_flagged(
     assert isinstance(always.outcome, Measured)
     assert always.outcome.flags == ("throttled: hardware slowdown, after 3 rests too",)
     assert len(rested) == 1 + 3
+    assert (once.retakes, always.retakes) == (1, 3)
 
 
 # --- With real workers ----------------------------------------------------------------------------------------------
