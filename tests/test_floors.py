@@ -45,6 +45,7 @@ FLOORS = {
             "collective",
             "compare",
             "predict",
+            "sentinel",
             "verify",
             "recommend",
         ),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.cli.obstacle import obstacle
 from bench.cli.options import Asked, Running, ranks_here
-from bench.cli.screen import clock, screen, warn
+from bench.cli.screen import Screen, clock, screen, warn
 from bench.errors import UsageError
 from bench.record import PROTOCOL, Failed, Key, Measured, Policy, Skipped, Trial, latest
+from bench.report.drift import drift_notices
 from bench.report.table import case_line, case_name, counted
 
 if TYPE_CHECKING:
@@ -123,9 +124,12 @@ class Campaign:
     def whole_s(self, cases: Sequence[Case], known: Sequence[Trial]) -> float:
         """Return the seconds that measuring some cases should take, with the workers that it starts; 0 if none will run."""
         from bench.estimate import starting_seconds
+        from bench.sentinel import times_again
         from dcp_core.cost import ceiling_of
 
         cases_s = sum(self.expected_s(cases, known).values())
+        if cases and self.cluster is None:
+            cases_s *= 1 + times_again(len(cases), cases_s) / len(cases)
         starting_s = starting_seconds(self.machine.ranks, ceiling_of(self.machine.device_name))
         return cases_s / self.lanes + starting_s if cases_s else 0.0
 
@@ -133,12 +137,6 @@ class Campaign:
     def lanes(self) -> int:
         """How many cases are measured at a time."""
         return self.cluster.lanes if self.cluster else 1
-
-    def under_way(self, missing: Sequence[Case], number: int) -> str:
-        """Say what is being measured after so many of the missing cases."""
-        if number >= len(missing):
-            return "done"
-        return case_name(missing[number]) if self.cluster is None else counted(self.lanes, "lane")
 
     def _lacks(self, trial: Trial | None) -> bool:
         if trial is None or isinstance(trial.outcome, Failed | Skipped):
@@ -268,21 +266,56 @@ def shuffled(cases: Sequence[T], seed: int) -> list[T]:
 def _measure(
     asked: Campaign, missing: Sequence[Case], known: Sequence[Trial], store: Store, measured: list[Trial]
 ) -> None:
+    each = asked.expected_s(missing, known)
+    if asked.cluster is not None:
+        _measure_in_lanes(asked.cluster, asked.policy, missing, each, store, measured)
+        return
+    from bench.sentinel import Watch
     from bench.supervisor import Supervisor
 
-    each = asked.expected_s(missing, known)
-    with screen(len(missing), sum(each.values()) / asked.lanes) as view, ExitStack() as held:
-        if asked.cluster is not None:
-            trials = asked.cluster.measure(missing, asked.policy, each)
-        else:
-            supervisor = Supervisor(asked.machine.ranks, asked.policy, alone=not asked.anyway)
-            trials = held.enter_context(supervisor).measure(missing, each)
-        view.now(asked.under_way(missing, 0))
-        for number, trial in enumerate(trials, start=1):
+    watch = Watch(missing, known, sum(each.values()))
+    again: list[Trial] = []
+    with (
+        screen(len(missing), sum(each.values())) as view,
+        Supervisor(asked.machine.ranks, asked.policy, alone=not asked.anyway) as supervisor,
+    ):
+        for trial in supervisor.measure(_said(watch, view), each):
+            told = watch.seen(trial)
+            store.append(told)
+            if told.is_sentinel:
+                again.append(told)
+                view.show(f"the first case again: {case_line(told)}")
+            else:
+                measured.append(told)
+                view.advance(case_line(told), each[told.case])
+        view.now("done")
+    for line in drift_notices([*known, *measured, *again]):
+        warn(line)
+
+
+def _measure_in_lanes(
+    cluster: Cluster,
+    policy: Policy,
+    missing: Sequence[Case],
+    each: Mapping[Case, float],
+    store: Store,
+    measured: list[Trial],
+) -> None:
+    """Measure on a cluster, where no case is repeated: a drift of one lane says nothing of another."""
+    with screen(len(missing), sum(each.values()) / cluster.lanes) as view:
+        view.now(counted(cluster.lanes, "lane"))
+        for trial in cluster.measure(missing, policy, each):
             store.append(trial)
             measured.append(trial)
-            view.advance(case_line(trial), each.get(trial.case, 0.0) / asked.lanes)
-            view.now(asked.under_way(missing, number))
+            view.advance(case_line(trial), each[trial.case] / cluster.lanes)
+        view.now("done")
+
+
+def _said(cases: Iterable[Case], view: Screen) -> Iterator[Case]:
+    """Yield cases, and say of each that it is being measured."""
+    for case in cases:
+        view.now(case_name(case))
+        yield case
 
 
 def _announcement(asked: Campaign, missing: Sequence[Case], known: Sequence[Trial]) -> list[str]:

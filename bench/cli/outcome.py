@@ -11,6 +11,7 @@ from bench.cli.exits import Exit
 from bench.cli.screen import draw, emit, say, warn
 from bench.files import folder_name
 from bench.record import Failed, Measured, Trial, latest
+from bench.report.drift import drift_json, drift_notes
 from bench.report.table import counted, notes_of, trials_grids
 
 if TYPE_CHECKING:
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 
 
 def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
-    """Print trials as tables with notes, or as JSON."""
+    """Print trials as tables with notes, or as JSON; of those that repeat a case only what drift they show."""
+    cases = [trial for trial in trials if not trial.is_sentinel]
     if as_json:
-        emit({"trials": [trial_json(trial) for trial in trials]})
+        emit({"trials": [trial_json(trial) for trial in cases], "drift": drift_json(trials)})
         return
-    for grid in trials_grids(trials):
+    for grid in trials_grids(cases):
         draw(grid)
         say()
-    for note in notes_of(trials):
+    for note in [*notes_of(cases), *drift_notes(trials)]:
         say(note)
 
 

@@ -57,10 +57,12 @@ def show(
       dcpbench show last --nvbench last.json
     """
     from bench.cli.outcome import show_trials
+    from bench.report.drift import drift_notes
     from bench.report.grid import markdown as as_markdown
     from bench.report.table import notes_of, trials_grids
 
-    trials = trials_of(run or [], results)
+    everything = trials_of(run or [], results, sentinels=True)
+    trials = [trial for trial in everything if not trial.is_sentinel]
     if csv:
         from bench.report.sheet import to_csv
 
@@ -75,11 +77,11 @@ def show(
     if exchanges or predicted:
         return _show_exchanges(trials, predicted=predicted, markdown=markdown, as_json=json)
     if not markdown or json:
-        show_trials(trials, as_json=json)
+        show_trials(everything, as_json=json)
         return Exit.DONE
     for grid in trials_grids(trials):
         say_lines(grid.to_markdown())
-    for note in notes_of(trials):
+    for note in [*notes_of(trials), *drift_notes(everything)]:
         say(f"- {as_markdown(note)}")
     return Exit.DONE
 
@@ -110,8 +112,11 @@ def _show_exchanges(trials: list[Trial], *, predicted: bool, markdown: bool, as_
     return Exit.DONE
 
 
-def trials_of(names: list[str], results: Path) -> list[Trial]:
+def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> list[Trial]:
     """Read runs by name or path, or all of a folder.
+
+    Args:
+        sentinels: those too that repeat a case to show drift.
 
     Raises:
         UsageError: if there is nothing in them.
@@ -122,10 +127,11 @@ def trials_of(names: list[str], results: Path) -> list[Trial]:
 
     if names:
         parts = [
-            read_run(name if name.endswith(".jsonl") and "/" in name else find_run(results, name)) for name in names
+            read_run(name if name.endswith(".jsonl") and "/" in name else find_run(results, name), sentinels=sentinels)
+            for name in names
         ]
     else:
-        parts = [Store.read(results)]
+        parts = [Store.read(results, sentinels=sentinels)]
     trials = [trial for found, _ in parts for trial in found]
     for notice in (notice for _, notices in parts for notice in notices):
         warn(notice)
