@@ -73,7 +73,8 @@ def audit(
         for case in chosen:
             say(case_name(case))
         return Exit.DONE
-    with Supervisor(wanted.machine.ranks, wanted.policy) as supervisor, screen(len(chosen), float(len(chosen))) as view:
+    ranks, alone = wanted.machine.ranks, not running.anyway
+    with Supervisor(ranks, wanted.policy, alone=alone) as supervisor, screen(len(chosen), float(len(chosen))) as view:
         found = []
         for one in _examine(chosen, supervisor):
             found.append(one)
