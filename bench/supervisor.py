@@ -85,9 +85,6 @@ class Supervisor:
 
     Args:
         alone: measure nothing beside other processes on the devices; else what was is flagged.
-
-    Raises:
-        UnfitError: if it should be alone and there is such a process.
     """
 
     def __init__(
@@ -106,10 +103,8 @@ class Supervisor:
         self._environment = fingerprint()
         self._alone = alone
         # Other ranks of a launched job may be on their devices before this one looks.
-        others = [] if launched_ranks() else [(index, found) for index in range(ranks) if (found := processes(index))]
-        self._beside = bool(others)
-        if alone and others:
-            raise UnfitError(f"{_and(others)}, so that times would be shared with it: {ALONE}")
+        look = not launched_ranks()
+        self._others = [(index, found) for index in range(ranks) if look and (found := processes(index))]
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +122,7 @@ class Supervisor:
             expected_s: seconds that a case should take; its deadline grows with them.
 
         Raises:
-            UnfitError: if the workers should be alone and another process stays on a device.
+            UnfitError: if the workers should be alone and another process was on a device before them, or comes and stays.
         """
         for case in cases:
             order = self._order(Order.MEASURE, case=case.to_json())
@@ -154,6 +149,9 @@ class Supervisor:
             repeats: samples a visit.
             whole: time planning, launching and every stage of each case too.
             expected_s: seconds that the race should take; its deadline grows with them.
+
+        Raises:
+            UnfitError: as ``measure`` does.
         """
         race = {"name": secrets.token_hex(6), "heat": heat, "process": self._process, "repeats": repeats}
         order = self._order(Order.RACE, cases=[case.to_json() for case in cases], race=race, rounds=rounds, whole=whole)
@@ -208,6 +206,8 @@ class Supervisor:
 
     def _run(self, order: dict[str, Any], expected_s: float, ranks: int) -> _Ended:
         """Give an order to time something, and again after a rest if heat, supply or another process disturbed it."""
+        if self._alone and self._others:
+            raise UnfitError(f"{_and(self._others)}, so that times would be shared with it: {ALONE}")
         deadline_s = max(self._case_seconds, ESTIMATES * expected_s)
         read = partial(_outcomes, most=len(order.get("cases", ())) or 1)
         for retakes in range(1 + COOL_DOWNS):
@@ -230,7 +230,7 @@ class Supervisor:
 
     def _trial(self, case: Case, outcome: Outcome, ended: _Ended) -> Trial:
         if isinstance(outcome, Measured):
-            beside = ["another process on the device"] if self._beside or ended.shared else []
+            beside = ["another process on the device"] if self._others or ended.shared else []
             outcome = replace(outcome, flags=(*outcome.flags, *ended.flags, *beside))
         return Trial(
             case=case,

@@ -4,6 +4,7 @@ NVML and the times are scripted."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,12 @@ import pytest
 import bench.supervisor
 from bench.cli import main
 from bench.cli.exits import Exit
+from bench.errors import UnfitError
+from bench.group import WorkerGroup
 from bench.record import Measured, Trial
 from bench.store import Store, run_files
-from bench.supervisor import Supervisor
+from bench.supervisor import COOLING_S, Supervisor
+from tests.bench.cases import QUICK, tiny
 from tests.bench.test_environment import ScriptedNvml, machine
 from tests.bench.test_supervisor import scripted
 
@@ -38,7 +42,15 @@ def gpu(machine: ScriptedNvml) -> ScriptedNvml:
 def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the seconds of every rest, which takes none here."""
     found: list[float] = []
-    monkeypatch.setattr("bench.supervisor.time.sleep", found.append)
+    sleep = time.sleep
+
+    def rest(seconds: float) -> None:
+        if seconds == COOLING_S:
+            found.append(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr("bench.supervisor.time.sleep", rest)
     return found
 
 
@@ -180,17 +192,37 @@ def test_beside_another_process_nothing_is_measured_unless_asked(
     assert all("another process on the device" in found for found in flags(kept(tmp_path)))
 
 
-def test_a_plan_and_what_is_known_are_shown_beside_whatever_runs(program: Program, gpu: ScriptedNvml) -> None:
-    assert program("sweep", *FOUR) == Exit.DONE
+@pytest.mark.parametrize("command", ["sweep", "tune"])
+def test_a_plan_and_what_is_known_are_shown_beside_whatever_runs(
+    command: str, program: Program, gpu: ScriptedNvml
+) -> None:
+    assert program(command, *FOUR) == Exit.DONE
     gpu.running = ("vllm",)
-    assert program("sweep", *FOUR, "--dry-run") == Exit.DONE
-    assert program("sweep", *FOUR) == Exit.DONE
+    assert program(command, *FOUR, "--dry-run") == Exit.DONE
+    assert program(command, *FOUR) == Exit.DONE
+
+
+def test_the_ranks_of_a_launched_job_are_no_strangers_to_one_another(
+    gpu: ScriptedNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.running = ("rank1",)
+
+    def measured() -> Trial:
+        with Supervisor(2, QUICK, alone=True, command=scripted(tmp_path, "measures", "white")) as supervisor:
+            (trial,) = supervisor.measure([tiny()])
+            return trial
+
+    with pytest.raises(UnfitError, match=r"on GPU 0 there is process 4242 \(rank1\)"):
+        measured()
+    monkeypatch.setattr("bench.supervisor.launched_ranks", lambda: 2)
+    monkeypatch.setattr("bench.supervisor.open_group", WorkerGroup)
+    assert flags([measured()]) == [()]
 
 
 def test_a_process_that_comes_and_goes_costs_a_rest(
     program: Program, gpu: ScriptedNvml, rests: list[float], tmp_path: Path
 ) -> None:
-    script(gpu, {3: {"running": ("our worker", "vllm")}, 5: {"running": ("our worker",)}})
+    script(gpu, {3: {"running": ("ours", "vllm")}, 5: {"running": ("ours",)}})
     assert program("sweep", *FOUR) == Exit.DONE
     assert [trial.retakes for trial in kept(tmp_path)] == [0, 2, 0, 0]
     assert flags(kept(tmp_path)) == [()] * 4
@@ -200,7 +232,7 @@ def test_a_process_that_comes_and_goes_costs_a_rest(
 def test_a_process_that_comes_and_stays_ends_the_run_which_goes_on_later(
     program: Program, gpu: ScriptedNvml, rests: list[float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script(gpu, {0: {"running": ("our worker",)}, 3: {"running": ("our worker", "vllm")}})
+    script(gpu, {0: {"running": ("ours",)}, 3: {"running": ("ours", "vllm")}})
     assert program("sweep", *FOUR) == Exit.UNFIT
     complaint = capsys.readouterr().err.strip().splitlines()[-1]
     assert "process 4243 (vllm), of which no more than 1 may be this run's own" in complaint

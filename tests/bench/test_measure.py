@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
+from statistics import median
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from dcp_core.memory import cache_bytes
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case, KernelName, Unsupported
 from tests.bench.cases import QUICK, tiny
+from tests.bench.paper_device import KINDS, coverage
+from tests.ranks import on_ranks
 
 FLOOR_SAMPLES = 31
 
@@ -291,6 +295,26 @@ def test_correlated_samples_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.correlation > 0.2
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_an_interval_covers_what_the_device_did_or_is_flagged(name: str) -> None:
+    found = coverage(KINDS[name], spread=0.03, precision=0.01, runs=2000)
+    assert found.samples > 1.5 * Policy().min_samples, (
+        "it stopped because the interval was narrow, not at the first look"
+    )
+    if KINDS[name].independent:
+        assert found.covered >= 0.93
+        assert found.flagged <= 0.05
+    else:
+        assert found.either >= 0.9
+
+
+def test_few_independent_samples_are_flagged_as_correlated_by_accident_in_one_of_eight() -> None:
+    found = coverage(KINDS["white"], spread=0.01, precision=0.03, runs=2000)
+    assert found.samples == Policy().min_samples
+    assert found.covered >= 0.93
+    assert found.flagged <= 0.125
+
+
 def test_what_takes_less_than_ten_floors_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     short = on_script(monkeypatch, lambda count, noise: 9 + noise.gauss(0, 0.01), CAREFUL)
     assert "under 10 timer floors" in short.flags
@@ -312,3 +336,42 @@ def test_a_device_that_gets_faster_without_end_is_warmed_up_no_longer_than_ten_b
 ) -> None:
     found = on_script(monkeypatch, lambda count, noise: 1e6 * 0.99**count, CAREFUL)
     assert found.warmup == 10 * CAREFUL.min_warmup
+
+
+# --- Between real ranks ---------------------------------------------------------------------------------------------
+
+LATE_MS = 5.0
+BETWEEN_RANKS = Policy(precision=0.5, min_samples=30, max_samples=30, min_warmup=5, max_seconds=10.0)
+
+
+def measured_twice(mesh: Mesh) -> tuple[Outcome, Outcome]:
+    """Measure on real ranks, then once more while the last rank comes late to every rendezvous."""
+    case, meet = tiny("4q8s64", dcp=2, exchange="ag_rs"), mesh.align
+
+    def come_late() -> None:
+        meet()
+        if mesh.rank == mesh.size - 1:
+            time.sleep(LATE_MS / 1e3)
+
+    punctual = measure(case, mesh, BETWEEN_RANKS)
+    mesh.align = come_late  # type: ignore[method-assign]
+    return punctual, measure(case, mesh, BETWEEN_RANKS)
+
+
+def test_a_rank_that_comes_late_moves_the_skew_and_the_slowest_rank_and_not_the_pure_time() -> None:
+    punctual, late = on_ranks(2, measured_twice)[0]
+    assert isinstance(punctual, Measured)
+    assert isinstance(late, Measured)
+    communicating = [(one, other) for one, other in zip(punctual.stages, late.stages, strict=True) if one.communicates]
+    assert [one.name for one, _ in communicating] == ["gather", "combine"]
+
+    for before, after in communicating:
+        assert undisturbed_ms(before.skew_us) < LATE_MS / 2 < median(after.skew_us) / 1e3 < 2 * LATE_MS
+        assert undisturbed_ms(before.samples_us) < LATE_MS / 2 < undisturbed_ms(after.samples_us) < 2 * LATE_MS
+        assert max(undisturbed_ms(before.pure_us), undisturbed_ms(after.pure_us)) < LATE_MS / 2
+    assert late.step_us.p10 - punctual.step_us.p10 > 1e3 * LATE_MS / 2
+
+
+def undisturbed_ms(samples_us: Sequence[float]) -> float:
+    """Return what a tenth of the samples takes at most: whatever else this machine does makes them longer."""
+    return sorted(samples_us)[len(samples_us) // 10] / 1e3

@@ -10,47 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.noise import NOISES, Noise, dropping
+from bench.noise import NOISES, dropping
 from bench.stats import median_interval, signed_rank_p
-from bench.verdict import Comparison, Verdict, compare, rounds_of
-
-REPEATS, ROUNDS, MOST_ROUNDS = 3, 10, 80
-
-
-def race(noise: Noise, seed: int, ratio: float, rounds: int) -> tuple[list[float], list[float]]:
-    """Time two settings in turns on one device; the first takes ``ratio`` times as long as the second."""
-    source, number = random.Random(seed), 0
-    samples: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        order = source.sample([0, 1], 2)
-        for which in (*order, *reversed(order)):
-            for _ in range(REPEATS):
-                samples[which].append((ratio, 1.0)[which] * noise(number, source))
-                number += 1
-    return rounds_of(samples[0], REPEATS), rounds_of(samples[1], REPEATS)
-
-
-def decided(noise: Noise, seed: int, ratio: float) -> Comparison:
-    """Race until the verdict is clear, looking after every race, as a search does."""
-    mine, theirs = race(noise, seed, ratio, MOST_ROUNDS)
-    for rounds in range(ROUNDS, MOST_ROUNDS + 1, ROUNDS):
-        found = compare(mine[:rounds], theirs[:rounds])
-        if found.verdict is not Verdict.AMBIGUOUS:
-            break
-    return found
+from bench.tune.known import MOST_ROUNDS, REPEATS
+from bench.verdict import Verdict, compare, rounds_of
+from tests.bench.paper_device import Pair, verdicts
 
 
 @pytest.mark.parametrize("name", NOISES)
 def test_of_two_equal_settings_neither_is_called_faster(name: str) -> None:
-    verdicts = [decided(NOISES[name](), seed, 1.0).verdict for seed in range(1000)]
-    assert mean(verdict in (Verdict.FASTER, Verdict.SLOWER) for verdict in verdicts) <= 0.02
-    assert mean(verdict is Verdict.SAME for verdict in verdicts) >= 0.95
+    found = verdicts(NOISES[name], 1.0, 1000)
+    assert found[Verdict.FASTER] + found[Verdict.SLOWER] <= 20
+    assert found[Verdict.SAME] >= 950
 
 
 @pytest.mark.parametrize("name", NOISES)
 def test_one_percent_is_seen(name: str) -> None:
-    assert mean(decided(NOISES[name](), seed, 0.99).verdict is Verdict.FASTER for seed in range(400)) >= 0.95
-    assert mean(decided(NOISES[name](), seed, 1.01).verdict is Verdict.SLOWER for seed in range(400)) >= 0.95
+    assert verdicts(NOISES[name], 0.99, 400)[Verdict.FASTER] >= 380
+    assert verdicts(NOISES[name], 1.01, 400)[Verdict.SLOWER] >= 380
 
 
 @pytest.mark.parametrize("ratio", [0.9, 1.0, 1.1])
@@ -58,14 +35,14 @@ def test_one_percent_is_seen(name: str) -> None:
 def test_a_drop_of_the_clock_in_the_middle_is_ambiguous(ratio: float, where: float) -> None:
     repetitions = MOST_ROUNDS * 2 * 2 * REPEATS
     for seed in range(20):
-        times = race(dropping(round(where * repetitions)), seed, ratio, MOST_ROUNDS)
-        assert compare(*times).verdict is Verdict.AMBIGUOUS
+        pair = Pair(dropping(round(where * repetitions)), seed, ratio)
+        assert compare(*pair.race(MOST_ROUNDS)).verdict is Verdict.AMBIGUOUS
 
 
 def test_a_difference_beyond_the_change_of_the_clock_is_believed_all_the_same() -> None:
     repetitions = MOST_ROUNDS * 2 * 2 * REPEATS
     for ratio, verdict in ((0.5, Verdict.FASTER), (2.0, Verdict.SLOWER)):
-        assert compare(*race(dropping(repetitions // 2), 0, ratio, MOST_ROUNDS)).verdict is verdict
+        assert compare(*Pair(dropping(repetitions // 2), 0, ratio).race(MOST_ROUNDS)).verdict is verdict
 
 
 def test_a_small_difference_is_none_however_sure() -> None:
