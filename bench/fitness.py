@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from bench.environment import POWER_CAP, SLOWDOWNS, clocks
+from bench.environment import POWER_CAP, SLOWDOWNS, clocks, processes
 from bench.nvml import ask, visible_handles
 from bench.record import Environment
 from dcp_core.workspace import NEWEST_READ
@@ -54,8 +54,8 @@ def timer(floor_us: float) -> Finding:
 def _device(index: int, handle: Any) -> Iterator[Finding]:
     """Look at a device at rest. What it cannot tell is left out."""
     state, gpu = clocks(index), f"GPU {index}"
-    if others := int(state.get("processes", 0)):
-        found = "1 process" if others == 1 else f"{others} processes"
+    if others := processes(index):
+        found = " and ".join(map(str, others))
         advice = "end what runs there, or choose another device with CUDA_VISIBLE_DEVICES: it takes time and caches"
         yield Finding(f"{gpu}: other work", found, advice, is_unfit=True)
     elif "processes" in state:

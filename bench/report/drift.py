@@ -13,7 +13,7 @@ from bench.sentinel import Drift, drifts
 def drift_notes(trials: Iterable[Trial]) -> list[str]:
     """Return a sentence for each sentinel: how much its time changed, and over how long."""
     return [
-        f"Measured {drift.times} times in {drift.seconds / 60:.0f} min: {_changed(drift)}." for drift in drifts(trials)
+        f"Measured {drift.times} times in {_duration(drift.seconds)}: {_changed(drift)}." for drift in drifts(trials)
     ]
 
 
@@ -41,6 +41,10 @@ def drift_json(trials: Iterable[Trial]) -> list[dict[str, Any]]:
         }
         for drift in drifts(trials)
     ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _changed(drift: Drift) -> str:

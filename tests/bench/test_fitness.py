@@ -54,7 +54,9 @@ def test_what_spoils_a_measurement_is_named_with_what_to_do_and_nothing_else_is(
 def test_other_work_on_a_device_makes_it_unfit(machine: ScriptedNvml) -> None:
     found = looked_at(machine, running=("theirs",))["GPU 0: other work"]
     assert found.is_unfit
-    assert str(found).startswith("GPU 0: other work: 1 process; end what runs there, or choose another device")
+    assert str(found).startswith(
+        "GPU 0: other work: process 4242 (theirs); end what runs there, or choose another device"
+    )
 
 
 @pytest.mark.parametrize(("built", "unfit"), [("12.8", False), ("13.9", False), ("14.0", True)])
