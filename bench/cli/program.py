@@ -171,7 +171,7 @@ def _command_line(words: object) -> str:
 def _drops_exceptions(frame: FrameType | None) -> bool:
     """Tell whether a library stands on the stack that goes on after what a signal raises, seen once in 300 signals."""
     while frame is not None:
-        # importlib's locks have weak references' callbacks, pydantic's core asks for names as it builds: both only print what is raised.
+        # Callbacks of importlib's locks, and those by which pydantic's core asks for names, only print what is raised in them.
         if frame.f_globals.get("__name__", "").partition(".")[0] in ("importlib", "pydantic"):
             return True
         frame = frame.f_back

@@ -528,6 +528,23 @@ def test_a_signal_ends_the_run_with_nothing_lost(number: int, scripted: Scripted
         pass
 
 
+@pytest.mark.parametrize(
+    ("module", "code"), [("importlib._bootstrap", -signal.SIGINT), ("pydantic.types", -signal.SIGINT), ("rich", 130)]
+)
+def test_ctrl_c_inside_a_library_that_would_drop_it_ends_the_process(module: str, code: int) -> None:
+    program = f"""
+import os, signal, sys
+import bench.cli.program
+from bench.cli import main
+within = {{"__name__": {module!r}, "os": os}}
+bench.cli.program.run = lambda lead: exec("try: os.kill(os.getpid(), {signal.SIGINT:d})\\nfinally: print('unwound')", within)
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout == ("unwound\n" if code == 130 else "")
+
+
 def test_a_run_under_nohup_outlives_its_terminal(scripted: Scripted, results: Path) -> None:
     def hung_up(count: int, case: Case) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
