@@ -64,7 +64,8 @@ def write_sweep(path: Path, found: Recommendation) -> str:
         "",
         f'description = "{len(found.traffic.batches)} batches, every legal dcp"',
         "",
-        f"model = {json.dumps(found.model)}",
+        # As JSON, but that TOML has no pairs of surrogates, and wants DEL escaped.
+        f"model = {json.dumps(found.model, ensure_ascii=False)}".replace("\x7f", "\\u007f"),
         f"tp = {found.tp}",
         f"dcp = {list(found.rooms)}",
         'exchange = ["ag_rs", "a2a", "direct"]',
@@ -74,7 +75,7 @@ def write_sweep(path: Path, found: Recommendation) -> str:
         'kernel = ["fa2", "fa3"]',
         "",
     ]
-    write_whole(path, "\n".join(lines).encode())
+    write_whole(path, "\n".join(lines).encode("utf-8", "replace"))
     return f"Wrote {path}: 'dcpbench tune {path}' measures these batches."
 
 

@@ -26,7 +26,9 @@ from bench.record import SCHEMA, Environment, Failed, Measured, Skipped
 from bench.report.grid import printable
 from bench.shipped import shipped_profiles
 from bench.store import StorageError, Store, read_run
+from bench.sweep import Sweep
 from bench.tune.pick import pick
+from dcp_core import ModelShape
 from tests.bench.made_up import H200, QWEN, trials
 
 HUGE = "9" * 5000
@@ -463,6 +465,20 @@ def test_whatever_a_file_is_called_is_said_as_text(
     printed(["sweep", str(sweep), "--dry-run"], capsys)
     sweep.write_text("", encoding="utf-8")
     printed(["sweep", str(sweep), "--dry-run"], capsys, (Exit.USAGE,))
+
+
+@pytest.mark.parametrize("folder", ["smile \U0001f600", 'quote "', "delete \x7f \x1b", "back\\slash", "µ — ß"])
+def test_a_sweep_that_is_written_for_a_model_finds_it_again(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    model = f"./{folder}/config.json"
+    asked = ["--model", model, "--tp", "8", "--context", "32k", "--concurrency", "8"]
+    printed(["recommend", *asked, "--sweep", "mine.toml"], capsys)
+    (shape,) = {case.shape for case in Sweep.load("mine.toml").expand(1).cases}
+    assert shape == ModelShape.from_hf_config(model)
 
 
 def test_a_link_in_the_place_of_a_lock_or_a_profile_leads_to_no_other_file(tmp_path: Path) -> None:
