@@ -186,7 +186,7 @@ def test_real_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     assert strikes(tmp_path, 40, signal.SIGKILL, command=REAL) == {128 + signal.SIGKILL: 40}
 
 
-@slices(4, 300)
+@slices(3, 300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path, number: int, count: int) -> None:
     assert strikes(tmp_path, count, number) == {128 + number: count}
