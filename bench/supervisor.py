@@ -274,13 +274,13 @@ class Supervisor:
 
 
 def _outcomes(answer: dict[str, Any], most: int) -> tuple[tuple[Outcome, ...], int | None]:
-    """Read an answer: its outcomes, one or ``most``, and the real ranks that took part.
+    """Read an answer: its outcomes, ``most`` or the one that ended all, and the real ranks that took part.
 
     Raises:
         ValueError: (or another error of what is of the wrong kind) for what is no such answer.
     """
     outcomes = tuple(read_outcome(found) for found in answer.get("outcomes", [answer.get("outcome")]))
-    if len(outcomes) not in (1, most):
+    if len(outcomes) != most and (len(outcomes) != 1 or isinstance(outcomes[0], Measured)):
         raise ValueError(f"{len(outcomes)} outcomes of {most} cases")
     ranks = answer.get("ranks")
     return outcomes, None if ranks is None else max(1, int(ranks))
