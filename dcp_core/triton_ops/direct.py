@@ -38,8 +38,9 @@ class Tile(NamedTuple):
 
 
 SMALL, LARGE = Tile(2, 4, as_words=True), Tile(32, 8, as_words=False)
-"""Smaller tiles for some 2000 rows make a combine by itself faster (7.0 instead of 7.4 µs, of 16 rows), and a decode step slower
-(21.4 instead of 19.9 µs), between H200s: a step gains by early launches where these leave multiprocessors free.
+"""Tiles of 16 rows for some 2000 make a combine by itself faster, 7.0 instead of 7.4 µs, and a decode step slower, 21.4 instead
+of 19.9 (between H200s; all kernels had the limit of registers below meanwhile, which had a part in it): steps gain by early
+launches where these leave multiprocessors free.
 """
 PROGRAMS_PER_SM = 2
 """Of a launch, at most: so many surely run at once, of 128 threads with any number of registers, or of 256 with REGISTERS."""

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import bench.environment
-import bench.supervisor
 from bench.audit import NULL, Audited, false_share, spans_us, twin
 from bench.cli import main
 from bench.cli.exits import Exit
@@ -22,20 +20,10 @@ from bench.verdict import Comparison, Verdict
 from dcp_core.cost import step_work
 from dcp_core.mesh import Mesh
 from tests.bench.cases import QUICK, tiny
-from tests.bench.made_up import CPU
 from tests.bench.stand_in import Scripted
 
 SWEEP = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
 NOTHING = Audited(NULL, 4.8, 1.3, 1)
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    stand_in = Scripted()
-    monkeypatch.setattr(bench.supervisor, "Supervisor", stand_in)
-    monkeypatch.setattr(bench.environment, "devices", lambda: ())
-    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: CPU)
-    return stand_in
 
 
 def run(*words: str | Path) -> int:

@@ -58,16 +58,6 @@ TYPED = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", 
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    """Return the stand-in, in place, on a machine without a GPU."""
-    stand_in = Scripted()
-    monkeypatch.setattr(bench.supervisor, "Supervisor", stand_in)
-    monkeypatch.setattr(bench.environment, "devices", lambda: ())
-    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: CPU)
-    return stand_in
-
-
-@pytest.fixture
 def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 

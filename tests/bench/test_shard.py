@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import bench.environment
-import bench.supervisor
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.errors import UsageError
@@ -17,7 +15,7 @@ from bench.shard import Shard
 from bench.store import LockedError, Store
 from dcp_core.settings import Case
 from tests.bench.cases import tiny
-from tests.bench.made_up import CPU, cases
+from tests.bench.made_up import cases
 from tests.bench.stand_in import Scripted
 
 SWEEP = (
@@ -35,15 +33,6 @@ SWEEP = (
     "ag_rs",
 )
 MANY = [case for requests in range(1, 30) for case in cases([f"{requests}q1s1k", f"{requests}q8s1k"])]
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    stand_in = Scripted()
-    monkeypatch.setattr(bench.supervisor, "Supervisor", stand_in)
-    monkeypatch.setattr(bench.environment, "devices", lambda: ())
-    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: CPU)
-    return stand_in
 
 
 @pytest.fixture(autouse=True)
