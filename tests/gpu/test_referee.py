@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 
 def case(batch: str, dcp: int, **settings: object) -> Case:
     layout, workload, shape = DcpLayout(8, dcp), Workload.parse(batch), ModelShape.preset("qwen3-235b-a22b")
-    chosen = Settings.from_json({"kernel": "fa2", "exchange": "loopback", **settings})
+    chosen = Settings.from_json({"kernel": "fa2", "exchange": "loopback" if dcp > 1 else "alone", **settings})
     return Case(shape, layout, workload, canonical(chosen, layout, workload))
 
 
