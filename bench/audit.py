@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bench.verdict import Comparison, Verdict
+from bench.verdict import FLOORS, Comparison, Verdict
 from dcp_core.settings import Case
 
 TOLERANCE = 0.03
@@ -36,6 +36,10 @@ class Audited:
         own_us = null.events_us - null.cupti_us
         return (self.events_us - own_us) / self.cupti_us - 1
 
+    def is_short(self, null: Audited) -> bool:
+        """Tell whether it is one of those that trials flag: under so many of the timer's floors."""
+        return self.events_us < FLOORS * null.events_us
+
     def agrees(self, null: Audited) -> bool:
         """Tell whether the two timers differ by no more than TOLERANCE."""
         return abs(self.error(null)) <= TOLERANCE
@@ -52,8 +56,10 @@ def spans_us(work: Sequence[tuple[float, float]], repetitions: int, ahead: int) 
         ValueError: where repetitions cannot be told apart, since they are not of equally many pieces.
     """
     each, rest = divmod(len(work), repetitions)
-    if rest or each <= ahead:
-        raise ValueError(f"{len(work)} kernels are not {repetitions} equal repetitions of more than {ahead}")
+    if rest or each < ahead:
+        raise ValueError(f"{len(work)} kernels are not {repetitions} equal repetitions of {ahead} or more")
+    if each == ahead:
+        return [0.0] * repetitions, 0
     ordered = sorted(work)
     spans = []
     for start in range(0, len(work), each):

@@ -26,6 +26,7 @@ from bench.record import (
 )
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
+from bench.verdict import FLOORS
 from dcp_core.check import Check
 from dcp_core.memory import format_size
 from dcp_core.mesh import Mesh
@@ -39,8 +40,6 @@ PLAN_SAMPLES = 3
 MOST_PLAN_SAMPLES = 30
 LAUNCH_SAMPLES = 20
 WARM_UP_BLOCKS = 10
-FLOORS = 10
-"""A result under this many timer floors is flagged."""
 CORRELATED = 0.2
 """Lag-1 correlation of samples above which the interval of their median is said not to hold."""
 

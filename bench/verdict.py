@@ -15,6 +15,12 @@ ALPHA = 0.01
 """A difference is believed below this p."""
 MARGIN = 0.005
 """Relative; a smaller difference is none worth a change of settings."""
+RESOLUTION_US = 0.5
+"""By so much events around the same work may differ from one graph to another: 0.4 µs at most in twelve graphs each of eight
+passes of 3 to 36 µs (H200), and 0.5 in races of a pass against itself.
+"""
+FLOORS = 10
+"""A result under this many timer floors is flagged."""
 UNSTEADY = 0.15
 """Relative; a device whose speed changed by more between quarters of a comparison was not one device all along."""
 
@@ -50,11 +56,15 @@ class Comparison:
         return f"{self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}] {self.verdict}"
 
 
-def compare(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
-    """Compare two settings by times that were taken in the same rounds, interleaved on one device.
+def compare(mine: Sequence[float], theirs: Sequence[float], *, resolution_us: float = RESOLUTION_US) -> Comparison:
+    """Compare two settings by times in microseconds that were taken in the same rounds, interleaved on one device.
 
-    Faster, or slower, if p < ALPHA and the interval lies outside ±MARGIN; the same if it lies inside; else ambiguous. Where the
-    device itself changed speed by more than UNSTEADY, only a difference beyond that change is believed.
+    Faster, or slower, if p < ALPHA and the interval lies outside ±MARGIN and beyond what the timer resolves; the same if it lies
+    inside ±MARGIN; else ambiguous. Where the device itself changed speed by more than UNSTEADY, only a difference beyond that
+    change is believed.
+
+    Args:
+        resolution_us: below it two times do not differ for the timer.
 
     Raises:
         ValueError: for no pairs, times without a partner, or one that is not positive.
@@ -66,13 +76,15 @@ def compare(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
     differences = [math.log(one / other) for one, other in zip(mine, theirs, strict=True)]
     low, high = median_interval(differences)
     p = signed_rank_p(differences)
+    level = median(math.sqrt(one * other) for one, other in zip(mine, theirs, strict=True))
+    margin = max(MARGIN, resolution_us / level)
     return Comparison(
         math.exp(median(differences)),
         math.exp(low),
         math.exp(high),
         p,
         len(differences),
-        _verdict(low, high, p, change_of_speed(mine, theirs)),
+        _verdict(low, high, p, margin, change_of_speed(mine, theirs)),
     )
 
 
@@ -101,13 +113,13 @@ def rounds_of(samples: Sequence[float], repeats: int) -> list[float]:
     return [math.sqrt(one * other) for one, other in zip(visits[::VISITS], visits[1::VISITS], strict=True)]
 
 
-def _verdict(low: float, high: float, p: float, change: float) -> Verdict:
+def _verdict(low: float, high: float, p: float, least: float, change: float) -> Verdict:
     unsteady = change > 1 + UNSTEADY
-    margin = math.log(change) if unsteady else math.log1p(MARGIN)
+    margin = max(math.log1p(least), math.log(change) if unsteady else 0.0)
     if p < ALPHA and high < -margin:
         return Verdict.FASTER
     if p < ALPHA and low > margin:
         return Verdict.SLOWER
     if unsteady:
         return Verdict.AMBIGUOUS
-    return Verdict.SAME if -margin <= low <= high <= margin else Verdict.AMBIGUOUS
+    return Verdict.SAME if max(-low, high) <= math.log1p(MARGIN) else Verdict.AMBIGUOUS

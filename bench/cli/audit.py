@@ -17,13 +17,15 @@ from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, case_name, counted, micros
 from bench.tune.known import REPEATS, paired
 from bench.tune.search import ROUNDS
-from bench.verdict import Comparison
+from bench.verdict import FLOORS, Comparison
 
 if TYPE_CHECKING:
     from bench.audit import Audited
     from bench.supervisor import Supervisor
     from dcp_core.settings import Case
 
+Stage = tuple["Audited", "Audited"]
+"""A stage, or the whole step, and the smallest kernel beside it."""
 RACES = 3
 """Of each case against itself; a search may run as many before it believes."""
 
@@ -48,8 +50,8 @@ def audit(
     """Check the measuring itself on a sample of cases: with a second timer, and by racing each case against itself.
 
     CUPTI, through torch's profiler, times the same repetitions of each stage; the two should agree within 3 % in 95 % of
-    stages, and exit code 1 says that they do not. Of a case raced against itself neither should be called faster. Nothing is
-    stored; --json prints all.
+    stages, and exit code 1 says that they do not. Stages under ten timer floors, which trials flag, are told apart. Of a case
+    raced against itself neither should be called faster. Nothing is stored; --json prints all.
 
     Examples:
       dcpbench audit decode
@@ -99,17 +101,29 @@ def _examine(cases: Sequence[Case], supervisor: Supervisor) -> Iterator[Examined
 def _tell(found: Sequence[Examined], *, as_json: bool) -> Exit:
     from bench.audit import SHARE, TOLERANCE, false_share
 
-    agree, stages = _agreement(found)
+    long, short = _stages(found)
+    agree, stages = sum(one.agrees(null) for one, null in long), len(long)
     races = [one.raced for one in found if isinstance(one.raced, Comparison)]
     end = Exit.DONE if agree >= SHARE * stages else Exit.DIFFERENT
     if as_json:
-        told = {"stages": stages, "agree": agree, "races": len(races), "false_share": false_share(races)}
+        told = {
+            "stages": stages,
+            "agree": agree,
+            "short": len(short),
+            "short_agree": sum(one.agrees(null) for one, null in short),
+        }
+        told |= {"races": len(races), "false_share": false_share(races)}
         emit(told | {"cases": _json(found)})
         return end
     draw(_grid(found))
     say()
     if stages:
-        say(f"Two timers agree within {TOLERANCE:.0%} in {agree} of {counted(stages, 'stage')}.")
+        say(
+            f"Two timers agree within {TOLERANCE:.0%} in {agree} of {counted(stages, 'stage')} of {FLOORS} timer floors or more."
+        )
+    if short:
+        worst = max(abs(one.error(null)) * one.cupti_us for one, null in short)
+        say(f"In {counted(len(short), 'shorter one')}, which trials flag, they are {micros(worst)} µs apart at most.")
     if races:
         share = false_share(races)
         say(f"Of {counted(len(races), 'case')} raced against itself, one was called faster in {share:.1%}.")
@@ -119,12 +133,10 @@ def _tell(found: Sequence[Examined], *, as_json: bool) -> Exit:
     return end
 
 
-def _agreement(found: Sequence[Examined]) -> tuple[int, int]:
-    """Return in how many stages the timers agree, and how many there are."""
-    agrees = [
-        one.agrees(timed[0]) for timed in (each.timed for each in found) if isinstance(timed, list) for one in timed[1:]
-    ]
-    return sum(agrees), len(agrees)
+def _stages(found: Sequence[Examined]) -> tuple[list[Stage], list[Stage]]:
+    """Return the stages of ten floors or more, then the shorter ones."""
+    stages = [(one, each.timed[0]) for each in found if isinstance(each.timed, list) for one in each.timed[1:]]
+    return [one for one in stages if not one[0].is_short(one[1])], [one for one in stages if one[0].is_short(one[1])]
 
 
 def _reason(outcome: Skipped | Failed) -> str:

@@ -8,7 +8,7 @@ from statistics import median
 
 from bench.record import VISITS, Failed, Heat, Measured, Skipped, Trial
 from bench.tune.batch import Batch, distance
-from bench.verdict import ALPHA, Comparison, Verdict, compare, rounds_of
+from bench.verdict import ALPHA, RESOLUTION_US, Comparison, Verdict, compare, rounds_of
 from dcp_core.settings import Case
 
 REPEATS = 3
@@ -27,7 +27,8 @@ PATH_REACH = 1.3
 
 def paired(one: Iterable[Trial], other: Iterable[Trial], heat: Heat) -> Comparison | None:
     """Compare two cases over every race of a kind in which both were timed; None if there is none."""
-    return _compared(_rounds(one, heat), _rounds(other, heat))
+    one, other = list(one), list(other)
+    return _compared(_rounds(one, heat), _rounds(other, heat), _calls(one))
 
 
 class Known:
@@ -67,7 +68,7 @@ class Known:
 
     def versus(self, one: Case, other: Case, heat: Heat) -> Comparison | None:
         """Compare two candidates over their races of a kind."""
-        return _compared(self._of(one, heat), self._of(other, heat))
+        return _compared(self._of(one, heat), self._of(other, heat), _calls(self.times.get(one, ())))
 
     @property
     def reference_us(self) -> float:
@@ -198,9 +199,15 @@ def _complete(trials: Sequence[Trial]) -> Iterator[Trial]:
             yield trial
 
 
-def _compared(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> Comparison | None:
+def _calls(trials: Iterable[Trial]) -> int:
+    """Return how many calls make up a sample of these trials."""
+    return next((trial.policy.calls for trial in trials), 1)
+
+
+def _compared(one: Mapping[str, list[float]], other: Mapping[str, list[float]], calls: int) -> Comparison | None:
     shared = [name for name in one if name in other]
-    return compare(*([time for name in shared for time in rounds[name]] for rounds in (one, other))) if shared else None
+    mine, theirs = ([time for name in shared for time in rounds[name]] for rounds in (one, other))
+    return compare(mine, theirs, resolution_us=RESOLUTION_US / calls) if shared else None
 
 
 def _median_us(trials: Sequence[Trial]) -> float:

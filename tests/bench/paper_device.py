@@ -26,6 +26,8 @@ from dcp_core.mesh import Mesh
 
 ROUNDS = 10
 """Of a race, after which a search looks again."""
+STEP_US = 200.0
+"""Of what races: far above what a timer resolves."""
 SHARES = {"quick": 0.03, "standard": 0.01, "strict": 0.005}
 MESH = Mesh.alone()
 
@@ -136,18 +138,20 @@ class Pair:
 
     def __init__(self, noise: Noise, seed: int, ratio: float) -> None:
         self._seed, self._races = seed, 0
-        takes = 1.0
+        takes = 0.0
 
-        def running(factor: float) -> Callable[[], None]:
+        def running(step_us: float) -> Callable[[], None]:
             def call() -> None:
                 nonlocal takes
-                takes = factor
+                takes = step_us
 
             return call
 
         clock = Scripted(lambda number, source: takes * noise(number, source), seed=seed)
         ready = cast("Any", None)  # a race asks nothing of it while it samples
-        self._runners = [Runner(ready, *sampler_of(running(each), MESH, clock, Policy())) for each in (ratio, 1.0)]
+        self._runners = [
+            Runner(ready, *sampler_of(running(each), MESH, clock, Policy())) for each in (ratio * STEP_US, STEP_US)
+        ]
 
     def race(self, rounds: int) -> tuple[list[float], list[float]]:
         """Time the two in turns, as a race does, and return a time of each for every round."""

@@ -59,12 +59,16 @@ def test_a_kernel_that_runs_beside_others_ends_its_repetition_if_it_ends_last() 
     assert spans_us([(0.0, 9.0), (10.0, 30.0), (11.0, 14.0)], 1, 1) == ([20.0], 2)
 
 
-@pytest.mark.parametrize(("kernels", "repetitions", "ahead"), [(7, 3, 0), (0, 3, 0), (6, 3, 2)])
+@pytest.mark.parametrize(("kernels", "repetitions", "ahead"), [(7, 3, 0), (8, 3, 1), (3, 3, 2)])
 def test_repetitions_of_different_work_are_refused(kernels: int, repetitions: int, ahead: int) -> None:
     with pytest.raises(
-        ValueError, match=f"{kernels} kernels are not {repetitions} equal repetitions of more than {ahead}"
+        ValueError, match=f"{kernels} kernels are not {repetitions} equal repetitions of {ahead} or more"
     ):
         spans_us([(float(at), at + 0.5) for at in range(kernels)], repetitions, ahead)
+
+
+def test_repetitions_of_nothing_but_what_is_ahead_of_them_take_no_time() -> None:
+    assert spans_us([(float(at), at + 0.5) for at in range(6)], 3, 2) == ([0.0, 0.0, 0.0], 0)
 
 
 # --- What is said of them -----------------------------------------------------------------------------------------------
@@ -110,13 +114,25 @@ def test_two_timers_that_agree_are_done_and_two_that_do_not_are_exit_code_1(
     assert run("audit", *SWEEP, "--cases", "5") == Exit.DONE
     out, err = capsys.readouterr()
     assert "5 cases of 18 to audit" in err
-    assert "Two timers agree within 3% in 10 of 10 stages." in out
+    assert "Two timers agree within 3% in 10 of 10 stages of 10 timer floors or more." in out
     assert "Of 5 cases raced against itself, one was called faster in 0.0%." in out
     assert {heat for heat, _ in scripted.races} == {Heat.RACED}
     assert all(twin(first) == second for _, (first, second) in scripted.races)
     scripted.audited = lambda number: [NOTHING, Audited("step", 110.0 if number == 0 else 103.5, 100.0, 2)]
     assert run("audit", *SWEEP, "--cases", "5") == Exit.DIFFERENT
     assert "in 4 of 5 stages" in capsys.readouterr().out
+
+
+def test_stages_below_ten_floors_are_told_apart(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    short = [Audited("merge", 4.7, 1.6, 1), Audited("new", 9.0, 5.3, 1)]
+    scripted.audited = lambda _: [NOTHING, Audited("step", 103.4, 100.0, 2), *short]
+    assert run("audit", *SWEEP, "--cases", "5") == Exit.DONE
+    out = capsys.readouterr().out
+    assert "in 5 of 5 stages of 10 timer floors or more." in out
+    assert "In 10 shorter ones, which trials flag, they are 0.4 µs apart at most." in out.replace("0.40", "0.4")
+    assert run("audit", *SWEEP, "--cases", "5", "--json") == Exit.DONE
+    told = json.loads(capsys.readouterr().out)
+    assert [told[name] for name in ("stages", "agree", "short", "short_agree")] == [5, 5, 10, 0]
 
 
 def test_what_could_not_be_audited_is_said_with_its_reason(

@@ -53,6 +53,16 @@ def test_a_small_difference_is_none_however_sure() -> None:
     assert found.ratio == pytest.approx(0.997)
 
 
+def test_what_the_timer_does_not_resolve_is_no_verdict_however_sure() -> None:
+    steady = [36.0 + step / 100 for step in range(40)]
+    near = compare([time + 0.4 for time in steady], steady)
+    assert near.p < 1e-6
+    assert near.verdict is Verdict.AMBIGUOUS
+    assert compare([time + 0.4 for time in steady], steady, resolution_us=0.0).verdict is Verdict.SLOWER
+    assert compare([time + 1.0 for time in steady], steady).verdict is Verdict.SLOWER
+    assert compare([time + 0.1 for time in steady], steady).verdict is Verdict.SAME
+
+
 def test_few_pairs_prove_nothing() -> None:
     assert compare([50.0] * 7, [100.0] * 7).verdict is Verdict.AMBIGUOUS
     assert compare([50.0] * 8, [100.0] * 8).verdict is Verdict.FASTER

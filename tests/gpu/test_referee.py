@@ -19,6 +19,10 @@ def case(batch: str, dcp: int, **settings: object) -> Case:
     return Case(shape, layout, workload, canonical(chosen, layout, workload))
 
 
+SHORT_US = 0.6
+"""By how much timers may differ in what trials flag as short: what events do around a kernel differs from one to another."""
+
+
 def test_events_and_cupti_agree_on_steps_and_stages_and_see_every_kernel() -> None:
     some = [case("64q1s32k", 1, path="tp"), case("q2ks8k", 2, path="split"), case("q2ks8k", 2, path="mask")]
     with Supervisor(1, Policy()) as supervisor:
@@ -30,4 +34,6 @@ def test_events_and_cupti_agree_on_steps_and_stages_and_see_every_kernel() -> No
         assert isinstance(null, Audited)
         assert (null.stage, null.kernels) == (NULL, 1)
         assert step.kernels == sum(stage.kernels for stage in stages)
-        assert all(each.agrees(null) for each in (step, *stages)), timed
+        short = [each for each in (step, *stages) if each.is_short(null)]
+        assert all(each.agrees(null) for each in (step, *stages) if each not in short), timed
+        assert all(abs(each.error(null)) * each.cupti_us < SHORT_US for each in short), timed
