@@ -106,14 +106,9 @@ def _tell(found: Sequence[Examined], *, as_json: bool) -> Exit:
     races = [one.raced for one in found if isinstance(one.raced, Comparison)]
     end = Exit.DONE if agree >= SHARE * stages else Exit.DIFFERENT
     if as_json:
-        told = {
-            "stages": stages,
-            "agree": agree,
-            "short": len(short),
-            "short_agree": sum(one.agrees(null) for one, null in short),
-        }
-        told |= {"races": len(races), "false_share": false_share(races)}
-        emit(told | {"cases": _json(found)})
+        agreeing = {"agree": agree, "short_agree": sum(one.agrees(null) for one, null in short)}
+        told = {"stages": stages, "short": len(short), **agreeing, "races": len(races)}
+        emit({**told, "false_share": false_share(races), "cases": _json(found)})
         return end
     draw(_grid(found))
     say()
