@@ -28,7 +28,8 @@ from tests.dcp_core.triton_ops.mailboxes import mailboxes
 # The interpreter computes exp and log of -inf and NaN with numpy, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-TOKENS = 19
+TOKENS, FEW = 19, 5
+"""More rows than fit one tile, and than all programs' tiles; of words few do, whose tiles hold two rows."""
 COMPILED = Path(__file__).with_name("compiled_direct.py")
 GROUPS = [
     Group(2, 1, 8, 128, torch.bfloat16),
@@ -108,34 +109,40 @@ def assert_same(got: Partial, expected: Partial) -> None:
     assert got.base is LseBase.NATURAL
 
 
-WAYS = pytest.mark.parametrize("tile", [None, LARGE], ids=["as words where they may", "as rows"])
+WAYS = pytest.mark.parametrize(
+    ("tile", "tokens"), [(None, FEW), (LARGE, TOKENS)], ids=["as words where they may", "as rows"]
+)
 
 
 @WAYS
 @pytest.mark.parametrize("group", GROUPS, ids=str)
-def test_turn_after_turn_of_changing_tokens_is_right(group: Group, tile: Tile | None, triton_device: str) -> None:
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=3)
+def test_turn_after_turn_of_changing_tokens_is_right(
+    group: Group, tile: Tile | None, tokens: int, triton_device: str
+) -> None:
+    boxes = mailboxes(group, tokens=tokens, device=triton_device, programs=3)
     plain = [Laid()] * group.ranks
-    for turn, tokens in enumerate((TOKENS, 1, 7, 0, TOKENS, 2)):
-        q = queries(group, tokens, turn, triton_device)
+    for turn, count in enumerate((tokens, 1, tokens // 2, 0, tokens, 2)):
+        q = queries(group, count, turn, triton_device)
         for gathered in gather(boxes, q, plain, tile):
             assert gathered.equal(interleave_ranks(torch.stack(q), group.kv_heads))
-        given = partials(group, tokens, group.ranks * group.heads, turn, triton_device, LseBase.TWO)
-        beside = partials(group, tokens, group.heads, turn + 100, triton_device) if turn % 2 else None
+        given = partials(group, count, group.ranks * group.heads, turn, triton_device, LseBase.TWO)
+        beside = partials(group, count, group.heads, turn + 100, triton_device) if turn % 2 else None
         for rank, got in enumerate(add_up(boxes, given, plain, beside, tile)):
             assert_same(got, expected_of(given, group, rank, beside[rank] if beside else None))
     assert [box.lost_rank() for box in boxes] == [None] * group.ranks
 
 
 @WAYS
-def test_rows_that_begin_anywhere_are_read_and_written_right(tile: Tile | None, triton_device: str) -> None:
+def test_rows_that_begin_anywhere_are_read_and_written_right(
+    tile: Tile | None, tokens: int, triton_device: str
+) -> None:
     group, plain = GROUPS[0], [Laid()] * 2
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device)
-    q = [shifted(one) for one in queries(group, TOKENS, 0, triton_device)]
+    boxes = mailboxes(group, tokens=tokens, device=triton_device)
+    q = [shifted(one) for one in queries(group, tokens, 0, triton_device)]
     for gathered in gather(boxes, q, plain, tile):
         assert gathered.equal(interleave_ranks(torch.stack(q), 1))
-    given = partials(group, TOKENS, 16, 1, triton_device)
-    beside = partials(group, TOKENS, 8, 2, triton_device)
+    given = partials(group, tokens, 16, 1, triton_device)
+    beside = partials(group, tokens, 8, 2, triton_device)
     for rank, box in enumerate(boxes):
         direct.combine(given[rank], box, plain[rank], phase=Phase.PUSH, tile=tile)
     for rank, box in enumerate(boxes):
@@ -170,7 +177,8 @@ def test_heads_that_are_staged_are_fetched_into_their_places(group: Group, trito
                     ctypes.memmove(box.gathered_address(rank) + row * group.ranks * width, source, width)
             assert box.gathered(tokens, 1).equal(interleave_ranks(torch.stack(q), group.kv_heads))
         given = partials(group, tokens, group.ranks * group.heads, turn, triton_device)
-        for rank, got in enumerate(add_up(boxes, given, [Laid()] * group.ranks)):
+        tile = LARGE if tokens == TOKENS else None
+        for rank, got in enumerate(add_up(boxes, given, [Laid()] * group.ranks, tile=tile)):
             assert_same(got, expected_of(given, group, rank))
 
 
@@ -253,40 +261,42 @@ def test_a_program_that_rested_for_any_number_of_turns_still_waits(triton_device
 
 def test_a_word_of_any_earlier_turn_is_late(triton_device: str) -> None:
     group, plain = GROUPS[0], [Laid()] * 2
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, polls=5)
-    gather(boxes, queries(group, TOKENS, 0, triton_device), plain)
+    boxes = mailboxes(group, tokens=FEW, device=triton_device, polls=5)
+    gather(boxes, queries(group, FEW, 0, triton_device), plain)
     for box in boxes:  # of a turn that differs from the first in nothing that 32 bits hold
         box.turns[:] = 2**32
-    direct.gather_heads(queries(group, TOKENS, 1, triton_device)[0], boxes[0], plain[0])
+    direct.gather_heads(queries(group, FEW, 1, triton_device)[0], boxes[0], plain[0])
     assert boxes[0].lost_rank() == (1, 2**32 + 1)
 
 
 def test_of_a_rank_that_sent_half_of_its_rows_the_others_are_nothing(triton_device: str) -> None:
     group, plain = GROUPS[0], [Laid()] * 2
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, polls=5)
-    gather(boxes, queries(group, TOKENS, 0, triton_device), plain)
-    given = partials(group, TOKENS, 16, 0, triton_device)
+    boxes = mailboxes(group, tokens=FEW, device=triton_device, polls=5)
+    gather(boxes, queries(group, FEW, 0, triton_device), plain)
+    given = partials(group, FEW, 16, 0, triton_device)
     for rank, box in enumerate(boxes):
         direct.combine(given[rank], box, plain[rank], phase=Phase.PUSH)
     words = boxes[0].memory[group.flag_bytes + group.gather_words_bytes : group.marked_bytes].view(torch.int64)
-    late = words[: 2 * MOST_ROWS_OF_WORDS * group.head_dim].view(2, MOST_ROWS_OF_WORDS, group.head_dim)[1, 80:]
+    late = words[: 2 * MOST_ROWS_OF_WORDS * group.head_dim].view(2, MOST_ROWS_OF_WORDS, group.head_dim)[1, 20:]
     late -= 1 << 16  # as of the turn before
     got, expected = direct.combine(given[0], boxes[0], plain[0], phase=Phase.WAIT), expected_of(given, group, 0)
     rows, lses = got.out.view(-1, group.head_dim), got.lse.view(-1)
-    assert rows[80:].isnan().all()
-    assert lses[80:].isnan().all()
+    assert rows[20:].isnan().all()
+    assert lses[20:].isnan().all()
     assert_same(
-        Partial(rows[:80], lses[:80]), Partial(expected.out.view(-1, group.head_dim)[:80], expected.lse.view(-1)[:80])
+        Partial(rows[:20], lses[:20]), Partial(expected.out.view(-1, group.head_dim)[:20], expected.lse.view(-1)[:20])
     )
     assert boxes[0].lost_rank() == (1, 2)
 
 
 @WAYS
-def test_a_program_that_rests_knows_the_turn_when_it_is_needed_again(tile: Tile | None, triton_device: str) -> None:
+def test_a_program_that_rests_knows_the_turn_when_it_is_needed_again(
+    tile: Tile | None, tokens: int, triton_device: str
+) -> None:
     group = GROUPS[0]
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=4)
-    for turn, tokens in enumerate((1, 1, TOKENS, 1, TOKENS)):
-        q = queries(group, tokens, turn, triton_device)
+    boxes = mailboxes(group, tokens=tokens, device=triton_device, programs=4)
+    for turn, count in enumerate((1, 1, tokens, 1, tokens)):
+        q = queries(group, count, turn, triton_device)
         for gathered in gather(boxes, q, [Laid()] * 2, tile):
             assert gathered.equal(interleave_ranks(torch.stack(q), 1))
         for box in boxes:
@@ -295,13 +305,13 @@ def test_a_program_that_rests_knows_the_turn_when_it_is_needed_again(tile: Tile 
 
 @WAYS
 def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not_send(
-    tile: Tile | None, triton_device: str
+    tile: Tile | None, tokens: int, triton_device: str
 ) -> None:
     group = GROUPS[1]
-    boxes = mailboxes(group, tokens=4, device=triton_device, polls=5)
+    boxes = mailboxes(group, tokens=tokens, device=triton_device, polls=5)
     plain = [Laid()] * group.ranks
-    gather(boxes, queries(group, 4, 0, triton_device), plain, tile)
-    given = partials(group, 4, group.ranks * group.heads, 0, triton_device)
+    gather(boxes, queries(group, tokens, 0, triton_device), plain, tile)
+    given = partials(group, tokens, group.ranks * group.heads, 0, triton_device)
     for rank in (0, 2):  # rank 1 does not push
         direct.combine(given[rank], boxes[rank], plain[rank], phase=Phase.PUSH, tile=tile)
     for rank in (0, 2):
@@ -309,23 +319,25 @@ def test_a_rank_that_never_comes_is_named_and_nothing_is_made_of_what_it_did_not
         assert got.out.isnan().all()
         assert got.lse.isnan().all()
         assert boxes[rank].lost_rank() == (1, 2)
-        direct.gather_heads(queries(group, 4, 0, triton_device)[rank], boxes[rank], plain[rank], tile=tile)
+        direct.gather_heads(queries(group, tokens, 0, triton_device)[rank], boxes[rank], plain[rank], tile=tile)
         assert boxes[rank].lost_rank() == (1, 2), "the first loss is the one that is told"
 
 
 @WAYS
-def test_of_several_that_never_come_the_lowest_is_named(tile: Tile | None, triton_device: str) -> None:
+def test_of_several_that_never_come_the_lowest_is_named(tile: Tile | None, tokens: int, triton_device: str) -> None:
     group = GROUPS[2]
-    box = mailboxes(group, tokens=4, device=triton_device, polls=5)[1]
-    direct.gather_heads(queries(group, 4, 0, triton_device)[1], box, Laid(), tile=tile)
+    box = mailboxes(group, tokens=tokens, device=triton_device, polls=5)[1]
+    direct.gather_heads(queries(group, tokens, 0, triton_device)[1], box, Laid(), tile=tile)
     assert box.lost_rank() == (0, 1)
 
 
 @WAYS
-def test_a_loss_silences_nobody_in_the_turn_in_which_it_is_found(tile: Tile | None, triton_device: str) -> None:
+def test_a_loss_silences_nobody_in_the_turn_in_which_it_is_found(
+    tile: Tile | None, tokens: int, triton_device: str
+) -> None:
     group = GROUPS[0]
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=8, polls=5)
-    q = queries(group, TOKENS, 0, triton_device)
+    boxes = mailboxes(group, tokens=tokens, device=triton_device, programs=8, polls=5)
+    q = queries(group, tokens, 0, triton_device)
     direct.gather_heads(q[0], boxes[0], Laid(), tile=tile)
     assert boxes[0].lost_rank() == (1, 1)
     if tile is LARGE:
@@ -335,15 +347,17 @@ def test_a_loss_silences_nobody_in_the_turn_in_which_it_is_found(tile: Tile | No
 
 
 @WAYS
-def test_once_a_rank_is_lost_nothing_more_is_pushed_or_signalled(tile: Tile | None, triton_device: str) -> None:
+def test_once_a_rank_is_lost_nothing_more_is_pushed_or_signalled(
+    tile: Tile | None, tokens: int, triton_device: str
+) -> None:
     group = GROUPS[1]
-    boxes = mailboxes(group, tokens=4, device=triton_device, polls=5)
-    q = queries(group, 4, 0, triton_device)
+    boxes = mailboxes(group, tokens=tokens, device=triton_device, polls=5)
+    q = queries(group, tokens, 0, triton_device)
     direct.gather_heads(q[0], boxes[0], Laid(), tile=tile)
     assert boxes[0].lost_rank() == (1, 1)
     before = [box.memory.clone() for box in boxes[1:]]
     direct.gather_heads(-q[0], boxes[0], Laid(), tile=tile)
-    direct.combine(partials(group, 4, 18, 0, triton_device)[0], boxes[0], Laid(), tile=tile)
+    direct.combine(partials(group, tokens, 18, 0, triton_device)[0], boxes[0], Laid(), tile=tile)
     for box, memory in zip(boxes[1:], before, strict=True):
         assert box.memory.equal(memory)
 
@@ -371,8 +385,8 @@ def test_compiled_for_a_gpu_rows_move_16_bytes_at_once_and_no_argument_is_specia
 @pytest.mark.parametrize("launch", ["one", "many"])
 def test_programs_share_rows_however_many_they_are(launch: str, triton_device: str) -> None:
     group, plain = GROUPS[0], [Laid()] * 2
-    boxes = mailboxes(group, tokens=TOKENS, device=triton_device, programs=1 if launch == "one" else 400)
-    q = queries(group, TOKENS, 3, triton_device)
+    boxes = mailboxes(group, tokens=FEW, device=triton_device, programs=1 if launch == "one" else 400)
+    q = queries(group, FEW, 3, triton_device)
     for gathered in gather(boxes, q, plain):
         assert gathered.equal(interleave_ranks(torch.stack(q), 1))
 
