@@ -23,6 +23,7 @@ import triton
 from torch import Tensor
 
 from dcp_core.lse import LseBase, Partial
+from dcp_core.triton_ops.carveout import ask_for_shared_memory
 from dcp_core.triton_ops.combine import check_lses, check_rows
 from dcp_core.triton_ops.mailbox import MOST_ROWS_OF_WORDS, Group, Laid, Mailbox
 from dcp_core.triton_ops.rows import combine_rows, gather_rows, stage_rows
@@ -38,9 +39,8 @@ class Tile(NamedTuple):
 
 
 SMALL, LARGE = Tile(2, 4, as_words=True), Tile(32, 8, as_words=False)
-"""Tiles of 16 rows for some 2000 make a combine by itself faster, 7.0 instead of 7.4 µs, and a decode step slower, 21.4 instead
-of 19.9 (between H200s; all kernels had the limit of registers below meanwhile, which had a part in it): steps gain by early
-launches where these leave multiprocessors free.
+"""Tiles of 16 rows for some 2000 make a combine by itself faster, 6.9 instead of 7.1 µs, and a decode step slower, 20.7 instead of
+19.9 (256 requests between H200s).
 """
 PROGRAMS_PER_SM = 2
 """Of a launch, at most: so many surely run at once, of 128 threads with any number of registers, or of 256 with REGISTERS."""
@@ -79,7 +79,7 @@ def gather_heads(
     tile = _checked(tile, tokens, group)
     grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, tokens, phase, tile) | _placing(mailbox, laid)
     if tile.as_words:
-        gather_words[grid](q, *q.stride()[:2], **turn, SEATS=_seats(group))
+        ask_for_shared_memory(gather_words[grid](q, *q.stride()[:2], **turn, SEATS=_seats(group)))
     else:
         gather_rows[grid](q, *q.stride()[:2], **turn, ALIGNED=_aligned(q))
     return mailbox.gathered(tokens if laid.places is None else laid.rows, laid.fold)
@@ -161,7 +161,7 @@ def combine(
         0 if beside is None else tokens,
     )
     if tile.as_words:
-        combine_words[grid](*tensors, **turn, SEATS=_seats(group))
+        ask_for_shared_memory(combine_words[grid](*tensors, **turn, SEATS=_seats(group)))
     else:
         aligned = _aligned(partial.out, own.out, into.out)
         combine_rows[grid](*tensors, mailbox.tokens * group.heads, **turn, ALIGNED=aligned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.distributed as dist
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from dcp_core.exchange.base import interleave_ranks
@@ -16,6 +19,7 @@ from dcp_core.exchange.copies import gather_by_copies
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
+from dcp_core.triton_ops.carveout import ask_for_shared_memory
 from dcp_core.triton_ops.direct import Phase, combine, gather_heads
 from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
@@ -48,6 +52,27 @@ class Ranks:
     def assert_nobody_lost(self) -> None:
         torch.cuda.synchronize()
         assert [box.lost_rank() for box in self.boxes] == [None] * len(self.boxes)
+
+
+def test_kernels_of_words_divide_a_multiprocessor_as_attention_does() -> None:
+    carveouts = []
+    for kernel in (doubled, doubled):
+        element = torch.ones(1, device="cuda")
+        compiled = kernel[(1,)](element)
+        if carveouts:
+            ask_for_shared_memory(compiled)
+        carveout = ctypes.c_int()
+        attribute, function = ctypes.c_int(9), ctypes.c_void_p(compiled.function)
+        assert ctypes.CDLL("libcuda.so.1").cuFuncGetAttribute(ctypes.byref(carveout), attribute, function) == 0
+        carveouts.append(carveout.value)
+        assert float(element) == 2
+    assert carveouts == [-1, 100]
+
+
+@triton.jit
+def doubled(element):
+    """Double one element."""
+    tl.store(element, 2 * tl.load(element))
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 256])
