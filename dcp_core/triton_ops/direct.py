@@ -39,8 +39,8 @@ class Tile(NamedTuple):
 
 
 SMALL, LARGE = Tile(2, 4, as_words=True), Tile(32, 8, as_words=False)
-"""Tiles of 16 rows for some 2000 make a combine by itself faster, 6.9 instead of 7.1 µs, and a decode step slower, 20.7 instead of
-19.9 (256 requests between H200s).
+"""Tiles of 16 rows for some 2000 make a combine by itself faster, 6.9 instead of 7.1 µs, and a decode step slower, 20.7 instead
+of 19.9 (256 requests between H200s).
 """
 PROGRAMS_PER_SM = 2
 """Of a launch, at most: so many surely run at once, of 128 threads with any number of registers, or of 256 with REGISTERS."""
