@@ -239,7 +239,8 @@ def test_ten_thousand_replays_with_a_rank_that_comes_late(ranks: int, tokens: in
 
 def test_a_rank_that_never_comes_ends_the_wait_and_is_named() -> None:
     group = Group(2, 1, 8, 128, torch.bfloat16)
-    box = mailboxes(group, tokens=64, device="cuda", programs=32, polls=10_000)[0]
+    boxes = mailboxes(group, tokens=64, device="cuda", programs=32, polls=10_000)
+    box = boxes[0]
     gather_heads(queries(group, 64, 0, "cuda")[0], box, PLAIN)
     torch.cuda.synchronize()
     assert box.lost_rank() == (1, 1)
