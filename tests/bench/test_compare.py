@@ -125,12 +125,23 @@ def test_two_devices_are_not_compared_and_other_versions_are_named() -> None:
 
 
 def test_the_exchanges_measured_twice_between_h200s_are_the_same() -> None:
-    twice = [read_run(path)[0] for path in sorted((reference_folder() / "h200" / "earlier").glob("*.jsonl"))]
-    assert len(twice) == 2
-    found = compare(*twice)
+    found = compare(*(read_run(path)[0] for path in earlier("20261124T193927", "20261124T204609")))
     assert len(found.pairs) >= 60
     assert {pair.verdict for pair in found.pairs} <= {Verdict.SAME, Verdict.AMBIGUOUS}
     assert not found.is_worse
+
+
+def test_a_sweep_twice_on_one_h200_is_within_two_percent_but_for_what_its_power_cap_slowed() -> None:
+    found = compare(*(read_run(path)[0] for path in earlier("20261128T102942", "20261128T103148")))
+    apart = [pair for pair in found.pairs if abs(pair.ratio - 1) > 0.02]
+    assert (len(found.pairs), len(apart)) == (195, 10)
+    capped = [pair for pair in apart if "power cap" in str((pair.before.outcome, pair.after.outcome))]
+    assert len(capped) == 8
+    assert found.overall is Verdict.SAME
+
+
+def earlier(*names: str) -> list[Path]:
+    return [next((reference_folder() / "h200" / "earlier").glob(f"{name}*.jsonl")) for name in names]
 
 
 def test_decodes_measured_twice_on_two_machines_of_h200s_are_the_same() -> None:

@@ -21,7 +21,7 @@ from bench.store import read_run
 from tests.bench.made_up import cases, trial
 
 H200 = reference_folder() / "h200"
-EARLIER, LATER = "earlier/20261124T193927.983309Z-4408b7.jsonl", "20261125T005258.987801Z-93db44.jsonl"
+EARLIER, LATER = "earlier/20261124T193927.983309Z-4408b7.jsonl", "earlier/20261125T005258.987801Z-93db44.jsonl"
 TRIALS = [trial(case) for case in cases(["8q1s1k", "q512"], exchanges=("ag_rs",))]
 
 
