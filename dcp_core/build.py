@@ -33,6 +33,37 @@ def open_path(case: Case, mesh: Mesh) -> Path | SimulatedPath:
         ValueError: for what is no case, or no mesh.
         MeshError: if the mesh has another size.
         Unsupported: if a kernel or exchange cannot run this here, with the reason.
+
+    Examples:
+        Two ranks in one process: 4 new tokens of 9, tensor-parallel heads apart, keys dealt to the ranks in turns.
+
+        >>> import torch
+        >>> from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
+        >>> from dcp_core.cache import PagedCache, PageTable, slot_mapping
+        >>> shape, layout, batch = ModelShape.parse("q4,kv1,d16"), DcpLayout(tp=2, dcp=2), Workload.parse("q4s9")
+        >>> settings = Settings(path="fold", kernel="reference", exchange="loopback")
+        >>> path = open_path(Case(shape, layout, batch, settings), Mesh.simulated(2))
+
+        Each rank keeps its shard of the sequence, the new tokens among it:
+
+        >>> keys, values = (torch.randn(9, 1, 16, dtype=torch.bfloat16) for _ in range(2))
+        >>> tables, caches = [], []
+        >>> for rank in range(2):
+        ...     tables.append(PageTable.over([layout.local_len(9, rank)], page_size=16))
+        ...     caches.append(PagedCache.allocate(1, page_size=16, kv_heads=1, head_dim=16, dtype=torch.bfloat16))
+        ...     caches[rank].append(keys, values, slot_mapping([9], [9], tables[rank], layout, rank))
+
+        Planned once per batch, run once per layer:
+
+        >>> q = [torch.randn(4, 2, 16, dtype=torch.bfloat16) for _ in range(2)]
+        >>> path.plan(batch, tables)
+        >>> results = path.run(q, keys[5:], values[5:], caches, [torch.empty_like(each) for each in q])
+
+        Every rank has its own heads' result over all nine tokens:
+
+        >>> scores = q[1][0].float() @ keys[:6, 0].float().T / 4  # rank 1, the first new token: it sees six keys
+        >>> torch.allclose(results[1].out[0].float(), scores.softmax(-1) @ values[:6, 0].float(), atol=0.02)
+        True
     """
     for value, kind in ((case, Case), (mesh, Mesh)):
         if not isinstance(value, kind):

@@ -24,6 +24,11 @@ class PageTable:
         indptr: int32 ``[requests + 1]``, offsets into ``indices``.
         indices: int32, the pages of each request in order; every request has exactly ``ceil(len / page_size)``.
         page_size: tokens per page.
+
+    Examples:
+        >>> table = PageTable.over([20, 3], page_size=16, pages=torch.tensor([7, 2, 5], dtype=torch.int32))
+        >>> table.indptr.tolist(), table.indices.tolist(), table.last_page_lens.tolist()
+        ([0, 2, 3], [7, 2, 5], [4, 3])
     """
 
     lens: tuple[int, ...]
@@ -108,6 +113,14 @@ def slot_mapping(
 
     Raises:
         ValueError: for lengths that are no batch's, or if the table is too short for it.
+
+    Examples:
+        Four new tokens of nine, on rank 0 of 2, which holds the tokens 0, 2, 4, 6 and 8.
+
+        >>> layout = DcpLayout(tp=2, dcp=2)
+        >>> table = PageTable.over([layout.local_len(9, rank=0)], page_size=4)
+        >>> slot_mapping([4], [9], table, layout, rank=0).tolist()
+        [-1, 3, -1, 4]
     """
     local = tuple(layout.local_len(total, rank) for total in total_lens)
     if len(local) != len(table.lens):

@@ -30,6 +30,14 @@ class DcpLayout:
 
     Raises:
         IllegalLayout: if tp, dcp or interleave is not a positive whole number.
+
+    Examples:
+        >>> layout = DcpLayout(tp=8, dcp=2)
+        >>> layout.check(ModelShape.preset("qwen3-235b-a22b"))  # would a server start with it? it would
+        >>> layout.heads(ModelShape.preset("qwen3-235b-a22b"))
+        RankHeads(query=8, kv=1, gathered=16)
+        >>> layout.owner(5), layout.local_len(9, rank=0), layout.positions(9, rank=1)
+        (1, 5, [1, 3, 5, 7])
     """
 
     tp: int

@@ -111,6 +111,18 @@ def merge(first: Partial, second: Partial, *, into: Partial | None = None) -> Pa
 
     Raises:
         ValueError: if their shapes or dtypes differ.
+
+    Examples:
+        One token and head: two keys of equal weight on one rank, with values 1 and 3; a third, of value 8, on another.
+
+        >>> first = Partial(torch.tensor([[[2.0]]]), torch.tensor([[math.log(2)]]))
+        >>> second = Partial(torch.tensor([[[8.0]]]), torch.tensor([[0.0]]))
+        >>> whole = merge(first, second)
+        >>> whole.out.item(), torch.exp(whole.lse).item()
+        (4.0, 3.0)
+        >>> nothing = Partial(torch.tensor([[[math.nan]]]), torch.tensor([[-math.inf]]))  # a rank without a key
+        >>> merge(first, nothing).out.item()
+        2.0
     """
     check_pair(first, second)
     first, second = first.natural(), second.natural()

@@ -99,6 +99,11 @@ class Mesh:
 
         Raises:
             MeshError: for less than one rank, a device that is none, or one that this process does not see.
+
+        Examples:
+            >>> mesh = Mesh.simulated(2)
+            >>> mesh.is_simulated, [member.rank for member in mesh.members()]
+            (True, [0, 1])
         """
         if not isinstance(dcp, int) or dcp < 1:
             raise MeshError(f"a simulated group needs a whole number of ranks, at least one, not {dcp!r}")

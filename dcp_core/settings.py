@@ -119,6 +119,19 @@ class Settings:
         skip_empty_context: ``split`` leaves out gather and combine where no request has context, unless it is replayable.
         fold_limit: ``fold`` folds requests of up to so many new tokens; longer ones go through ``split``.
         overlap: ``split`` gathers on another stream of the GPU while it attends to the new tokens.
+
+    Raises:
+        IllegalSettings: for an unknown word or value, naming the nearest known one, or settings that cannot go together.
+
+    Examples:
+        >>> settings = Settings(path="fold", kernel="fa2", exchange="direct")
+        >>> settings.page_size, settings.batching
+        (16, <Batching.SEPARATE: 'separate'>)
+        >>> list(settings.differences(Settings(path="fold", kernel="fa3", exchange="direct")))
+        [('kernel', <KernelName.FA2: 'fa2'>, <KernelName.FA3: 'fa3'>)]
+        >>> Settings(path="mask", kernel="fa3")
+        Traceback (most recent call last):
+        dcp_core.settings.IllegalSettings: fa3 takes no custom mask; run path mask with kernel fa2
     """
 
     path: PathName = PathName.SPLIT
@@ -270,6 +283,14 @@ class Case:
     Raises:
         IllegalSettings: if the settings cannot serve this layout or workload.
         IllegalLayout: if the heads do not divide.
+
+    Examples:
+        >>> shape, layout = ModelShape.preset("qwen3-235b-a22b"), DcpLayout(tp=8, dcp=2)
+        >>> case = Case(shape, layout, Workload.parse("16q1s32k"), Settings(path="decode", kernel="fa2"))
+        >>> case.geometry, case.synthetic  # what a rank computes; would no server start with this layout?
+        ('16x1x128', False)
+        >>> case == Case.from_json(case.to_json())
+        True
     """
 
     shape: ModelShape

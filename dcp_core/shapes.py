@@ -56,6 +56,16 @@ class ModelShape:
 
     Raises:
         ShapeError: for sizes outside 1 to MAX_SIZE, query heads that KV heads do not divide, or a name that is no text.
+
+    Examples:
+        >>> shape = ModelShape.preset("qwen3-235b-a22b")
+        >>> shape.q_heads, shape.kv_heads, shape.head_dim, shape.layers
+        (64, 4, 128, 94)
+        >>> ModelShape.parse("q64,kv4,d128") == ModelShape(64, 4, 128)
+        True
+        >>> ModelShape.preset("qwen3-235b")
+        Traceback (most recent call last):
+        dcp_core.hf_config.ShapeError: unknown model 'qwen3-235b'; did you mean 'qwen3-235b-a22b'?; known: ...
     """
 
     q_heads: int
@@ -204,6 +214,15 @@ class Workload:
 
     Raises:
         WorkloadError: for an empty batch, one larger than any engine's, or what is no request.
+
+    Examples:
+        >>> batch = Workload.parse("8q1s32k_q2ks32k")  # eight decodes, and 2048 new tokens of 32768
+        >>> batch.new_tokens, batch.is_mixed, len(batch)
+        (2056, True, 9)
+        >>> batch.requests[-1]
+        Request(new=2048, total=32768)
+        >>> str(Workload.of(new_lens=[1, 1, 4], total_lens=[100, 100, 4]))  # as an engine knows it
+        '2q1s100_q4'
     """
 
     requests: tuple[Request, ...] = field(compare=False)

@@ -155,6 +155,17 @@ class Profile:
         Raises:
             IllegalSettings: for an interleave beyond any page size.
             ValueError: for a batch or layout that is none, or a layout whose ranks cannot compute this geometry.
+
+        Examples:
+            >>> from bench.shipped import shipped_profiles
+            >>> profile = Profile.load(shipped_profiles("q16,kv1,d128,dtype=bfloat16")[0])
+            >>> choice = profile.lookup(Workload.parse("8q4s32772"), DcpLayout(tp=8, dcp=2))
+            >>> str(choice.settings.path), str(choice.settings.kernel), str(choice.source)
+            ('fold', 'fa2', 'exact')
+            >>> round(choice.entry.chosen.median_us, 1), str(choice.entry.label)
+            (37.5, 'simulated')
+            >>> profile.lookup(Workload.parse("9q1s30000"), DcpLayout(tp=8, dcp=2)).source  # between measured ones
+            <Source.NEIGHBOUR: 'neighbour'>
         """
         if not (isinstance(workload, Workload) and isinstance(layout, DcpLayout)):
             raise ValueError(
