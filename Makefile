@@ -4,6 +4,7 @@
 #   make test     set up, then the tests that this machine can run
 #   make lint     ruff: rules and format          make format   apply them
 #   make types    mypy --strict on both packages
+#   make docs     the pages as a site in build/site; a link or an anchor that leads nowhere fails
 #   make clean    remove everything that make made, measured results excepted
 #
 # Variables:
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types clean
+.PHONY: help setup demo test lint format types docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -56,6 +57,14 @@ format: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# Pages lie in the site as they lie here, so that a link serves on GitHub too.
+docs: $(READY)
+	rm -rf build/pages
+	mkdir -p build/pages/results
+	cp -R README.md CHANGELOG.md CONTRIBUTING.md docs build/pages
+	cp -R results/reference build/pages/results
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,19 +19,20 @@ MODULES = (
     "dcp_core.settings",
     "dcp_core.shapes",
 )
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE  # a long sentence is wrapped
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if ">>> " in path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_run(name: str) -> None:
-    done = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    done = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
     assert done.attempted
     assert not done.failed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(page: Path) -> None:
-    done = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS, encoding="utf-8")
+    done = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS, encoding="utf-8")
     assert done.attempted
     assert not done.failed
 
