@@ -112,6 +112,11 @@ def _show_exchanges(trials: list[Trial], *, predicted: bool, markdown: bool, as_
     return Exit.DONE
 
 
+def _is_path(name: str) -> bool:
+    """Tell a file from the name of a run in the results folder, which may end the same."""
+    return name.endswith(".jsonl") and ("/" in name or Path(name).is_file())
+
+
 def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> list[Trial]:
     """Read runs by name or path, or all of a folder.
 
@@ -127,7 +132,7 @@ def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> li
 
     if names:
         parts = [
-            read_run(name if name.endswith(".jsonl") and "/" in name else find_run(results, name), sentinels=sentinels)
+            read_run(name if _is_path(name) else find_run(results, name), sentinels=sentinels)
             for name in names
         ]
     else:
