@@ -26,7 +26,7 @@ from dcp_core.settings import ExchangeName, IllegalSettings, KernelName, PathNam
 H200 = Environment({"device_name": "NVIDIA H200", "driver": "580.95", "torch": "2.11.0", "flashinfer": "0.7.2.post1"})
 CPU = Environment({"device_name": "A CPU", "torch": "2.13.0"})
 QWEN = ModelShape.preset("qwen3-235b-a22b")
-KERNEL_FACTOR = {KernelName.FA2: 1.0, KernelName.FA3: 0.8, KernelName.REFERENCE: 1.0, KernelName.AUTO: 1.1}
+KERNEL_FACTOR = dict.fromkeys(KernelName, 1.0) | {KernelName.FA3: 0.8, KernelName.AUTO: 1.1}
 
 
 def summary(median_us: float, spread: float = 0.02) -> Summary:

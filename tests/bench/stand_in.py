@@ -38,6 +38,7 @@ class Scripted:
     script: Callable[[int, Case], Outcome | None] = lambda number, case: None
     verdict: Callable[[int], Verified | Skipped | Failed] = lambda number: Verified(RIGHT, apart=0.5)
     kernels: dict[str, str] = field(default_factory=lambda: {"reference": "", "fa2": "fa2 needs a CUDA device"})
+    exchanges: dict[str, str] = field(default_factory=lambda: {"ag_rs": "", "a2a": "needs two ranks"})
     audited: Callable[[int], list[Audited] | Skipped | Failed] = lambda number: Skipped("no GPU here")
     ranks: list[int] = field(default_factory=list)
     measured: list[Case] = field(default_factory=list)
@@ -118,10 +119,9 @@ class Scripted:
         if not self.kernels:
             raise UnfitError("no worker comes up here")
         fused = {"decode_cp_a2a_alltoall": "needs fabric memory"}
-        exchanges = {"ag_rs": "", "a2a": "needs two ranks"}
         return {
             "kernels": self.kernels,
-            "exchanges": exchanges,
+            "exchanges": self.exchanges,
             "flashinfer_exchanges": fused,
             "timer_floor_us": 4.8,
         }

@@ -1,0 +1,190 @@
+"""What the pages show of the command line is true: every command runs, and every output shown is its output.
+
+Workers are stand-ins, on two scripted GPUs where a command measures; all else is real. What cannot run here is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+import bench.environment
+import bench.fitness
+from bench.cli import main
+from bench.cli.exits import Exit
+from bench.cli.reference import commands
+from bench.environment import Device
+from bench.profile import Profile
+from bench.shipped import shipped_profiles
+from tests.bench.conftest import scripted
+from tests.bench.stand_in import Scripted
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "results" / "reference"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(REFERENCE.rglob("*.md"))]
+PROGRAMS = ("dcpbench", "make", "torchrun", "pip", "sbatch", "srun", "source", "git", ".venv/bin/pytest")
+NOT_RUN = {
+    "make demo": "sets up an environment of its own; the job it then runs, tune quick, is run here",
+    "make test": "runs the tests that this one is among",
+    "source .venv/bin/activate": "is of the shell",
+    "dcpbench --ranks 2 sweep decode --cluster auto": "needs a Ray cluster; tests/bench/test_cluster.py starts one",
+    ".venv/bin/pytest tests/bench/test_surviving.py tests/bench/test_hostile.py": "runs among the tests itself",
+    ".venv/bin/pytest tests/bench/test_surviving.py tests/bench/test_hostile.py -m endurance": "takes an hour",
+}
+MEASURED = {
+    "dcpbench tune --model qwen3-235b-a22b --tp 8 --dcp 1,2 --batch 16q1s32k,64q1s32k,q512s8704,8q4s32k,q2ks32k "
+    "--path decode,split,fold --kernel fa2,fa3 --space all --time-budget 140s": "on an H200",
+}
+"""Commands whose output is shown as a GPU gave it: they run here, and give other times."""
+FEW = 24
+"""Trials of a run that stand for all of them."""
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+ON_GPUS = {"tune", "sweep", "audit"}
+VARIABLES = {"SLURM_ARRAY_TASK_ID": "3"}
+TRACE = "arrival,prompt,output\n" + "".join(f"{n / 2},{900 * (n % 5 + 1)},{40 + n}\n" for n in range(24))
+MODEL = '{"num_attention_heads": 64, "num_key_value_heads": 4, "head_dim": 128, "num_hidden_layers": 94}'
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command on a page, and the output shown with it, if any."""
+
+    page: str
+    command: str
+    output: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[str]:
+        """What is shown of the output, whatever its line ends, between the places where an ellipsis leaves something out."""
+        return [" ".join(part.split()) for part in "\n".join(self.output).split("…")]
+
+
+def blocks(text: str) -> list[str]:
+    """Return the code blocks of a page in which commands stand: fenced ones of a shell, and indented ones."""
+    fenced = re.findall(r"^ *```(?:console|bash|sh|shell)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"(?:(?<=\n\n)|\A)((?: {4}.*\n|\n(?= {4}))+)", rest)
+    return [*fenced, *(re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in indented)]
+
+
+def shown_in(page: Path) -> list[Shown]:
+    """Return the commands of a page with what is shown of their output: that of a command behind a dollar."""
+    found = []
+    for block in blocks(page.read_text(encoding="utf-8")):
+        variables = VARIABLES | dict(re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE))
+        lines = re.sub(r" *\\\n\s*(?=\S)", " ", block).splitlines() if "vllm serve" not in block else block.splitlines()
+        for number, line in enumerate(lines):
+            words = line.removeprefix("$ ")
+            if not words.startswith(tuple(f"{program} " for program in PROGRAMS)):
+                continue
+            for name, value in variables.items():
+                words = words.replace(f"${name}", value)
+            output: list[str] = []
+            for following in lines[number + 1 :] if line.startswith("$ ") else []:
+                if following.startswith("$ "):
+                    break
+                output.append(following.rstrip())
+            found.append(Shown(page.name, re.sub(r"\s+#.*$", "", words).split(" && ")[0], tuple(output)))
+    return found
+
+
+EVERY = [one for page in PAGES for one in shown_in(page)]
+RUN = [one for one in dict.fromkeys(EVERY) if one.command not in NOT_RUN]
+
+
+def saved_unrendered(figure: Figure, target: object, *, format: str, **_: object) -> None:
+    """Stand in for what takes a picture most of its time."""
+    target.write(PIXEL if format == "png" else b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>')
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of somebody who has runs, profiles, a model and a trace under the names that the pages use."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "savefig", saved_unrendered)
+    earlier = sorted((REFERENCE / "h200" / "earlier").glob("*.jsonl"))
+    seed = next((REFERENCE / "h200").glob("20261124T193837*.jsonl"))
+    (profile,) = shipped_profiles("q16,kv1,d128,dtype=bfloat16")
+    for folder in ("results/profiles", "baseline", "path/to/your"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(profile, tmp_path / "results" / "profiles")
+    shutil.copytree(tmp_path / "results" / "profiles", tmp_path / "results" / "reference" / "h200" / "profiles")
+    for run, names in (
+        (earlier[0], ("before.jsonl", "baseline/run.jsonl")),
+        (earlier[1], ("after.jsonl", f"results/{earlier[1].name}")),
+        (seed, (f"results/{seed.name}", f"results/reference/h200/{seed.name}")),
+    ):
+        some = run.read_text(encoding="utf-8").splitlines(keepends=True)[:FEW]
+        for name in names:
+            (tmp_path / name).write_text("".join(some), encoding="utf-8")
+    for name in ("before", "after", "decode", "prefill", "monday", "tuesday", "mine", "downloaded"):
+        shutil.copy(profile, tmp_path / f"{name}.json")
+    (tmp_path / "requests.csv").write_text(TRACE)
+    (tmp_path / "path/to/your/config.json").write_text(MODEL)
+    return tmp_path
+
+
+def two_gpus(stand_in: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this machine have two GPUs of the kind that the reference was measured on."""
+    (profile,) = shipped_profiles("q16,kv1,d128,dtype=bfloat16")
+    there = Profile.load(profile).environment
+    cards = tuple(Device("NVIDIA H200", f"GPU-{n}", 141 << 30, 140 << 30) for n in range(2))
+    monkeypatch.setattr(bench.environment, "devices", lambda: cards)
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: there)
+    monkeypatch.setattr(bench.fitness, "fitness", lambda _: [])
+    stand_in.kernels = dict.fromkeys(("reference", "fa2", "fa3"), "")
+
+
+@pytest.mark.parametrize("shown", RUN, ids=lambda one: f"{one.page}: {one.command.removeprefix('dcpbench ')[:70]}")
+def test_a_command_that_a_page_shows_runs_and_says_what_the_page_says(
+    shown: Shown, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scripted: Scripted
+) -> None:
+    program, *words = shlex.split(shown.command)
+    assert program == "dcpbench", "what is not dcpbench is not run, and NOT_RUN says why"
+    if "recommend" in words:
+        shutil.rmtree(world / "results")  # pages ask what ships
+    if "tune" in words and "mine.toml" in words:
+        shutil.copy(ROOT / "sweeps" / "quick.toml", world / "mine.toml")
+    if set(words) & {"tune", "sweep"}:
+        words = [*("sweep" if word == "all" else word for word in words), "--dry-run"]  # of all settings it takes minutes
+    scripted.exchanges = dict.fromkeys(("ag_rs", "a2a", "direct"), "")
+    if set(words) & ON_GPUS:
+        two_gpus(scripted, monkeypatch)
+    code = main([str(match) for word in words for match in ([*Path().glob(word)] if "*" in word else [word])])
+    out, err = capsys.readouterr()
+    refused = any(line.startswith("dcpbench: ") for line in shown.output)
+    assert code == (Exit.USAGE if refused else Exit.DONE), err
+    if shown.command not in MEASURED:
+        said = " ".join((err + out).split())
+        assert [part for part in shown.parts if part not in said] == []
+
+
+def test_what_is_not_run_stands_on_a_page_still() -> None:
+    there = {one.command for one in EVERY}
+    assert {command for command in (*NOT_RUN, *MEASURED) if command not in there} == set()
+
+
+def test_a_command_named_within_a_sentence_exists_with_its_options() -> None:
+    flags = {
+        one.words: {word for parameter in one.parameters for word in re.findall(r"--?[a-z][\w-]*", parameter.written)}
+        for one in commands()
+    }
+    wrong, seen = [], 0
+    for page in PAGES:
+        for code in re.findall(r"`dcpbench ([^`]+)`", page.read_text(encoding="utf-8")):
+            words = re.sub(r"^--ranks \S+ ", "", " ".join(code.split()))
+            name = next((name for name in sorted(flags, key=len, reverse=True) if f"{words} ".startswith(f"{name} ")), None)
+            seen += 1
+            if name is None or set(re.findall(r"(?<=[ \[])--?[a-z][\w-]*", words)) - flags[name]:
+                wrong.append(f"{page.name}: {code}")
+    assert seen
+    assert wrong == []
