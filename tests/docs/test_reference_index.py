@@ -1,0 +1,42 @@
+"""The index of the reference lists every run and profile that ships, and says of each what stands in it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.profile import Profile
+from bench.record import Measured
+from bench.store import read_run
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+INDEX = (REFERENCE / "README.md").read_text(encoding="utf-8")
+RUNS = dict(re.findall(r"^\| `([^`]+\.jsonl)` \| .* \| (\d+ \| \d+ \| \d+ \| \w+) \|$", INDEX, re.MULTILINE))
+PROFILES = dict(re.findall(r"^\| `([^`]+\.json)` \| (\d+ \| .*) \|$", INDEX, re.MULTILINE))
+
+
+def test_the_index_lists_the_runs_and_profiles_that_ship_and_no_others() -> None:
+    assert set(RUNS) == {str(path.relative_to(REFERENCE)) for path in REFERENCE.rglob("*.jsonl")}
+    assert set(PROFILES) == {path.name for path in REFERENCE.rglob("profiles/*.json")}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_what_the_index_says(name: str) -> None:
+    trials, notices = read_run(REFERENCE / name, sentinels=True)
+    assert notices == []
+    assert all(isinstance(trial.outcome, Measured) for trial in trials)
+    labels = Counter(str(trial.outcome.label) for trial in trials if isinstance(trial.outcome, Measured))
+    (commit,) = {trial.environment.soft["dcpbench"] for trial in trials}
+    seconds = sum(trial.seconds for trial in trials)
+    assert RUNS[name] == f"{labels['measured']} | {labels['simulated']} | {seconds:.0f} | {commit}"
+    assert labels.keys() <= {"measured", "simulated"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_is_what_the_index_says(name: str) -> None:
+    profile = Profile.load(REFERENCE / "h200" / "profiles" / name)
+    layouts = sorted({entry.layout for entry in profile.entries}, key=lambda layout: (layout.dcp, layout.tp))
+    assert PROFILES[name] == f"{len(profile.entries)} | {'; '.join(map(str, layouts))}"
