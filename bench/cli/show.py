@@ -131,10 +131,7 @@ def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> li
     from bench.store import Store, find_run, read_run
 
     if names:
-        parts = [
-            read_run(name if _is_path(name) else find_run(results, name), sentinels=sentinels)
-            for name in names
-        ]
+        parts = [read_run(name if _is_path(name) else find_run(results, name), sentinels=sentinels) for name in names]
     else:
         parts = [Store.read(results, sentinels=sentinels)]
     trials = [trial for found, _ in parts for trial in found]

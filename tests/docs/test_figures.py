@@ -1,0 +1,91 @@
+"""Figures in the tables of the pages are those of the runs that ship."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from bench.record import Measured
+from bench.shipped import reference_folder
+from bench.store import read_run
+from dcp_core.shapes import Workload
+
+ROOT = Path(__file__).parents[2]
+SEED, DECODE = "20261124T193837.320938Z-fbf692", "20261124T193521.066225Z-ebecb4"
+TWO_GPUS = "20261125T005534.375345Z-6d29aa"
+
+
+@cache
+def fastest(run: str) -> dict[tuple[str, str, str, str], Measured]:
+    """Return the fastest outcome of each batch, path, mask form and exchange in a run."""
+    trials, _ = read_run(reference_folder() / "h200" / f"{run}.jsonl")
+    found: dict[tuple[str, str, str, str], Measured] = {}
+    for trial in trials:
+        settings, outcome = trial.case.settings, trial.outcome
+        assert isinstance(outcome, Measured)
+        form = settings.mask_form if settings.path == "mask" else ""
+        key = (str(trial.case.workload), str(settings.path), str(form), str(settings.exchange))
+        if key not in found or outcome.step_us.median < found[key].step_us.median:
+            found[key] = outcome
+    return found
+
+
+def step_us(run: str, batch: str, path: str, form: str = "", exchange: str = "loopback") -> float:
+    return fastest(run)[str(Workload.parse(batch)), path, form, "alone" if path == "tp" else exchange].step_us.median
+
+
+def plan_us(batch: str, form: str) -> float:
+    times = fastest(SEED)[str(Workload.parse(batch)), "mask", form, "loopback"].plan
+    return sum(time.host_us.median for time in times)
+
+
+def table(page: str, start: str) -> list[list[str]]:
+    """Return the rows of the table whose first row begins so, without its head."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    (first,) = (number for number, line in enumerate(lines) if line.startswith(start))
+    rows: list[list[str]] = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def agree(shown: Iterable[str], measured: Iterable[float]) -> None:
+    """Hold that figures are the measured ones, rounded as they are shown."""
+    shown = list(shown)
+    assert shown == [f"{value:.{len(text.partition('.')[2])}f}" for text, value in zip(shown, measured, strict=True)]
+
+
+@pytest.mark.parametrize("row", table("README.md", "| 32768 over 0 |"), ids=lambda row: row[0])
+def test_the_readme_s_table_is_the_seed_sweep(row: list[str]) -> None:
+    new, context = map(int, row[0].split(" over "))
+    batch = f"q{new}s{new + context}"
+    shown = [text for cell in row[1:] for text in cell.split(" / ")]
+    forms = [part for form in ("bool", "packed") for part in (plan_us(batch, form), step_us(SEED, batch, "mask", form))]
+    measured = [step_us(SEED, batch, "tp"), *forms, step_us(SEED, batch, "split"), step_us(SEED, batch, "fold")]
+    agree(shown, [one / 1000 for one in measured])
+
+
+@pytest.mark.parametrize("row", table("docs/fold.md", "| 8 requests × 4 new"), ids=lambda row: row[0])
+def test_the_table_of_fold_is_what_was_measured(row: list[str]) -> None:
+    numbers = [int(number) for number in re.findall(r"\d+", row[0].replace("32k", "32768"))]
+    if "requests" in row[0]:
+        run, batch = DECODE, f"{numbers[0]}q{numbers[1]}s{numbers[1] + numbers[2]}"
+    else:
+        run, batch = SEED, f"q{numbers[0]}s{sum(numbers)}"
+    for cell, (path, form) in zip(row[1:], (("fold", ""), ("split", ""), ("mask", "packed")), strict=True):
+        text, unit = cell.split()
+        agree([text], [step_us(run, batch, path, form) / {"µs": 1, "ms": 1000}[unit]])
+
+
+@pytest.mark.parametrize("row", table("docs/exchanges.md", "| 1 × 32k |"), ids=lambda row: row[0])
+def test_the_table_of_decode_steps_is_what_was_measured_between_two_gpus(row: list[str]) -> None:
+    requests, context = row[0].split(" × ")
+    batch = f"{requests}q1s{int(context.removesuffix('k')) * 1024 + 1}"
+    measured = [step_us(TWO_GPUS, batch, "decode", exchange=name) for name in ("loopback", "ag_rs", "a2a", "direct")]
+    agree(row[1:], [step_us(TWO_GPUS, batch, "tp"), *measured])
