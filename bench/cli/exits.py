@@ -1,4 +1,4 @@
-"""How a command may end: the exit codes of docs/commands.md."""
+"""How a command may end: the exit codes of docs/method.md."""
 
 from __future__ import annotations
 

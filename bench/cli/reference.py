@@ -26,7 +26,8 @@ HEAD = """
 """
 GRAMMAR = """
 What no option says is as the sweep says it, or as the option's default. Lists are written with commas, tokens as `32k`
-(32768), batches as `8q1s32k_q2ks32k`, sweeps in [TOML](format.md#sweeps). The program's own options stand before the command:
+(32768), batches as `8q1s32k_q2ks32k`, sweeps in [TOML](format.md#sweeps). `dcpbench --install-completion` teaches your shell to
+complete commands, models, sweeps, runs and settings. The program's own options stand before the command:
 
 ```text
 dcpbench [OPTIONS] COMMAND …
@@ -224,9 +225,9 @@ def page() -> str:
         GRAMMAR,
         "\n".join(_table(tuple(parameters(callback.callback)))),
         *map(_section, every),
-        "\n".join([EXIT_CODES, *(f"| {int(code)} | {meaning} |" for code, meaning in MEANINGS.items())]),
+        "\n".join([EXIT_CODES.rstrip(), *(f"| {int(code)} | {meaning} |" for code, meaning in MEANINGS.items())]),
         ERRORS,
-        "\n".join([ENVIRONMENT, *(f"| {names} | {meaning} |" for names, meaning in VARIABLES.items())]),
+        "\n".join([ENVIRONMENT.rstrip(), *(f"| {names} | {meaning} |" for names, meaning in VARIABLES.items())]),
         FILES,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"

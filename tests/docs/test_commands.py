@@ -42,4 +42,8 @@ def test_a_section_says_what_is_required_what_may_be_given_and_what_is_if_not() 
 
 def test_every_exit_code_has_its_meaning() -> None:
     assert list(MEANINGS) == list(Exit)
-    assert all(f"\n| {int(code)} | " in page() for code in Exit)
+    assert "|---|\n| 0 | done |\n" in page()
+    method = (PAGE.parent / "method.md").read_text(encoding="utf-8")
+    for code, meaning in MEANINGS.items():
+        assert f"\n| {int(code)} | {meaning} |\n" in page()
+        assert f"\n| {int(code)} | {meaning} |\n" in method
