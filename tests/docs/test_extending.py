@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import dcp_core.build
 from dcp_core.mesh import Mesh
@@ -21,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 @pytest.fixture
 def page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {"torch": torch, "math": math}
+    names: dict[str, Any] = {}
     exec(code, names)
     monkeypatch.setattr(dcp_core.build, "open_kernel", lambda name: names["PageByPage"]())
 
