@@ -98,8 +98,10 @@ def batches_of(cases: Iterable[Case], environment: Environment, *, cold: bool) -
 
 def everything(cases: Iterable[Case], available: Available) -> list[Case]:
     """Return every legal candidate for the batches and layouts of some cases."""
+    # Cases that differ in other settings have one space, which takes seconds to write out.
+    places = {(case.shape, case.layout, case.workload, case.settings.exchange): case for case in cases}
     found: dict[Case, None] = {}
-    for case in cases:
+    for case in places.values():
         for settings in space(case, available):
             found[replace(case, settings=settings)] = None
     return list(found)

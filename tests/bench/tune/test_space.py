@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
+import bench.tune.space
 from bench.profile.entry import default_settings
 from bench.record import Environment
 from bench.tune.space import _VALUES, CUDA_CORE_GROUPS, Available, batches_of, everything, least_us, space
@@ -133,6 +134,16 @@ def test_measured_and_simulated_groups_are_searched_apart() -> None:
 def test_the_whole_space_of_a_sweep_is_that_of_its_batches() -> None:
     listed = [case("8q1s32k", DcpLayout(8)), case("8q1s32k", DcpLayout(8), kernel="fa2")]
     assert {one.settings for one in everything(listed, EVERYTHING)} == set(space(listed[0], EVERYTHING))
+
+
+def test_the_space_of_a_batch_is_written_out_once_however_many_cases_of_it_are_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Case] = []
+    monkeypatch.setattr(bench.tune.space, "space", lambda case, available: asked.append(case) or (case.settings,))
+    listed = [case("8q1s1k", DcpLayout(8, 2), kernel=name) for name in ("fa2", "fa3")]
+    everything([*listed, case("8q1s2k", DcpLayout(8, 2))], EVERYTHING)
+    assert [str(one.workload) for one in asked] == ["8q1s1k", "8q1s2k"]
 
 
 def test_a_bound_holds_for_what_the_best_kernels_took() -> None:
