@@ -11,7 +11,7 @@ import typer
 
 from bench.cli.exits import Exit
 from bench.cli.options import Asked, Running, session_of
-from bench.cli.screen import draw, emit, say, screen, warn
+from bench.cli.screen import draw, emit, put, say, screen, warn
 from bench.record import Failed, Heat, Skipped
 from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, case_name, counted, micros
@@ -73,7 +73,7 @@ def audit(
     warn(f"{wanted.name}: {counted(len(chosen), 'case')} of {len(wanted.cases)} to audit.")
     if running.dry_run:
         for case in chosen:
-            say(case_name(case))
+            put(case_name(case))
         return Exit.DONE
     ranks, alone = wanted.machine.ranks, not running.anyway
     with Supervisor(ranks, wanted.policy, alone=alone) as supervisor, screen(len(chosen), float(len(chosen))) as view:

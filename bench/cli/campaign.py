@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bench.cli.obstacle import obstacle
 from bench.cli.options import Asked, Running, ranks_here
-from bench.cli.screen import Screen, clock, screen, warn
+from bench.cli.screen import Screen, clock, hint, screen, warn
 from bench.errors import UsageError
 from bench.record import PROTOCOL, Failed, Key, Measured, Policy, Skipped, Trial, latest
 from bench.report.drift import drift_notices
@@ -243,7 +243,7 @@ def measure(asked: Campaign, command: str) -> tuple[list[Trial], bool]:
                 f"Stopped. {counted(len(measured), 'trial')} kept{where}, "
                 f"{counted(len(missing) - len(measured), 'case')} to go. To go on:"
             )
-            warn(f"  {command}")
+            hint(command)
             if isinstance(stop, SystemExit):
                 raise
             return known + measured, True

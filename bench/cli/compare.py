@@ -10,8 +10,8 @@ import typer
 
 from bench.cli import completion
 from bench.cli.exits import Exit
-from bench.cli.options import Json, Results
-from bench.cli.screen import draw, emit, say
+from bench.cli.options import Form, Results
+from bench.cli.screen import draw, emit, put_all, say
 
 if TYPE_CHECKING:
     from bench.record import Trial
@@ -26,14 +26,13 @@ _Run = typer.Argument(
 def compare(
     before: Annotated[str, _Run],
     after: Annotated[str, _Run],
+    form: Form,
     fail_on: Annotated[
         str,
         typer.Option("--fail-on", metavar="2%", help="By how much a case may be slower and still count as the same."),
     ] = "2%",
     everything: Annotated[bool, typer.Option("--all", help="Show the cases that are the same too.")] = False,
     results: Results = Path("results"),
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-    json: Json = False,
 ) -> int:
     """Compare two runs of the same cases, and end with exit code 1 if one became slower.
 
@@ -44,27 +43,30 @@ def compare(
     Examples:
       dcpbench compare before.jsonl after.jsonl --fail-on 3%
       dcpbench compare baseline/ results/ --json
+      dcpbench compare before.jsonl after.jsonl --all --markdown >> "$GITHUB_STEP_SUMMARY"
     """
-    from bench.cli.show import say_lines
     from bench.compare import compare as compared
-    from bench.report.comparison import comparison_grid, comparison_json, comparison_notes
-    from bench.report.grid import markdown as as_markdown
+    from bench.report.comparison import comparison_grid, comparison_json, comparison_notes, comparison_rows
+    from bench.report.grid import markdown
+    from bench.report.sheet import sheet
 
     tolerance = _share(fail_on)
     found = compared(_trials(before, results), _trials(after, results), tolerance=tolerance)
-    end = Exit.DIFFERENT if found.is_worse else Exit.DONE
-    if json:
-        emit(comparison_json(found))
-        return end
     grid = comparison_grid(found, everything=everything)
-    if grid.rows and markdown:
-        say_lines(grid.to_markdown())
-    elif grid.rows:
-        draw(grid)
-        say()
-    for note in comparison_notes(found):
-        say(f"- {as_markdown(note)}" if markdown else note)
-    return end
+    if form.json:
+        emit(comparison_json(found))
+    elif form.csv:
+        put_all(sheet(comparison_rows(found)))
+    elif form.markdown:
+        put_all(f"{grid.to_markdown()}\n\n" if grid.rows else "")
+        put_all("\n".join(f"- {markdown(note)}" for note in comparison_notes(found)))
+    else:
+        if grid.rows:
+            draw(grid)
+            say()
+        for note in comparison_notes(found):
+            say(note)
+    return Exit.DIFFERENT if found.is_worse else Exit.DONE
 
 
 def _trials(name: str, results: Path) -> list[Trial]:

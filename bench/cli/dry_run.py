@@ -138,7 +138,7 @@ def _show(wanted: Campaign, plan: Plan, expected_s: dict[Case, float]) -> None:
         Column("dcp"),
         Column("batch", wrap=True),
         Column("path"),
-        Column("kernel"),
+        Column("kernel", wrap=True),
         Column("via"),
         Column("memory", right=True),
         Column("time", right=True),

@@ -29,6 +29,24 @@ Results = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """How a table is printed: for people unless one of these is given."""
+
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown, for a pull request.", rich_help_panel=_OUTPUT)
+    ] = False
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV, for a spreadsheet: a line for each case.", rich_help_panel=_OUTPUT)
+    ] = False
+    json: Json = False
+
+    def __post_init__(self) -> None:
+        given = [f"--{field.name}" for field in fields(self) if getattr(self, field.name)]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} are two forms of one output: give one of them")
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """What the whole program was started with: ``ranks``, if given, and the command line that would start it again."""
 

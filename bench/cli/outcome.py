@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.exits import Exit
-from bench.cli.screen import draw, emit, say, warn
+from bench.cli.screen import draw, emit, put, say, warn
 from bench.files import folder_name
 from bench.record import Failed, Measured, Trial, latest
 from bench.report.drift import drift_json, drift_notes
@@ -98,7 +98,7 @@ def _publish(
         file = profile.save(wanted.results / "profiles")
         saved.append({"file": str(file), "entries": entries_json(profile, batches)})
         if not as_json:
-            say(f"profile  {file}")
+            put(f"profile  {file}")
     plots_folder = wanted.results / "plots" / folder_name(wanted.name)
     found = save_all(trials, plots_folder, command=command) if pictures and is_whole else ()
     plots = show_pictures(found, quiet=as_json)
@@ -124,7 +124,7 @@ def show_pictures(pictures: Iterable[Saved | NotDrawn], *, quiet: bool) -> dict[
             not_drawn[picture.name] = picture.reason
             line = f"no plot  {picture.name}: {picture.reason}"
         if not quiet:
-            say(line)
+            put(line)
     return {"plots": plots, "not_drawn": not_drawn}
 
 

@@ -10,7 +10,7 @@ import typer
 from bench.cli.exits import Exit
 from bench.cli.known import Placed, Sources, find
 from bench.cli.options import Json, Results, add
-from bench.cli.screen import draw, emit, say, warn
+from bench.cli.screen import draw, emit, put, put_all, say, warn
 
 if TYPE_CHECKING:
     from bench.profile.profile import Profile
@@ -47,7 +47,7 @@ def show_profile(file: Files = None, results: Results = Path("results"), json: J
         draw(regions_grid(profile))
         say()
         draw(gains_grid(profile))
-        say(str(path))
+        put(str(path))
         say()
     return Exit.DONE
 
@@ -83,10 +83,10 @@ def lookup(
     say(f"{workload} with {layout} of {shape.name}: {source_line(choice)}")
     for name, value in choice.settings.to_json().items():
         if value is not None:
-            say(f"  {name:<20} {value}")
+            put(f"  {name:<20} {value}")
     for line in evidence_lines(choice):
         say(line)
-    say(f"From {known.path}")
+    put(f"From {known.path}")
     return Exit.DONE
 
 
@@ -129,9 +129,8 @@ def export(
         return Exit.DONE
     for note in known.notes:
         warn(note)
-    say(f"# {shape.name} with {layout}, from {known.path}")
-    for line in found.to_text().splitlines():
-        say(line)
+    put(f"# {shape.name} with {layout}, from {known.path}")
+    put_all(found.to_text())
     return Exit.DONE
 
 

@@ -12,7 +12,7 @@ from bench.cli.known import Known, Sources, find
 from bench.cli.options import Json
 from bench.cli.recommend_options import GPU_MEMORY, Asked, Given, Memory
 from bench.cli.recommend_traffic import served_by, write_sweep
-from bench.cli.screen import draw, emit, say, warn
+from bench.cli.screen import draw, emit, put_all, say, warn
 from bench.errors import UsageError
 from dcp_core.memory import parse_tokens
 
@@ -104,8 +104,7 @@ def recommend(
     for sentence in advice.changes(found):
         say(sentence)
     say()
-    for line in command.to_text().splitlines():
-        say(line)
+    put_all(command.to_text())
     return Exit.DONE
 
 

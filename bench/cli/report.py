@@ -9,7 +9,7 @@ import typer
 
 from bench.cli.exits import Exit
 from bench.cli.options import Results, session_of
-from bench.cli.screen import say
+from bench.cli.screen import put
 from bench.cli.show import Runs, trials_of
 
 
@@ -36,5 +36,5 @@ def report(
 
     trials = trials_of(run or [], results)
     write_whole(output, page(trials, pick(trials), command=session_of(invocation).command).encode())
-    say(f"report   {output}")
+    put(f"report   {output}")
     return Exit.DONE

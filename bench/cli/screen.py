@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from bench.report.grid import Grid, printable
+from bench.report.grid import WIDTH, Grid, folded, printable
 
 
 class Screen(Protocol):
@@ -127,7 +127,7 @@ class Bar:
 @contextmanager
 def screen(count: int, seconds: float, *, limit_s: float | None = None) -> Iterator[Screen]:
     """Open the screen of a run of ``count`` cases that should take ``seconds``, and ends after ``limit_s`` if given."""
-    if not _draws(sys.stderr):
+    if not _has_cursor(sys.stderr):
         yield Lines(count, seconds, sys.stderr, limit_s=limit_s)
         return
     bar = Bar(count, seconds)
@@ -148,14 +148,30 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
-def say(text: str = "") -> None:
-    """Print a line of output on stdout."""
-    _write(printable(text), sys.stdout)
+def say(sentence: str = "") -> None:
+    """Print a sentence of output on stdout, broken between words where a terminal ends."""
+    _write(_fitting(sentence, sys.stdout), sys.stdout)
 
 
-def warn(text: str) -> None:
-    """Print a line on stderr, apart from the output."""
-    _write(printable(text), sys.stderr)
+def put(line: str = "") -> None:
+    """Print a line of output on stdout as it is, to be copied or read by a program."""
+    _write(printable(line), sys.stdout)
+
+
+def put_all(text: str) -> None:
+    """Print every line of a text as it is."""
+    for line in text.splitlines():
+        put(line)
+
+
+def warn(sentence: str) -> None:
+    """Print a sentence on stderr, apart from the output, broken between words where a terminal ends."""
+    _write(_fitting(sentence, sys.stderr), sys.stderr)
+
+
+def hint(command: str) -> None:
+    """Print on stderr a command to copy."""
+    _write(f"  {printable(command)}", sys.stderr)
 
 
 def _write(text: str, out: TextIO) -> None:
@@ -164,23 +180,41 @@ def _write(text: str, out: TextIO) -> None:
 
 
 def draw(grid: Grid) -> None:
-    """Print a table on stdout: in colour on a terminal that is wide enough, else as plain text, a line per row."""
-    if not _draws(sys.stdout):
-        _write(grid.to_text(), sys.stdout)
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    table = grid.to_rich(console.width)
-    if table is None:
-        _write(grid.to_text(), sys.stdout)
-    else:
-        console.print(table)
+    """Print a table on stdout: as wide as a terminal, and in colour where there is some; elsewhere a line per row."""
+    _write(grid.to_text(_width(sys.stdout), colours=_has_colours(sys.stdout)), sys.stdout)
 
 
-def _draws(stream: TextIO) -> bool:
-    """Tell whether a stream leads to a terminal that knows colours and moves its cursor."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+def _fitting(sentence: str, out: TextIO) -> str:
+    return folded(printable(sentence), _width(out))
+
+
+def _width(out: TextIO) -> int | None:
+    """Return the columns of a terminal, as COLUMNS says or else itself; None for what is none."""
+    if not out.isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    try:
+        return os.get_terminal_size(out.fileno()).columns or WIDTH
+    except OSError:
+        return WIDTH
+
+
+def _has_colours(out: TextIO) -> bool:
+    """Tell whether a stream may be sent colours: as NO_COLOR and FORCE_COLOR say, else if it leads to a terminal with some."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return os.environ.get("FORCE_COLOR", "0") not in ("", "0") or _is_smart(out)
+
+
+def _has_cursor(out: TextIO) -> bool:
+    """Tell whether a stream leads to a terminal that someone looks at while it is drawn anew; no log of a CI job does."""
+    return _is_smart(out) and not os.environ.get("NO_COLOR") and not os.environ.get("CI")
+
+
+def _is_smart(out: TextIO) -> bool:
+    return out.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def emit(data: object) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bench.cli.campaign import not_here
 from bench.cli.progress import Progress, batch_name
-from bench.cli.screen import Screen, clock, screen, warn
+from bench.cli.screen import Screen, clock, hint, screen, warn
 from bench.errors import UsageError
 from bench.record import Heat, Measured, Trial
 from bench.report.table import counted
@@ -177,7 +177,7 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
         except (KeyboardInterrupt, SystemExit) as stop:
             where = f" in {store.path}" if store.path else ""
             warn(f"Stopped. {counted(len(measured), 'trial')} kept{where}. To go on:")
-            warn(f"  {command}")
+            hint(command)
             if isinstance(stop, SystemExit):
                 raise
             return wanted, kept + measured, True

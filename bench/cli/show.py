@@ -9,8 +9,8 @@ import typer
 
 from bench.cli import completion
 from bench.cli.exits import Exit
-from bench.cli.options import Json, Results
-from bench.cli.screen import draw, emit, say, warn
+from bench.cli.options import Form, Results
+from bench.cli.screen import draw, emit, put, put_all, say, warn
 
 if TYPE_CHECKING:
     from bench.record import Trial
@@ -26,6 +26,7 @@ Runs = Annotated[
 
 
 def show(
+    form: Form,
     run: Runs = None,
     results: Results = Path("results"),
     exchanges: Annotated[
@@ -37,13 +38,10 @@ def show(
     predicted: Annotated[
         bool, typer.Option("--predicted", help="How near simulated + modelled steps came to measured ones.")
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets: a line for each case.")] = False,
     nvbench: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write NVBench's JSON instead, for nvbench-compare-robust.", dir_okay=False),
     ] = None,
-    json: Json = False,
 ) -> int:
     """Print the trials of runs as tables, the fastest of each group of rivals first.
 
@@ -54,43 +52,42 @@ def show(
       dcpbench show last
       dcpbench show --results results/reference/h200 --markdown
       dcpbench show last --exchanges
+      dcpbench show --csv > trials.csv
       dcpbench show last --nvbench last.json
     """
     from bench.cli.outcome import show_trials
     from bench.report.drift import drift_notes
-    from bench.report.grid import markdown as as_markdown
+    from bench.report.grid import markdown
     from bench.report.table import notes_of, trials_grids
 
     everything = trials_of(run or [], results, sentinels=True)
     trials = [trial for trial in everything if not trial.is_sentinel]
-    if csv:
-        from bench.report.sheet import to_csv
-
-        for line in to_csv(trials).splitlines():
-            say(line)
-        return Exit.DONE
     if nvbench is not None:
         from bench.report.nvbench import write
 
-        say(f"written  {write(trials, nvbench)[-1]}")
-        return Exit.DONE
-    if exchanges or predicted:
-        return _show_exchanges(trials, predicted=predicted, markdown=markdown, as_json=json)
-    if not markdown or json:
-        show_trials(everything, as_json=json)
-        return Exit.DONE
-    for grid in trials_grids(trials):
-        say_lines(grid.to_markdown())
-    for note in [*notes_of(trials), *drift_notes(everything)]:
-        say(f"- {as_markdown(note)}")
+        put(f"written  {write(trials, nvbench)[-1]}")
+    elif exchanges or predicted:
+        _show_exchanges(trials, form, predicted=predicted)
+    elif form.csv:
+        from bench.report.sheet import to_csv
+
+        put_all(to_csv(trials))
+    elif form.markdown:
+        for grid in trials_grids(trials):
+            put_all(f"{grid.to_markdown()}\n\n")
+        for note in [*notes_of(trials), *drift_notes(everything)]:
+            put(f"- {markdown(note)}")
+    else:
+        show_trials(everything, as_json=form.json)
     return Exit.DONE
 
 
-def _show_exchanges(trials: list[Trial], *, predicted: bool, markdown: bool, as_json: bool) -> int:
+def _show_exchanges(trials: list[Trial], form: Form, *, predicted: bool) -> None:
     from bench.errors import UsageError
     from bench.predict import comparisons
     from bench.report.exchange_table import exchange_grids, readings_json
-    from bench.report.predicted_table import predicted_grids, predicted_json
+    from bench.report.predicted_table import predicted_grids, predicted_json, predicted_rows
+    from bench.report.sheet import sheet
 
     compared = comparisons(trials) if predicted else []
     grids = predicted_grids(compared) if predicted else exchange_grids(trials)
@@ -100,16 +97,16 @@ def _show_exchanges(trials: list[Trial], *, predicted: bool, markdown: bool, as_
             f"nothing to show: that takes {lacking if predicted else 'decode steps measured between real ranks'}; "
             f"'dcpbench sweep exchange' measures exchanges"
         )
-    if as_json:
+    if form.json:
         emit({"predicted": predicted_json(compared)} if predicted else {"exchanges": readings_json(trials)})
-        return Exit.DONE
-    for grid in grids:
-        if markdown:
-            say_lines(grid.to_markdown())
+    elif form.csv:
+        put_all(sheet(predicted_rows(compared) if predicted else readings_json(trials)))
+    for grid in () if form.json or form.csv else grids:
+        if form.markdown:
+            put_all(f"{grid.to_markdown()}\n\n")
         else:
             draw(grid)
             say()
-    return Exit.DONE
 
 
 def _is_path(name: str) -> bool:
@@ -143,10 +140,3 @@ def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> li
             f"{where} holds no trials; measure some first, as with 'dcpbench tune quick', or give --results"
         )
     return trials
-
-
-def say_lines(text: str) -> None:
-    """Print several lines and an empty one."""
-    for line in text.splitlines():
-        say(line)
-    say()

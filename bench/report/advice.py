@@ -31,7 +31,11 @@ def options_grid(found: Recommendation) -> Grid:
     """Return what each option takes, batch by batch: as vLLM runs it, and as the profile chose where that differs."""
     headings = ("batch", "dcp", "run by", "path", "kernel", "step µs", "exchange µs", "all layers", "label")
     columns = tuple(
-        Column(heading, right=heading in ("step µs", "exchange µs", "all layers"), wrap=heading in ("batch", "label"))
+        Column(
+            heading,
+            right=heading in ("step µs", "exchange µs", "all layers"),
+            wrap=heading in ("batch", "kernel", "label"),
+        )
         for heading in headings
     )
     rows = [row for index, _ in enumerate(found.traffic.batches) for row in _rows(found, index)]

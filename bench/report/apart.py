@@ -49,8 +49,8 @@ def apart_grid(found: Apart) -> Grid:
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
-        Column("A"),
-        Column("B"),
+        Column("A", wrap=True),
+        Column("B", wrap=True),
         Column("B's in A", right=True),
         Column("A's in B", right=True),
         Column("label"),

@@ -27,8 +27,8 @@ def entries_grid(profile: Profile, batches: Batches | None = None) -> Grid:
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
-        Column("path"),
-        Column("kernel"),
+        Column("path", wrap=True),
+        Column("kernel", wrap=True),
         Column("via"),
         Column("step µs", right=True),
         Column("/default", right=True),

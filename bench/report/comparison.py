@@ -6,9 +6,9 @@ import math
 from collections import Counter
 
 from bench.compare import Comparison, Pair
-from bench.record import Measured
+from bench.record import Measured, Trial
 from bench.report.grid import Column, Grid
-from bench.report.table import NOT_MEASURED, case_name, counted, micros
+from bench.report.table import NOT_MEASURED, case_name, counted, micros, settings_line
 from bench.verdict import Verdict
 
 
@@ -73,11 +73,34 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
     }
 
 
-def _row(pair: Pair) -> tuple[str, ...]:
-    times = [
-        micros(trial.outcome.step_us.median) if isinstance(trial.outcome, Measured) else NOT_MEASURED
-        for trial in (pair.before, pair.after)
+def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
+    """Return every pair for a spreadsheet, the worst first: times in µs, empty where nothing was measured."""
+    return [
+        {
+            "model": pair.after.case.shape.name,
+            "tp": pair.after.case.layout.tp,
+            "dcp": pair.after.case.layout.dcp,
+            "interleave": pair.after.case.layout.interleave,
+            "batch": str(pair.after.case.workload),
+            "settings": settings_line(pair.after.case.settings),
+            "before_us": _median_us(pair.before),
+            "after_us": _median_us(pair.after),
+            "ratio": pair.ratio,
+            "low": pair.low,
+            "high": pair.high,
+            "verdict": str(pair.verdict),
+            "why": pair.why,
+        }
+        for pair in comparison.pairs
     ]
+
+
+def _median_us(trial: Trial) -> float | None:
+    return trial.outcome.step_us.median if isinstance(trial.outcome, Measured) else None
+
+
+def _row(pair: Pair) -> tuple[str, ...]:
+    times = [NOT_MEASURED if us is None else micros(us) for us in map(_median_us, (pair.before, pair.after))]
     known = math.isfinite(pair.ratio)
     half = max(pair.high / pair.ratio, pair.ratio / pair.low) - 1 if known else 0.0
     return (

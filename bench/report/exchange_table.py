@@ -190,7 +190,7 @@ def _message(one: Reading) -> tuple[str, ...]:
 
 
 def _fastest(found: Sequence[Reading], way: Way) -> Grid:
-    columns = (Column("operation"), Column("dcp"), Column("row"), Column("fastest", wrap=True))
+    columns = (Column("operation"), Column("dcp"), Column("row", wrap=True), Column("fastest", wrap=True))
     rows = tuple(
         (place.operation, str(place.dcp), str(place.row), break_even(found, place)) for place in places_of(found)
     )
@@ -203,7 +203,7 @@ def _models(models: Sequence[CollectiveModel], way: Way) -> Grid:
         Column("via"),
         Column("operation"),
         Column("dcp"),
-        Column("row"),
+        Column("row", wrap=True),
         Column("latency µs", right=True),
         Column("GB/s", right=True),
         Column("sizes", right=True),

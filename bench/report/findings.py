@@ -19,7 +19,7 @@ def findings_grid(findings: Sequence[Finding]) -> Grid:
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
-        Column("found"),
+        Column("found", wrap=True),
         Column("/default", right=True),
         Column("95%", right=True),
         Column("next best", wrap=True),

@@ -1,23 +1,24 @@
-"""A table of text, drawn for a terminal, as plain lines and as Markdown. Imports rich when one is drawn in colour."""
+"""A table of text, for a terminal of some width, as plain lines, as Markdown and as CSV. Standard library only."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from itertools import zip_longest
 
 WIDTH = 80
 """Columns of a usual terminal; a table that needs more of them stands closer."""
 _GAP = "  "
+_PIECE = re.compile(r"(?<= )|(?<=[,+:])(?=[a-z])|(?<=_)(?=\d*q)", re.ASCII)
+"""Where a cell may be folded: behind a space, between joined names, and between the parts of a batch."""
+_BOLD, _BEST, _PLAIN = "\x1b[1m", "\x1b[1;32m", "\x1b[0m"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading; numbers stand ``right``. Only a column that may ``wrap`` gives way on a narrow screen."""
+    """A column's heading; numbers stand ``right``. A narrow terminal folds headings, and cells of columns that may ``wrap``."""
 
     heading: str
     right: bool = False
@@ -52,17 +53,40 @@ class Grid:
         object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
         object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
 
-    def to_text(self) -> str:
-        """Return the table as plain lines, however long, one per row: for pipes and ``grep``."""
-        widths, gap = self._widths(WIDTH)
-        headings = [column.heading for column in self.columns]
-        lines = [self.title] if self.title else []
-        for row in (headings, ["-" * size for size in widths], *self.rows):
-            cells = zip(row, widths, self.columns, strict=True)
-            lines.append(
-                gap.join(cell.rjust(size) if column.right else cell.ljust(size) for cell, size, column in cells)
+    def to_text(self, width: int | None = None, *, colours: bool = False) -> str:
+        """Return the table as lines.
+
+        Args:
+            width: of a terminal, where cells are folded and footnotes broken to fit; None for a line per row, however long,
+                as pipes and ``grep`` want it. A terminal too narrow for any folding gets that too.
+            colours: headings in bold, and the rows to point out in green.
+        """
+        natural, gap = self._widths(width or WIDTH)
+        excess = 0 if width is None else sum(natural) + len(gap) * (len(natural) - 1) - width
+        widths = self._narrowed(natural, excess)
+        if widths is None:
+            return self.to_text()
+        headings = tuple(column.heading for column in self.columns)
+        rule = tuple(("─" if colours else "-") * size for size in widths)
+        parts = [(folded(self.title, width), _BOLD)] if self.title else []
+        parts += [(self._line(headings, widths, gap), _BOLD), (self._line(rule, widths, gap), "")]
+        for index, row in enumerate(self.rows):
+            parts.append((self._line(row, widths, gap), _BEST if index in self.emphasized else ""))
+        parts += [(folded(footnote, width), "") for footnote in self.footnotes]
+        lines = ((line.rstrip(), look) for part, look in parts for line in part.split("\n"))
+        return "\n".join(f"{look}{line}{_PLAIN}" if colours and look else line for line, look in lines)
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
+        """Return a row as lines of text: one, unless a cell is wider than its column."""
+        places = list(zip(widths, self.columns, strict=True))
+        lines = zip_longest(*(_fold(cell, size) for cell, size in zip(cells, widths, strict=True)), fillvalue="")
+        return "\n".join(
+            gap.join(
+                piece.rjust(size) if column.right else piece.ljust(size)
+                for piece, (size, column) in zip(line, places, strict=True)
             )
-        return "\n".join(line.rstrip() for line in [*lines, *self.footnotes])
+            for line in lines
+        )
 
     def to_markdown(self) -> str:
         """Return the table as Markdown, a title above it in bold."""
@@ -74,44 +98,19 @@ class Grid:
         below = ["", *map(markdown, self.footnotes)] if self.footnotes else []
         return "\n".join([*title, *lines, *below])
 
-    def to_rich(self, width: int) -> Table | None:
-        """Return the table for a rich console of ``width`` columns; None if that would cut a cell. None is read as markup."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        natural, gap = self._widths(width)
-        widths = self._narrowed(natural, sum(natural) + len(gap) * (len(natural) - 1) - width)
-        if widths is None:
-            return None
-        table = Table(
-            title=Text(self.title, style="bold") if self.title else None,
-            title_justify="left",
-            caption=Text("\n".join(self.footnotes)) if self.footnotes else None,
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, len(gap) - 1, 0, 0),  # the box itself puts one space between columns
-            pad_edge=False,
-            show_edge=False,
-        )
-        for column, size in zip(self.columns, widths, strict=True):
-            justify: Literal["right", "left"] = "right" if column.right else "left"
-            table.add_column(column.heading, justify=justify, min_width=size, overflow="fold")
-        for index, row in enumerate(self.rows):
-            style = "bold green" if index in self.emphasized else ""
-            cells = (Text(_folded(cell, size)) for cell, size in zip(row, widths, strict=True))
-            table.add_row(*cells, style=style)
-        return table
-
     def _narrowed(self, widths: Sequence[int], excess: int) -> list[int] | None:
-        """Take ``excess`` from columns that may wrap, the widest first; None if they cannot give as much."""
+        """Take ``excess`` from headings first, then from columns that may wrap, the widest first; None if that is not enough."""
         narrowed = list(widths)
-        for index in sorted(range(len(narrowed)), key=lambda index: -narrowed[index]):
-            if self.columns[index].wrap and excess > 0:
-                cells = [self.columns[index].heading, *(row[index] for row in self.rows)]
-                least = max(len(piece.rstrip()) for cell in cells for piece in _pieces(cell))
-                given = min(excess, narrowed[index] - least)
-                narrowed[index], excess = narrowed[index] - given, excess - given
+        widest = sorted(range(len(narrowed)), key=lambda index: -narrowed[index])
+        for wrap, index in [
+            *((False, index) for index in widest),
+            *((self.columns[index].wrap, index) for index in widest),
+        ]:
+            pieces = _PIECE.split(self.columns[index].heading)
+            for row in self.rows:
+                pieces += _PIECE.split(row[index]) if wrap else [row[index]]
+            given = max(0, min(excess, narrowed[index] - max(len(piece.rstrip()) for piece in pieces)))
+            narrowed[index], excess = narrowed[index] - given, excess - given
         return narrowed if excess <= 0 else None
 
     def _widths(self, room: int) -> tuple[list[int], str]:
@@ -121,19 +120,24 @@ class Grid:
         return widths, _GAP if sum(widths) + len(_GAP) * (len(widths) - 1) <= room else " "
 
 
-def _pieces(cell: str) -> list[str]:
-    """Split a cell behind every underscore, comma and space: where a batch, a model or a sentence may be folded."""
-    return re.split(r"(?<=[_, ])", cell)
-
-
-def _folded(cell: str, width: int) -> str:
+def _fold(cell: str, width: int) -> list[str]:
     """Break a cell into lines no longer than ``width``, as far as its pieces allow."""
+    if len(cell) <= width:
+        return [cell]
     lines = [""]
-    for piece in _pieces(cell):
+    for piece in _PIECE.split(cell):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
-    return "\n".join(line.rstrip() for line in lines)
+    return [line.rstrip() for line in lines]
+
+
+def folded(sentence: str, width: int | None) -> str:
+    """Break a sentence between its words into lines no longer than ``width``; None leaves it as it is."""
+    if width is None or len(sentence) <= width:
+        return sentence
+    indent = " " * (len(sentence) - len(sentence.lstrip()))
+    return textwrap.fill(sentence, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def printable(text: str) -> str:

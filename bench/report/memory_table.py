@@ -162,7 +162,9 @@ def kv_grid(ranks: Sequence[Rank], length: int) -> Grid:
 def workspace_grid(ranks: Sequence[Rank], gpu: str) -> Grid:
     """Return FlashInfer's float workspace per dcp size."""
     headings = ("dcp", "heads", "bytes to set", "worst batch", "vLLM's default", "given back", "in KV tokens")
-    columns = tuple(Column(heading, right=heading != "worst batch") for heading in headings)
+    columns = tuple(
+        Column(heading, right=heading != "worst batch", wrap=heading == "worst batch") for heading in headings
+    )
     title = f"FlashInfer {ranks[0].server.version} on {gpu}: float workspace of one rank"
     return Grid(title, columns, tuple(rank.workspace_cells() for rank in ranks))
 

@@ -41,6 +41,15 @@ def predicted_json(compared: Iterable[Compared]) -> list[dict[str, object]]:
     ]
 
 
+def predicted_rows(compared: Iterable[Compared]) -> list[dict[str, object]]:
+    """Return the same for a spreadsheet, a row for each stage of a case."""
+    return [
+        {"case": case_name(one.measured.case), "stage": name, "modelled_us": told, "measured_us": seen}
+        for one in compared
+        for name, (told, seen) in one.stages.items()
+    ]
+
+
 def _step(one: Compared) -> tuple[str, ...]:
     told, seen = one.modelled.outcome, one.measured.outcome
     times = [micros(outcome.step_us.median) for outcome in (told, seen) if isinstance(outcome, Measured)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 
 from bench.record import Failed, Measured, Skipped, Trial, latest
@@ -38,11 +39,42 @@ _FORMULA = ("=", "+", "-", "@")
 
 def to_csv(trials: Sequence[Trial]) -> str:
     """Return a line for each trial that counts, of each case the last, and a heading before them."""
+    return _written(HEADINGS, map(_cells, latest(trials)))
+
+
+def sheet(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a line for each of some rows, and before them their keys, which are the same: ``slowest_us.low`` of a key within."""
+    flat = [dict(_flat(row)) for row in rows]
+    return _written(tuple(flat[0]) if flat else (), ([_cell(value) for value in row.values()] for row in flat))
+
+
+def _written(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(HEADINGS)
-    writer.writerows(_cells(trial) for trial in latest(trials))
+    writer.writerow(headings)
+    writer.writerows(rows)
     return lines.getvalue()
+
+
+def _flat(row: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _cell(value: object) -> object:
+    """Return a number with what was measured of it, nothing for what is none, and any other value as a text."""
+    match value:
+        case float():
+            return f"{value:.6g}" if math.isfinite(value) else ""
+        case None:
+            return ""
+        case int():
+            return value
+        case _:
+            return _text(str(value))
 
 
 def _cells(trial: Trial) -> list[object]:
@@ -61,14 +93,14 @@ def _cells(trial: Trial) -> list[object]:
                 step.count,
                 round(outcome.plan_us, 3),
                 round(outcome.launch_us.median, 3),
-                "; ".join(outcome.flags),
+                _text("; ".join(outcome.flags)),
             ]
             found = [*times, ""]
         case Skipped(reason=reason):
             found = [*nothing, _text(reason)]
         case Failed(fault=fault, message=message):
             found = [*nothing, _text(f"{fault}: {message}")]
-    return [*asked, *found, _text(device), trial.time, _text(command_of(trial))]
+    return [*asked, *found, _text(device), _text(trial.time), _text(command_of(trial))]
 
 
 def _text(text: str) -> str:

@@ -185,14 +185,14 @@ def _grid(title: str, rows: Sequence[Row]) -> Grid:
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
-        Column("path"),
-        Column("kernel"),
+        Column("path", wrap=True),
+        Column("kernel", wrap=True),
         Column("via"),
         Column("step µs", right=True),
         Column("95%", right=True),
         Column("plan µs", right=True),
         Column("ratio", right=True),
-        Column("label"),
+        Column("label", wrap=True),
     )
     footnotes = Footnotes()
     cells = tuple(_cells(row, footnotes) for row in rows)

@@ -10,6 +10,7 @@ from statistics import geometric_mean
 from bench.errors import UsageError
 from bench.profile.entry import Candidate, Entry, engine_defaults
 from bench.record import Environment, Label
+from bench.report.grid import WIDTH, folded
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import ExchangeName, Settings
 
@@ -30,7 +31,7 @@ class Serving:
 
     def to_text(self) -> str:
         """Return the command as a shell reads it, what should be known as comments above it."""
-        notes = [f"# {note}" for note in self.notes]
+        notes = [folded(f"# {note}", WIDTH - 2).replace("\n", "\n# ") for note in self.notes]
         variables = [f"{name}={value} \\" for name, value in self.environment.items()]
         flags = [f"{name} {value}" for name, value in self.flags.items()]
         return "\n".join([*notes, *variables, " \\\n  ".join(["vllm serve MODEL", *flags])])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from bench.report.grid import Column, Grid, printable
 
@@ -28,14 +25,6 @@ def test_plain_text_is_a_line_per_row_and_right_aligns_numbers() -> None:
     assert text[-1] == "(a) a note"
 
 
-def drawn(grid: Grid, width: int = 80) -> str:
-    table = grid.to_rich(width)
-    assert table is not None
-    out = io.StringIO()
-    Console(file=out, width=width).print(table)
-    return out.getvalue()
-
-
 WIDE = Grid(
     "",
     (Column("model", wrap=True), Column("batch", wrap=True), Column("time"), Column("95%", right=True)),
@@ -45,13 +34,13 @@ WIDE = Grid(
 
 def test_a_terminal_folds_the_widest_text_and_only_if_it_must() -> None:
     for width, whole in ((120, True), (80, False)):
-        assert "qwen3-235b-a22b" in drawn(WIDE, width)
-        assert ("_".join(["16q1s32k"] * 8) in drawn(WIDE, width)) is whole
+        assert "qwen3-235b-a22b" in WIDE.to_text(width)
+        assert ("_".join(["16q1s32k"] * 8) in WIDE.to_text(width)) is whole
 
 
 @pytest.mark.parametrize("width", [80, 60, 45])
 def test_no_cell_is_cut_and_no_word_is_broken(width: int) -> None:
-    out = drawn(WIDE, width)
+    out = WIDE.to_text(width)
     assert out.count("16q1s32k") == 8
     for cell in ("qwen3-235b-a22b", "1.0 s", "±2.4%", "95%"):
         assert cell in out
@@ -59,7 +48,33 @@ def test_no_cell_is_cut_and_no_word_is_broken(width: int) -> None:
 
 
 def test_a_terminal_too_narrow_for_any_folding_is_said_to_be() -> None:
-    assert WIDE.to_rich(36) is None
+    assert WIDE.to_text(36) == WIDE.to_text()
+
+
+def test_headings_are_folded_before_any_cell() -> None:
+    grid = Grid("", (Column("step µs", right=True), Column("found", wrap=True)), (("12.5", "as it was"),))
+    assert grid.to_text(15).splitlines() == [" step found", "   µs", "----- ---------", " 12.5 as it was"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "lines"),
+    [
+        ("16q1s32k_q2ks32k", ["16q1s32k_", "q2ks32k"]),
+        ("fa2+cuda_core", ["fa2+", "cuda_core"]),
+        ("mask:computed", ["mask:", "computed"]),
+        ("q64,kv4,d128", ["q64,kv4,", "d128"]),
+        ("trtllm_gen 8,192 tokens", ["trtllm_gen", "8,192", "tokens"]),
+    ],
+)
+def test_cells_are_folded_between_values_and_never_inside_one(cell: str, lines: list[str]) -> None:
+    grid = Grid("", (Column("x", wrap=True),), ((cell,),))
+    assert grid.to_text(max(map(len, lines))).splitlines()[2:] == lines
+
+
+def test_a_terminal_breaks_titles_and_footnotes_between_words() -> None:
+    grid = Grid("what was measured here", (Column("x"),), (("1",),), footnotes=("  a note that goes on",))
+    lines = grid.to_text(12).splitlines()
+    assert lines == ["what was", "measured", "here", "x", "-", "1", "  a note", "  that goes", "  on"]
 
 
 def test_no_title_reaches_the_terminal_raw() -> None:
@@ -71,27 +86,24 @@ def test_markdown_aligns_and_escapes() -> None:
     assert page == ["**a\\|b**", "", "| x |", "| ---: |", "| 1\\|2\\<b>\\`\\*\\_\\[ |"]
 
 
-def test_no_cell_is_read_as_markup_by_rich() -> None:
+def test_no_cell_is_read_as_markup() -> None:
     grid = Grid("[red]title[/]", (Column("x"),), (("[bold]cell[/bold]",),), footnotes=("[link]",))
-    out = drawn(grid)
+    out = grid.to_text(80, colours=True)
     assert all(word in out for word in ("[red]title[/]", "[bold]cell[/bold]", "[link]"))
 
 
 def test_the_rows_pointed_out_are_drawn_in_colour_where_there_is_colour() -> None:
-    out = io.StringIO()
-    table = Grid("", (Column("x"),), (("plain",), ("best",)), emphasized=frozenset({1})).to_rich(80)
-    Console(file=out, width=80, force_terminal=True, color_system="standard", no_color=False).print(table)
-    assert [("\x1b[1;32m" in line) for line in out.getvalue().splitlines() if "plain" in line or "best" in line] == [
-        False,
-        True,
-    ]
+    grid = Grid("", (Column("x"),), (("plain",), ("best",)), emphasized=frozenset({1}))
+    lines = grid.to_text(80, colours=True).splitlines()
+    assert [("\x1b[1;32m" in line) for line in lines if "plain" in line or "best" in line] == [False, True]
+    assert "\x1b" not in grid.to_text(80)
 
 
 def test_a_table_that_fits_80_columns_plain_fits_a_terminal_of_80() -> None:
     columns = tuple(Column("a heading") for _ in range(7))
     grid = Grid("", columns, (("12345678901",) * 5 + ("1",) * 2,))
     assert max(map(len, grid.to_text().splitlines())) == 79
-    assert drawn(grid).count("12345678901") == 5
+    assert grid.to_text(80).count("12345678901") == 5
 
 
 @given(st.text())
