@@ -12,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.errors import UnfitError
-from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE
+from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Compiling, unheard
 
 START_SECONDS = 180.0
 """How long a group may take to import its libraries and find itself."""
@@ -76,8 +76,13 @@ class WorkerGroup:
             why = (error.strerror or str(error)).lower()
             raise UnfitError(f"cannot start {ranks} workers here: {why}; ask for fewer with --ranks") from None
 
-    def ask(self, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
+    def ask(
+        self, order: dict[str, Any], seconds: float, told: Callable[[Compiling], None] = unheard
+    ) -> list[dict[str, Any]]:
         """Give every rank an order, and return their answers by rank.
+
+        Args:
+            told: hears what is compiled in the meantime.
 
         Raises:
             GroupLost: if a worker dies, or one has not answered after ``seconds``, or STRAGGLER_SECONDS after another
@@ -91,7 +96,7 @@ class WorkerGroup:
                     worker.stdin.flush()
                 except BrokenPipeError:
                     raise self._lost("crashed", worker) from None
-        return self._collect(seconds)
+        return self._collect(seconds, told)
 
     def close(self) -> None:
         """End the workers: at once, whatever they are doing. Closing twice does nothing more."""
@@ -141,8 +146,8 @@ class WorkerGroup:
         os.set_blocking(read_end, False)
         self._replies.append(_Lines(read_end, worker))
 
-    def _collect(self, seconds: float) -> list[dict[str, Any]]:
-        """Wait for one line of every rank."""
+    def _collect(self, seconds: float, told: Callable[[Compiling], None] = unheard) -> list[dict[str, Any]]:
+        """Wait for one answer of every rank."""
         deadline = time.monotonic() + seconds
         answers: dict[int, dict[str, Any]] = {}
         with selectors.DefaultSelector() as selector:
@@ -155,9 +160,11 @@ class WorkerGroup:
                 for key, _ in ready:
                     lines = self._replies[key.data]
                     try:
-                        answer = lines.read()
+                        answer = _heard(lines.read(), told)
                     except ValueError:
                         raise self._lost("nonsense") from None
+                    if answer is None and time.monotonic() > deadline:  # whatever a worker goes on saying
+                        raise self._deserted(answers) or self._lost("timeout", seconds=seconds)
                     if answer is None and lines.ended:
                         raise self._lost("crashed", lines.worker)
                     if answer is not None:
@@ -227,27 +234,38 @@ class _Lines:
         self.descriptor, self.worker, self.ended = descriptor, worker, False
         self._pending = b""
 
-    def read(self) -> dict[str, Any] | None:
-        """Return the next whole answer, or None if there is none yet or the worker closed its end.
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the whole lines that have come; none if there is none yet or the worker closed its end.
 
         Raises:
-            ValueError: for a line that is no answer.
+            ValueError: for a line that is no object.
         """
         chunk = os.read(self.descriptor, 1 << 20)
         self.ended = not chunk
         self._pending += chunk
-        line, newline, rest = self._pending.partition(b"\n")
-        if not newline:
-            return None
-        self._pending = rest
-        answer = json.loads(line)
-        if not isinstance(answer, dict):
-            raise ValueError(f"a worker answers with an object, not {type(answer).__name__}")
-        return answer
+        while b"\n" in self._pending:
+            line, _, self._pending = self._pending.partition(b"\n")
+            said = json.loads(line)
+            if not isinstance(said, dict):
+                raise ValueError(f"a worker answers with an object, not {type(said).__name__}")
+            yield said
 
     def close(self) -> None:
         """Close this end."""
         os.close(self.descriptor)
+
+
+def _heard(lines: Iterator[dict[str, Any]], told: Callable[[Compiling], None]) -> dict[str, Any] | None:
+    """Pass on what a worker says of what it does, and return its answer, or None if that is still to come.
+
+    Raises:
+        ValueError: for a line that is neither.
+    """
+    for said in lines:
+        if "compiling" not in said:
+            return said
+        told(Compiling.read(said["compiling"]))
+    return None
 
 
 def _failure(answer: dict[str, Any]) -> dict[str, str] | None:

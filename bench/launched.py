@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.errors import UnfitError
 from bench.group import GroupLost, WorkerGroup
-from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE
+from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Compiling, unheard
 from dcp_core import launcher
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ AGAIN = "start the job again: it goes on with what is missing"
 class Group(Protocol):
     """Ranks that take orders, whoever started them."""
 
-    def ask(self, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-        """Give every rank an order, and return their answers by rank.
+    def ask(
+        self, order: dict[str, Any], seconds: float, told: Callable[[Compiling], None] = ...
+    ) -> list[dict[str, Any]]:
+        """Give every rank an order, and return their answers by rank; ``told`` hears what is compiled in the meantime.
 
         Raises:
             GroupLost: if a rank is lost; the group is of no further use then.
@@ -88,8 +90,13 @@ class Job:
         self._worker: WorkerGroup | None = None
         self._lost = ""
 
-    def ask(self, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
+    def ask(
+        self, order: dict[str, Any], seconds: float, told: Callable[[Compiling], None] = unheard
+    ) -> list[dict[str, Any]]:
         """Give every rank an order, and return their answers by rank.
+
+        Args:
+            told: hears what rank 0 compiles in the meantime.
 
         Raises:
             GroupLost: if a rank is lost, or one has not answered after ``seconds``.
@@ -97,7 +104,7 @@ class Job:
         """
         worker = self._open()
         try:
-            (answer,) = worker.ask({**order, "seconds": seconds}, seconds)
+            (answer,) = worker.ask({**order, "seconds": seconds}, seconds, told)
         except GroupLost as lost:
             self._lost = str(lost)
             raise
@@ -203,7 +210,7 @@ def follow() -> int:
 
 def serve() -> None:
     """Be rank 0 of a job as a worker: pass each order on, and answer with what every rank answered, until there is none."""
-    from bench.worker import Companion, answer, end_with_supervisor
+    from bench.worker import Companion, answer, end_with_supervisor, tell_compiles
 
     end_with_supervisor()
     with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w", encoding="utf-8") as replies:
@@ -217,6 +224,7 @@ def serve() -> None:
             reply({"unfit": str(unfit)})
             return
         reply({"ready": mesh.rank})
+        tell_compiles(mesh, reply)
         companion = Companion()
         try:
             for line in sys.stdin:

@@ -16,7 +16,7 @@ from bench.errors import UnfitError
 from bench.group import WORKER, GroupLost
 from bench.launched import Group, launched_ranks, open_group
 from bench.line import read_outcome
-from bench.orders import Order
+from bench.orders import Compiling, Order, unheard
 from bench.record import Failed, Heat, Measured, Outcome, Policy, Skipped, Trial, Verified
 from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
@@ -101,6 +101,8 @@ class Supervisor:
         self._group: Group | None = None
         self._process, self._has_raced = secrets.token_hex(3), False
         self._environment = fingerprint()
+        self.told: Callable[[Compiling], None] = unheard
+        """Hears what is compiled while something is asked."""
         self._alone = alone
         # Other ranks of a launched job may be on their devices before this one looks.
         look = not launched_ranks()
@@ -173,7 +175,7 @@ class Supervisor:
         self.__exit__()
         return True
 
-    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
+    def verify(self, cases: Iterable[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
         """Compare cases with the oracle one after another, and yield each verdict as it comes."""
         for case in cases:
             try:
@@ -181,7 +183,7 @@ class Supervisor:
             except GroupLost as lost:
                 yield case, Failed(lost.fault, str(lost), lost.log)
 
-    def audit(self, cases: Sequence[Case]) -> Iterator[tuple[Case, list[Audited] | Skipped | Failed]]:
+    def audit(self, cases: Iterable[Case]) -> Iterator[tuple[Case, list[Audited] | Skipped | Failed]]:
         """Time the stages of cases with two timers, one case after another, and yield what they say as it comes."""
         for case in cases:
             try:
@@ -263,7 +265,7 @@ class Supervisor:
     def _answers(self, order: dict[str, Any], deadline_s: float) -> list[dict[str, Any]]:
         try:
             self._group = self._group or open_group(self.ranks, self._command)
-            return self._group.ask(order, deadline_s)
+            return self._group.ask(order, deadline_s, self.told)
         except GroupLost:
             self._forget()
             raise

@@ -13,14 +13,16 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from typing import Any, TextIO
 
 import torch
 
 from bench.clock import Clock, CudaClock, HostClock, floor_us
+from bench.compiling import Compiles, watch
 from bench.measure import measure, synchronize, verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
 from bench.race import Course
@@ -43,6 +45,7 @@ def main() -> None:
     mesh = Mesh.from_env()
     with os.fdopen(int(os.environ[REPLY_VARIABLE]), "w", encoding="utf-8") as replies:
         _reply(replies, {"ready": mesh.rank})
+        tell_compiles(mesh, partial(_reply, replies))
         companion = Companion()
         for order in _orders(sys.stdin):
             found = answer(order, mesh, companion)
@@ -63,6 +66,12 @@ def end_with_supervisor() -> None:
     # Importing torch took seconds; whoever lost its parent in the meantime gets no signal any more.
     if os.getppid() != int(supervisor):
         os._exit(1)
+
+
+def tell_compiles(mesh: Mesh, say: Callable[[dict[str, Any]], None]) -> None:
+    """Have rank 0 say which kernels it compiles; the others compile the same ones. Nothing is compiled without a GPU."""
+    if mesh.rank == 0 and mesh.device.type == "cuda":
+        watch(Compiles(lambda kernel: say({"compiling": asdict(kernel)})))
 
 
 def _orders(lines: TextIO) -> Iterator[dict[str, Any]]:

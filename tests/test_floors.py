@@ -49,7 +49,7 @@ FLOORS = {
             "verify",
             "recommend",
         ),
-        ("clock", "stand", "measure", "race", "referee", "worker"),
+        ("clock", "stand", "measure", "race", "referee", "compiling", "worker"),
         ("group", "launched", "supervisor", "cluster"),
         ("tune", "report"),
         ("cli", "__main__"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +57,7 @@ def audit(
       dcpbench audit decode
       dcpbench audit prefill --cases 40 --json
     """
-    from bench.cli.campaign import campaign
+    from bench.cli.campaign import campaign, said
     from bench.errors import UsageError
     from bench.supervisor import Supervisor
 
@@ -77,14 +77,15 @@ def audit(
         return Exit.DONE
     ranks, alone = wanted.machine.ranks, not running.anyway
     with Supervisor(ranks, wanted.policy, alone=alone) as supervisor, screen(len(chosen), float(len(chosen))) as view:
+        supervisor.told = view.compiling
         found = []
-        for one in _examine(chosen, supervisor):
+        for one in _examine(said(chosen, view), supervisor):
             found.append(one)
             view.advance(case_name(one.case), 1.0)
     return _tell(found, as_json=running.json)
 
 
-def _examine(cases: Sequence[Case], supervisor: Supervisor) -> Iterator[Examined]:
+def _examine(cases: Iterable[Case], supervisor: Supervisor) -> Iterator[Examined]:
     from bench.audit import twin
 
     for case, timed in supervisor.audit(cases):

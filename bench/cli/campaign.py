@@ -279,7 +279,8 @@ def _measure(
         screen(len(missing), sum(each.values())) as view,
         Supervisor(asked.machine.ranks, asked.policy, alone=not asked.anyway) as supervisor,
     ):
-        for trial in supervisor.measure(_said(watch, view), each):
+        supervisor.told = view.compiling
+        for trial in supervisor.measure(said(watch, view), each):
             told = watch.seen(trial)
             store.append(told)
             if told.is_sentinel:
@@ -311,7 +312,7 @@ def _measure_in_lanes(
         view.now("done")
 
 
-def _said(cases: Iterable[Case], view: Screen) -> Iterator[Case]:
+def said(cases: Iterable[Case], view: Screen) -> Iterator[Case]:
     """Yield cases, and say of each that it is being measured."""
     for case in cases:
         view.now(case_name(case))

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a bar with the time left on a terminal, plain lines elsewhere. Everything on stderr."""
+"""What a run shows while it goes, on stderr: a bar on a terminal, plain lines elsewhere. And how the rest is printed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
+from bench.orders import Compiling
 from bench.report.grid import WIDTH, Grid, folded, printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 class Screen(Protocol):
@@ -24,6 +28,10 @@ class Screen(Protocol):
         """Say what is being done."""
         ...
 
+    def compiling(self, one: Compiling) -> None:
+        """Say that a kernel is being compiled, or was."""
+        ...
+
     def advance(self, line: str, seconds: float) -> None:
         """Count a case and ``seconds`` of the expected time as done; show its result unless that is empty."""
         ...
@@ -33,26 +41,87 @@ class Screen(Protocol):
         ...
 
 
+class Pace:
+    """How far a run of ``count`` cases has come, and how long the rest should take, ``limit_s`` at most.
+
+    What was expected is scaled by the pace so far, without the time that kernels took to compile; the first case, which starts
+    the workers, tells no pace.
+    """
+
+    def __init__(self, count: int, seconds: float, limit_s: float | None = None) -> None:
+        self.count, self.done = count, 0
+        self._expected_s, self._done_s = seconds, 0.0
+        self._began = time.monotonic()
+        self._ends = None if limit_s is None else self._began + limit_s
+        self._compiled_s, self._compiling_since = 0.0, 0.0
+        self._first: tuple[float, float] | None = None
+        self._last = (0.0, seconds)
+
+    def spend(self, seconds: float) -> None:
+        """Count ``seconds`` of those that were expected as done."""
+        self._done_s += seconds
+        now, left_s = self._working_s, max(self._expected_s - self._done_s, 0.0)
+        since, done_s = self._first or (now, self._done_s)
+        if self._done_s > done_s:
+            left_s *= (now - since) / (self._done_s - done_s)
+        self._first = self._first or (now, self._done_s)
+        self._last = now, left_s
+
+    def compiling(self, one: Compiling) -> None:
+        """Count the time of a kernel apart, from when it began on."""
+        self._compiling_since = 0.0 if one.ended else time.monotonic() - one.seconds
+        self._compiled_s += one.seconds if one.ended else 0.0
+
+    @property
+    def share(self) -> float:
+        """How much of what was expected is done."""
+        return min(self._done_s / self._expected_s, 1.0) if self._expected_s else float(self.done == self.count)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the rest should take from now on."""
+        at, left_s = self._last
+        left_s = max(left_s - (self._working_s - at), 0.0)
+        return left_s if self._ends is None else max(min(left_s, self._ends - time.monotonic()), 0.0)
+
+    @property
+    def told(self) -> str:
+        """Return it in words: ``3 of 20 done, 2 min left``."""
+        if self.done == self.count:
+            return f"{self.done} of {self.count} done in {clock(time.monotonic() - self._began)}"
+        left_s = self.left_s
+        return f"{self.done} of {self.count} done, {f'{clock(left_s)} left' if left_s >= 1 else 'about to end'}"
+
+    @property
+    def _working_s(self) -> float:
+        now = time.monotonic()
+        compiling_s = now - self._compiling_since if self._compiling_since else 0.0
+        return now - self._began - self._compiled_s - compiling_s
+
+
 class Lines:
     """A line per result, with how many remain and how long that should take, ``limit_s`` at most; no colours, no cursor."""
 
     def __init__(self, count: int, seconds: float, out: TextIO, *, limit_s: float | None = None) -> None:
-        self._count, self._expected_s, self._out = count, seconds, out
-        self._done, self._done_s = 0, 0.0
-        self._ends = None if limit_s is None else time.monotonic() + limit_s
-        self._first: tuple[float, float] | None = None
+        self._pace, self._out = Pace(count, seconds, limit_s), out
 
     def show(self, line: str) -> None:
         """Write a line."""
-        _write(printable(line), self._out)
+        _write(_fitting(line, self._out), self._out)
 
     def now(self, doing: str) -> None:
         """Say nothing: the result's line will."""
 
+    def compiling(self, one: Compiling) -> None:
+        """Write a line as a kernel is compiled, and one when it is."""
+        self._pace.compiling(one)
+        self.show(_compiled(one) if one.ended else f"compiling {one.kernel} …")
+
     def advance(self, line: str, seconds: float) -> None:
         """Write a result's line; of results without one, each tenth of the run."""
-        self._done += 1
-        is_shown = line or self._done * 10 // self._count > (self._done - 1) * 10 // self._count
+        pace = self._pace
+        pace.done += 1
+        is_shown = line or pace.done * 10 // pace.count > (pace.done - 1) * 10 // pace.count
         self._pass(line, seconds, is_shown=bool(is_shown))
 
     def spend(self, line: str, seconds: float) -> None:
@@ -60,68 +129,88 @@ class Lines:
         self._pass(line, seconds, is_shown=True)
 
     def _pass(self, line: str, seconds: float, *, is_shown: bool) -> None:
-        self._done_s += seconds
+        pace = self._pace
+        pace.spend(seconds)
         if is_shown:
-            left = f", {clock(self._left_s())} left" if self._done < self._count else ""
-            self.show(f"[{self._done}/{self._count}{left}] {line}".rstrip())
-        self._first = self._first or (time.monotonic(), self._done_s)
-
-    def _left_s(self) -> float:
-        """Scale what was expected by the pace so far; the first case, which starts the workers, tells no pace."""
-        now, left_s = time.monotonic(), max(self._expected_s - self._done_s, 0.0)
-        since, done_s = self._first or (now, self._done_s)
-        if self._done_s > done_s:
-            left_s *= (now - since) / (self._done_s - done_s)
-        return left_s if self._ends is None else min(left_s, self._ends - now)
+            left = f", {clock(pace.left_s)} left" if pace.done < pace.count else ""
+            self.show(f"[{pace.done}/{pace.count}{left}] {line}".rstrip())
 
 
 class Bar:
-    """A bar at the bottom of a terminal, results above it."""
+    """Two lines at the bottom of a terminal, how far a run has come and what it is doing since when; results above them."""
 
-    def __init__(self, count: int, seconds: float) -> None:
+    def __init__(self, count: int, seconds: float, *, limit_s: float | None = None) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+        from rich.live import Live
 
+        self._pace = Pace(count, seconds, limit_s)
+        self._doing, self._since = "starting", time.monotonic()
+        self._compiling: tuple[str, float] | None = None
         self._console = Console(stderr=True, highlight=False)
-        columns = (
-            SpinnerColumn(),
-            BarColumn(20),
-            TextColumn("{task.fields[done]}/{task.fields[count]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.description}"),
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._drawn,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            transient=True,
         )
-        self._bar = Progress(*columns, console=self._console)
-        self._done = 0
-        # In units of expected seconds, so that the time left knows long cases from short ones.
-        self._task = self._bar.add_task("starting", total=max(seconds, 1e-9), done=0, count=count)
-        self._bar.start()
+        self._live.start()
 
     def show(self, line: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above."""
         from rich.text import Text
 
-        self._console.print(Text(printable(line)), soft_wrap=True)
+        self._console.print(Text(folded(printable(line), self._console.width)), soft_wrap=True)
 
     def now(self, doing: str) -> None:
-        """Say beside the bar what is being measured."""
-        from rich.markup import escape
+        """Say what is being measured."""
+        self._doing, self._since = printable(doing), time.monotonic()
 
-        self._bar.update(self._task, description=escape(printable(doing)))
+    def compiling(self, one: Compiling) -> None:
+        """Say which kernel is compiled, and for how long; when it is, print that above."""
+        self._pace.compiling(one)
+        self._compiling = None if one.ended else (f"compiling {printable(one.kernel)}", time.monotonic() - one.seconds)
+        if one.ended:
+            self.show(_compiled(one))
 
     def advance(self, line: str, seconds: float) -> None:
-        """Move the bar, and print a result above it."""
-        self._done += 1
+        """Count a case, and print its result above."""
+        self._pace.done += 1
         self.spend(line, seconds)
 
     def spend(self, line: str, seconds: float) -> None:
-        """Move the bar, and print a line above it."""
+        """Move on, and print a line above."""
+        self._pace.spend(seconds)
         if line:
             self.show(line)
-        self._bar.update(self._task, advance=seconds, done=self._done)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
-        self._bar.stop()
+        """Leave of the bar how far it came."""
+        self._live.stop()
+        self.show(self._pace.told)
+
+    def _drawn(self) -> Text:
+        from rich.text import Text
+
+        width = self._console.width
+        size = min(max(width - 40, 0), 40)
+        full = round(size * self._pace.share)
+        doing, since = self._compiling or (self._doing, self._since)
+        after = f", {clock(time.monotonic() - since)}"
+        room = max(width - len(after) - 1, 1)
+        cut = doing if len(doing) <= room else f"{doing[: room - 1]}…"
+        told = Text.assemble(
+            ("━" * full, "green"),
+            ("━" * (size - full), "bright_black"),
+            f" {self._pace.told}"[: width - size],
+            "\n",
+            cut,
+        )
+        return told.append(after, "bright_black")
+
+
+def _compiled(one: Compiling) -> str:
+    return f"compiled {one.kernel} in {clock(one.seconds)}"
 
 
 @contextmanager
@@ -130,7 +219,7 @@ def screen(count: int, seconds: float, *, limit_s: float | None = None) -> Itera
     if not _has_cursor(sys.stderr):
         yield Lines(count, seconds, sys.stderr, limit_s=limit_s)
         return
-    bar = Bar(count, seconds)
+    bar = Bar(count, seconds, limit_s=limit_s)
     try:
         yield bar
     finally:

@@ -165,6 +165,7 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
             forecasts = [one.within(share) for one in forecasts]
             count, total_s = sum(one.total_s > 0 for one in forecasts), sum(one.total_s for one in forecasts)
             with screen(count, total_s, limit_s=budget_s) as view:
+                supervisor.told = view.compiling
                 track = Track(wanted, supervisor, store, view, measured)
                 progress = Progress(wanted.batches, forecasts, view)
                 for batch, trials in search(wanted.batches, kept, track, budget_s=budget_s, now=time.monotonic):

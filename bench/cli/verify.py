@@ -78,6 +78,7 @@ def verify(
       dcpbench verify
       dcpbench --ranks 2 verify --path fold,mask --dcp 2 --exchange a2a
     """
+    from bench.cli.campaign import said
     from bench.environment import devices
     from bench.record import Policy
     from bench.supervisor import Supervisor
@@ -91,9 +92,9 @@ def verify(
         warn(f"{counted(len(cases), 'case')} to check.")
         verdicts = []
         with screen(len(cases), float(len(cases))) as view:
-            for case, verdict in supervisor.verify(cases):
+            supervisor.told = view.compiling
+            for case, verdict in supervisor.verify(said(cases, view)):
                 verdicts.append((case, verdict))
-                view.now(case_name(case))
                 view.advance(f"{case_name(case)}: {_word(verdict)}" if _is_wrong(verdict) else "", 1.0)
     return _report(verdicts, as_json=json)
 

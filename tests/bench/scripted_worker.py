@@ -3,7 +3,8 @@
 Names: ``dies`` ends the process by a signal, ``leaves`` with an exit status, ``hangs`` never answers, ``poisoned`` says that
 it is of no further use, ``breaks`` answers that it failed while all others wait for it, ``raves`` says what is no JSON,
 ``denies`` what is no answer, ``forgets`` an answer without an outcome, ``lies`` of a time that nothing has; a digit behind the
-word is the rank that does it, else all do. ``takes120`` is timed at about 120 µs in a race; ``lasts20`` is measured in 20 ms.
+word is the rank that does it, else all do. ``compiles`` says so before it answers, ``chatters`` says nothing else for ever.
+``takes120`` is timed at about 120 µs in a race; ``lasts20`` is measured in 20 ms.
 The first argument is a folder in which every worker leaves a file named for its process, with a line for each case it began.
 With ``measures`` as the second, cases are measured, on a device on paper with the noise that the third names (one of
 ``bench.noise``) and its arguments behind it.
@@ -37,6 +38,18 @@ def misbehave(word: str) -> None:
             sys.exit(7)
         case "hangs":
             threading.Event().wait()
+        case "compiles":
+            say_compiling(False)
+            say_compiling(True)
+        case "chatters":
+            while True:
+                say_compiling(False)
+
+
+def say_compiling(ended: object) -> None:
+    """Say that a kernel is being compiled, or was."""
+    line = json.dumps({"compiling": {"kernel": "batch_decode", "seconds": 1.5, "ended": ended}})
+    os.write(int(os.environ[REPLY_VARIABLE]), f"{line}\n".encode())
 
 
 def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:

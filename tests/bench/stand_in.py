@@ -107,11 +107,11 @@ class Scripted:
         self.renewed += self.can_renew
         return self.can_renew
 
-    def verify(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
+    def verify(self, cases: Iterable[Case]) -> Iterator[tuple[Case, Verified | Skipped | Failed]]:
         for number, case in enumerate(cases):
             yield case, self.verdict(number)
 
-    def audit(self, cases: Sequence[Case]) -> Iterator[tuple[Case, list[Audited] | Skipped | Failed]]:
+    def audit(self, cases: Iterable[Case]) -> Iterator[tuple[Case, list[Audited] | Skipped | Failed]]:
         for number, case in enumerate(cases):
             yield case, self.audited(number)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import bench.cli
+import bench.cli.screen
 import bench.environment
 import bench.fitness
 import bench.supervisor
@@ -23,10 +24,11 @@ from bench.cli.campaign import shuffled
 from bench.cli.exits import Exit
 from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
-from bench.cli.screen import Bar, Lines, clock, screen
+from bench.cli.screen import Bar, Lines, Pace, clock, screen
 from bench.cli.searching import Search, Space
 from bench.environment import Device
 from bench.fitness import Finding
+from bench.orders import Compiling
 from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Verified
 from bench.shipped import reference_folder, shipped_geometries, shipped_profiles
@@ -157,13 +159,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, term: str = "xterm", columns: int = 80) -> str:
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *names: str, term: str = "xterm", columns: int = 80) -> str:
     """Return what ``show`` prints on a terminal of some kind and width."""
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("TERM", term)
+    monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert run("show", *REFERENCE.split()) == Exit.DONE
+    assert run("show", *names, *REFERENCE.split()) == Exit.DONE
     return out.getvalue()
 
 
@@ -180,6 +183,38 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stderr", Terminal())
     with screen(1, 1.0) as view:
         assert isinstance(view, Lines)
+
+
+def test_nobody_is_sent_colours_who_wants_none_and_a_pipe_is_if_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in on_a_terminal(monkeypatch, "last")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in on_a_terminal(monkeypatch, "last")
+    monkeypatch.undo()
+    for forced, coloured in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        assert run("show", "last", *REFERENCE.split()) == Exit.DONE
+        assert ("\x1b[" in capsys.readouterr().out) is coloured
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR", "CI"])
+def test_no_cursor_is_moved_where_none_is_wanted_or_nobody_looks(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(variable, "true")
+    with screen(1, 1.0) as view:
+        assert isinstance(view, Lines)
+        view.advance("a result", 1.0)
+    assert "\x1b" not in sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+def test_every_table_of_the_reference_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = on_a_terminal(monkeypatch, columns=80)
+    assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line)) for line in out.splitlines()) <= 80
 
 
 def test_every_exit_code_is_told_in_the_docs() -> None:
@@ -1217,9 +1252,106 @@ def test_plain_progress_tells_how_far_a_case_came_and_no_more_than_its_limit(
     assert capsys.readouterr().err == "[0/1, 40 s left] half\n[1/1] whole\n"
 
 
+def test_plain_progress_says_when_a_kernel_is_compiled_and_how_long_that_took(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = Lines(3, 30.0, sys.stderr)
+    lines.compiling(Compiling("batch_decode\x1b[31m", 1.0, ended=False))
+    lines.compiling(Compiling("batch_decode\x1b[31m", 34.2, ended=True))
+    assert capsys.readouterr().err == "compiling batch_decode\\x1b[31m …\ncompiled batch_decode\\x1b[31m in 34 s\n"
+
+
+class Hand:
+    """A clock whose hand is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    """Return the clock that progress is told by."""
+    hand = Hand()
+    monkeypatch.setattr(bench.cli.screen, "time", hand)
+    return hand
+
+
+def test_what_is_left_follows_the_pace_of_the_cases_behind_the_first(hand: Hand) -> None:
+    pace = Pace(4, 40.0)
+    for seconds in (30, 20):
+        hand.now += seconds
+        pace.done += 1
+        pace.spend(10.0)
+    assert pace.left_s == 40.0
+    hand.now += 5
+    assert pace.left_s == 35.0
+    assert pace.told == "2 of 4 done, 35 s left"
+    hand.now += 100
+    assert pace.told == "2 of 4 done, about to end"
+    pace.done = 4
+    assert pace.told == "4 of 4 done in 3 min"
+
+
+def test_compiling_a_kernel_changes_no_pace(hand: Hand) -> None:
+    pace = Pace(3, 30.0)
+    hand.now += 10
+    pace.spend(10.0)
+    pace.compiling(Compiling("decode", 1.0, ended=False))
+    hand.now += 33
+    assert pace.left_s == 21.0, "the second before it was told counts as compiling too"
+    pace.compiling(Compiling("decode", 34.0, ended=True))
+    hand.now += 11
+    pace.spend(10.0)
+    assert pace.left_s == 10.0
+
+
+def test_a_run_ends_with_its_time_budget(hand: Hand) -> None:
+    pace = Pace(2, 100.0, limit_s=30.0)
+    hand.now += 20
+    assert pace.left_s == 10.0
+
+
 def test_the_bar_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     bar = Bar(1, 1.0)
     bar.now("[bold]case[/bold]")
     bar.advance("[red]result[/red]", 1.0)
     bar.close()
     assert "[red]result[/red]" in capsys.readouterr().err
+
+
+def bar_drawn(bar: Bar, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the lines of a bar on a terminal of some width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    return str(bar._drawn()).splitlines()
+
+
+def test_the_bar_says_what_is_done_since_when_and_what_is_compiled(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    bar = Bar(2, 20.0)
+    bar.now("a case " + "of a long name " * 10)
+    hand.now += 12
+    above, below = bar_drawn(bar, 80, monkeypatch)
+    assert above == f"{'━' * 40} 0 of 2 done, 8 s left"
+    assert below.startswith("a case of a long name")
+    assert below.endswith("…, 12 s")
+    bar.compiling(Compiling("batch_decode", 1.0, ended=False))
+    hand.now += 33
+    assert bar_drawn(bar, 80, monkeypatch)[1] == "compiling batch_decode, 34 s"
+    bar.compiling(Compiling("batch_decode", 34.0, ended=True))
+    assert bar_drawn(bar, 80, monkeypatch)[1].startswith("a case")
+    bar.close()
+    assert "compiled batch_decode in 34 s\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_the_bar_fits_its_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    bar = Bar(1000, 7200.0)
+    bar.now("qwen3-235b-a22b tp 8 dcp 2 16q1s32k_q2ks32k split fa2+fa3 ag_rs page_size=64 overlap=True")
+    bar.close()
+    assert max(map(len, bar_drawn(bar, width, monkeypatch))) <= width

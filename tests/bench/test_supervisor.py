@@ -14,6 +14,7 @@ import pytest
 
 from bench.errors import UnfitError
 from bench.group import GroupLost, WorkerGroup
+from bench.orders import Compiling
 from bench.record import PROTOCOL, Failed, Heat, Label, Measured, Skipped, Trial, Verified
 from bench.stats import summarize
 from bench.supervisor import Supervisor, ranks_for
@@ -60,6 +61,29 @@ def test_every_case_gets_its_own_answer_from_one_warm_group(tmp_path: Path) -> N
     trials = outcomes(tmp_path, "one", "two", "three")
     assert [trial.outcome for trial in trials] == [Skipped("one"), Skipped("two"), Skipped("three")]
     assert len(processes(tmp_path)) == 2
+
+
+def test_what_workers_compile_is_heard_and_is_no_answer(tmp_path: Path) -> None:
+    heard: list[Compiling] = []
+    with Supervisor(2, QUICK, case_seconds=60.0, command=scripted(tmp_path)) as supervisor:
+        supervisor.told = heard.append
+        trials = list(supervisor.measure([tiny(name="one"), tiny(name="compiles0"), tiny(name="two")]))
+    assert [trial.outcome for trial in trials] == [Skipped("one"), Skipped("compiles0"), Skipped("two")]
+    assert heard == [Compiling("batch_decode", 1.5, ended=ended) for ended in (False, True)]
+
+
+def test_a_worker_that_compiles_for_ever_is_past_its_deadline_all_the_same(tmp_path: Path) -> None:
+    (trial,) = outcomes(tmp_path, "chatters1", case_seconds=1.0)
+    assert isinstance(trial.outcome, Failed)
+    assert trial.outcome.fault == "timeout"
+
+
+@pytest.mark.parametrize(
+    "said", [None, [], {}, {"kernel": 1, "seconds": 1, "ended": False}, {"kernel": "k", "seconds": -1, "ended": True}]
+)
+def test_what_is_no_word_of_compiling_is_refused(said: Any) -> None:
+    with pytest.raises(ValueError, match="a worker says what it compiles"):
+        Compiling.read(said)
 
 
 def test_a_trial_says_what_was_measured_when_and_where(tmp_path: Path) -> None:

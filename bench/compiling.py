@@ -1,0 +1,92 @@
+"""Tells when kernels are compiled: FlashInfer's by its own build, Triton's before their first launch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from bench.orders import Compiling
+
+AFTER_S = 1.0
+"""A kernel is told of once this has passed: what a cache on disk answers is not worth a word."""
+
+
+class Compiles:
+    """Watches one kernel after another, and tells of those that take their time: that they began, and that they ended."""
+
+    def __init__(self, tell: Callable[[Compiling], None]) -> None:
+        self._tell = tell
+        self._timer: threading.Timer | None = None
+        self._kernel, self._began, self._is_told = "", 0.0, False
+
+    def begin(self, kernel: str) -> None:
+        """Watch a kernel. One that did not end was given up."""
+        self.end()
+        self._kernel, self._began, self._is_told = kernel, time.monotonic(), False
+        self._timer = threading.Timer(AFTER_S, self._late)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """End the watch, and say how long it took if that it began was told."""
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer.join()  # lest it tells in the middle of what is told next
+        self._timer = None
+        if self._is_told:
+            self._tell(Compiling(self._kernel, self._seconds, ended=True))
+
+    @contextmanager
+    def of(self, kernel: str) -> Iterator[None]:
+        """Watch a kernel for as long as the context lasts."""
+        self.begin(kernel)
+        try:
+            yield
+        finally:
+            self.end()
+
+    @property
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 3)
+
+    def _late(self) -> None:
+        self._is_told = True
+        self._tell(Compiling(self._kernel, self._seconds, ended=False))
+
+
+def watch(compiles: Compiles) -> None:
+    """Have FlashInfer and Triton report to ``compiles``, as far as they are here and let themselves be watched."""
+    for library in (_watch_flashinfer, _watch_triton):
+        with suppress(
+            Exception
+        ):  # of an import, or a version that is unlike those known: the case that needs it will say so
+            library(compiles)
+
+
+def _watch_flashinfer(compiles: Compiles) -> None:
+    from flashinfer.jit.core import JitSpec
+
+    build_and_load = JitSpec.build_and_load
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        # Its names go on with every type and size that it is compiled for. Another rank may be at it: that is waited for.
+        with compiles.of(str(self.name).partition("_dtype_")[0]):
+            return build_and_load(self, *arguments, **options)
+
+    JitSpec.build_and_load = watched
+
+
+def _watch_triton(compiles: Compiles) -> None:
+    from triton import knobs
+
+    def began(*, fn: Any, **_: Any) -> None:
+        compiles.begin(str(fn.name).rpartition(".")[2])
+
+    def ended(**_: Any) -> None:
+        compiles.end()
+
+    knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = began, ended

@@ -1,0 +1,114 @@
+"""Kernels that are compiled are told of, if they take their time, and whatever a library does the worker goes on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import bench.compiling
+from bench.compiling import Compiles, watch
+from bench.orders import Compiling
+
+
+class Heard(list[Compiling]):
+    """What was told, and the moment at which it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came = threading.Event()
+
+    def __call__(self, one: Compiling) -> None:
+        self.append(one)
+        self.came.set()
+
+    def words(self) -> list[tuple[str, bool]]:
+        return [(one.kernel, one.ended) for one in self]
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
+    """Return what hears of every kernel that is watched for a moment."""
+    monkeypatch.setattr(bench.compiling, "AFTER_S", 0.0)
+    return Heard()
+
+
+def test_a_kernel_that_takes_its_time_is_told_of_twice(heard: Heard) -> None:
+    with Compiles(heard).of("decode"):
+        assert heard.came.wait(10)
+    assert heard.words() == [("decode", False), ("decode", True)]
+    assert 0 <= heard[0].seconds <= heard[1].seconds
+
+
+def test_what_a_cache_answers_is_not_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.compiling, "AFTER_S", 3600.0)
+    heard = Heard()
+    with Compiles(heard).of("decode"):
+        pass
+    assert heard == []
+
+
+def test_a_kernel_that_fails_is_told_to_have_ended(heard: Heard) -> None:
+    def fail() -> None:
+        with Compiles(heard).of("decode"):
+            assert heard.came.wait(10)
+            raise RuntimeError("nvcc is missing")
+
+    with pytest.raises(RuntimeError, match="nvcc"):
+        fail()
+    assert heard.words() == [("decode", False), ("decode", True)]
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stand in for FlashInfer and Triton, as far as they are watched."""
+
+    class JitSpec:
+        name = "batch_decode_with_kv_cache_dtype_q_bf16_dtype_kv_bf16"
+
+        def build_and_load(self, *, then: Any) -> str:
+            assert then.wait(10)
+            return "a module"
+
+    core: Any = ModuleType("flashinfer.jit.core")
+    core.JitSpec = JitSpec
+    knobs = SimpleNamespace(runtime=SimpleNamespace(jit_cache_hook=None, jit_post_compile_hook=None))
+    triton: Any = ModuleType("triton")
+    triton.knobs = knobs
+    for name, module in {
+        "flashinfer": ModuleType("flashinfer"),
+        "flashinfer.jit": ModuleType("flashinfer.jit"),
+        "flashinfer.jit.core": core,
+        "triton": triton,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return SimpleNamespace(spec=JitSpec, hooks=knobs.runtime)
+
+
+def test_flashinfer_s_builds_are_told_by_the_first_part_of_their_names(
+    heard: Heard, libraries: SimpleNamespace
+) -> None:
+    watch(Compiles(heard))
+    assert libraries.spec().build_and_load(then=heard.came) == "a module"
+    assert heard.words() == [("batch_decode_with_kv_cache", False), ("batch_decode_with_kv_cache", True)]
+
+
+def test_triton_s_kernels_are_told_and_compiled_all_the_same(heard: Heard, libraries: SimpleNamespace) -> None:
+    watch(Compiles(heard))
+    is_done_by_the_hook = libraries.hooks.jit_cache_hook(key="", fn=SimpleNamespace(name="_combine"), repr="")
+    assert not is_done_by_the_hook
+    assert heard.came.wait(10)
+    libraries.hooks.jit_post_compile_hook(key="")
+    assert heard.words() == [("_combine", False), ("_combine", True)]
+
+
+def test_libraries_that_do_not_let_themselves_be_watched_are_left_alone(
+    heard: Heard, libraries: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer.jit.core", None)
+    monkeypatch.delattr(sys.modules["triton"], "knobs")
+    watch(Compiles(heard))
+    assert libraries.hooks.jit_cache_hook is None
