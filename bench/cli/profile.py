@@ -9,13 +9,18 @@ import typer
 
 from bench.cli.exits import Exit
 from bench.cli.known import Placed, Sources, find
-from bench.cli.options import Json, Results, add
+from bench.cli.options import Json, Results, add, paragraphs
 from bench.cli.screen import draw, emit, put, put_all, say, warn
 
 if TYPE_CHECKING:
     from bench.profile.profile import Profile
 
-app = typer.Typer(name="profile", help="Read profiles, and ask them what to run.")
+ABOUT = """Read profiles, and ask them what to run.
+
+Examples:
+  dcpbench profile show
+  dcpbench profile lookup 8q1s32k --model qwen3-235b-a22b --tp 8 --dcp 2"""
+app = typer.Typer(name="profile", help=paragraphs(ABOUT), short_help="Read profiles, and ask them what to run.")
 Files = Annotated[
     list[Path] | None, typer.Argument(metavar="[FILE]...", help="Profiles; all of the results folder if none.")
 ]

@@ -56,7 +56,11 @@ app = typer.Typer(
 ABOUT = """Which dcp size, attention path, kernel and exchange to run for grouped-query attention, and how that is known.
 
 Measures a real decode-context-parallel attention core on this machine, checks every result against a float64 oracle
-before it is timed, picks the fastest settings for each batch, and draws what it found."""
+before it is timed, picks the fastest settings for each batch, and draws what it found.
+
+Examples:
+  dcpbench doctor
+  dcpbench tune quick"""
 
 
 def _print_version(asked: bool) -> None:

@@ -109,9 +109,12 @@ def _show_exchanges(trials: list[Trial], form: Form, *, predicted: bool) -> None
             say()
 
 
-def _is_path(name: str) -> bool:
-    """Tell a file from the name of a run in the results folder, which may end the same."""
-    return name.endswith(".jsonl") and ("/" in name or Path(name).is_file())
+def _file(name: str, results: Path) -> str | Path:
+    """Return the file of a run that is given by its path, or by its name in the results folder."""
+    from bench.store import find_run
+
+    is_path = name.endswith(".jsonl") and ("/" in name or Path(name).is_file())
+    return name if is_path else find_run(results, name)
 
 
 def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> list[Trial]:
@@ -125,10 +128,10 @@ def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> li
         FileError: for a run that does not exist or cannot be read.
     """
     from bench.errors import UsageError
-    from bench.store import Store, find_run, read_run
+    from bench.store import Store, read_run
 
     if names:
-        parts = [read_run(name if _is_path(name) else find_run(results, name), sentinels=sentinels) for name in names]
+        parts = [read_run(_file(name, results), sentinels=sentinels) for name in names]
     else:
         parts = [Store.read(results, sentinels=sentinels)]
     trials = [trial for found, _ in parts for trial in found]

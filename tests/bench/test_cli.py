@@ -188,6 +188,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
 def test_nobody_is_sent_colours_who_wants_none_and_a_pipe_is_if_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("_TYPER_FORCE_DISABLE_TERMINAL", raising=False)  # which NO_COLOR has the program set
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in on_a_terminal(monkeypatch, "last")
     monkeypatch.setenv("FORCE_COLOR", "1")
