@@ -43,7 +43,7 @@ def compare(
     Examples:
       dcpbench compare before.jsonl after.jsonl --fail-on 3%
       dcpbench compare baseline/ results/ --json
-      dcpbench compare before.jsonl after.jsonl --all --markdown >> "$GITHUB_STEP_SUMMARY"
+      dcpbench compare before.jsonl after.jsonl --all --markdown > compared.md
     """
     from bench.compare import compare as compared
     from bench.report.comparison import comparison_grid, comparison_json, comparison_notes, comparison_rows

@@ -1,10 +1,12 @@
-"""What the Tab key offers. Each function is handed the word so far and returns what may stand there."""
+"""What the Tab key offers: each function is handed the word so far, and returns what may stand there. For none, files are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
+
+import typer
 
 
 def models(incomplete: str) -> list[str]:
@@ -76,11 +78,45 @@ def figures(incomplete: str) -> list[str]:
     return _matching(incomplete, FIGURES)
 
 
-def runs(incomplete: str) -> list[str]:
-    """Offer the runs in the default folder."""
+def gpus(incomplete: str) -> list[str]:
+    """Offer GPUs that are known."""
+    from dcp_core.serving import MULTIPROCESSORS
+
+    return _beginning(incomplete, sorted(MULTIPROCESSORS))
+
+
+def shipped_gpus(incomplete: str) -> list[str]:
+    """Offer the GPUs that profiles ship for."""
+    from bench.shipped import shipped_gpus as gpus_shipped
+
+    return _beginning(incomplete, gpus_shipped())
+
+
+def runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Offer the runs in the results folder by name, the newest first."""
+    from bench.files import FileError, StorageError
     from bench.store import run_files
 
-    return _matching(incomplete, ["last", *(path.stem for path in run_files("results"))])
+    try:
+        names = [path.stem for path in reversed(run_files(_results(context)))]
+    except (FileError, StorageError):  # it is said when the command is run
+        return []
+    return _beginning(incomplete, ["last", *names] if names else [])
+
+
+def profiles(context: typer.Context, incomplete: str) -> list[str]:
+    """Offer the profiles in the results folder."""
+    return _beginning(incomplete, sorted(map(str, (_results(context) / "profiles").glob("*.json"))))
+
+
+def _results(context: typer.Context) -> Path:
+    """Return the results folder that was typed before, or the default one."""
+    return Path(context.params.get("results") or "results")
+
+
+def _beginning(incomplete: str, words: Iterable[str]) -> list[str]:
+    """Complete a single value: a comma in it is its own."""
+    return [word for word in words if word.startswith(incomplete) and word.isprintable()]
 
 
 def _matching(incomplete: str, words: Iterable[str]) -> list[str]:

@@ -50,10 +50,19 @@ class Sources:
     """Where the profile comes from."""
 
     file: Annotated[
-        list[Path] | None, typer.Option(help="Profiles to ask; else the results folder's, then the shipped ones.")
+        list[Path] | None,
+        typer.Option(
+            help="Profiles to ask; else the results folder's, then the shipped ones.",
+            autocompletion=completion.profiles,
+        ),
     ] = None
     gpu: Annotated[
-        str | None, typer.Option(help="Ask what ships for this GPU, as h200, wherever this is.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="Ask what ships for this GPU, as h200, wherever this is.",
+            metavar="NAME",
+            autocompletion=completion.shipped_gpus,
+        ),
     ] = None
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Take a profile of another GPU, FlashInfer or torch all the same.")

@@ -48,7 +48,13 @@ class Serving:
         ),
     ] = None
     gpu: Annotated[
-        str, typer.Option(help="A GPU, or its number of multiprocessors.", metavar="NAME", rich_help_panel=_SERVER)
+        str,
+        typer.Option(
+            help="A GPU, or its number of multiprocessors.",
+            metavar="NAME",
+            autocompletion=completion.gpus,
+            rich_help_panel=_SERVER,
+        ),
     ] = "h200"
     flashinfer: Annotated[
         str, typer.Option(help="FlashInfer's version.", metavar="VERSION", rich_help_panel=_SERVER)
@@ -120,7 +126,7 @@ def memory(
 
     Examples:
       dcpbench memory --model qwen3-235b-a22b --tp 8
-      dcpbench memory --model llama-3.1-70b --tp 16 --dcp 1,2 --gpu-memory 60GiB --length 128k
+      dcpbench memory --model llama-3.1-70b --tp 16 --dcp 1,2 --gpu-memory 60GiB
       dcpbench memory --model qwen3-30b-a3b --tp 8 --gpu l40s --flashinfer 0.6.14
     """
     shape, length, limits = ModelShape.parse(model), parse_tokens(room.length), serving.limits()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.known import Placed, Sources, find
 from bench.cli.options import Json, Results, add, paragraphs
@@ -22,7 +23,12 @@ Examples:
   dcpbench profile lookup 8q1s32k --model qwen3-235b-a22b --tp 8 --dcp 2"""
 app = typer.Typer(name="profile", help=paragraphs(ABOUT), short_help="Read profiles, and ask them what to run.")
 Files = Annotated[
-    list[Path] | None, typer.Argument(metavar="[FILE]...", help="Profiles; all of the results folder if none.")
+    list[Path] | None,
+    typer.Argument(
+        metavar="[FILE]...",
+        help="Profiles; all of the results folder if none.",
+        autocompletion=completion.profiles,
+    ),
 ]
 
 
@@ -107,14 +113,15 @@ def export(
     ] = None,
     json: Json = False,
 ) -> int:
-    """Write the flags and environment of the vLLM server that comes nearest to what a profile tells.
+    r"""Write the flags and environment of the vLLM server that comes nearest to what a profile tells.
 
     vLLM's FlashInfer backend chooses path and kernels by itself; flags decide the exchange and the page size. The comments
     above the command say how far that is from what was measured to be best.
 
     Examples:
       dcpbench profile export --model qwen3-235b-a22b --tp 8 --dcp 2
-      dcpbench profile export --model qwen3-235b-a22b --tp 8 --dcp 2 --batch 64q1s32k --batch q2ks34k
+      dcpbench profile export --model qwen3-235b-a22b --tp 8 --dcp 2 \
+          --batch 64q1s32k --batch q2ks34k
     """
     from bench.report.vllm import serving
     from dcp_core.shapes import Workload
@@ -139,8 +146,10 @@ def export(
     return Exit.DONE
 
 
-First = Annotated[Path, typer.Argument(metavar="A", help="A profile.")]
-Second = Annotated[Path, typer.Argument(metavar="B", help="Another one of the same geometry.")]
+First = Annotated[Path, typer.Argument(metavar="A", help="A profile.", autocompletion=completion.profiles)]
+Second = Annotated[
+    Path, typer.Argument(metavar="B", help="Another one of the same geometry.", autocompletion=completion.profiles)
+]
 
 
 def diff(a: First, b: Second, json: Json = False) -> int:
@@ -196,12 +205,12 @@ def merge(
     return Exit.DONE
 
 
-def validate(file: Annotated[Path, typer.Argument(help="A profile.")]) -> int:
+def validate(file: Annotated[Path, typer.Argument(help="A profile.", autocompletion=completion.profiles)]) -> int:
     """Check a profile to the last number: its form, the legality of its settings, and whether what it says agrees.
 
     Examples:
       dcpbench profile validate mine.json
-      dcpbench profile validate downloaded.json && cp downloaded.json results/profiles/
+      dcpbench profile validate other.json && cp other.json results/profiles/
     """
     from bench.files import read_capped
     from bench.profile.file import check_derived

@@ -41,15 +41,17 @@ def recommend(
     given: Given,
     json: Json = False,
 ) -> int:
-    """Say which dcp size to run for a model and its traffic, and how that is known; "leave DCP off" is an answer.
+    r"""Say which dcp size to run for a model and its traffic, and how that is known; "leave DCP off" is an answer.
 
     Asks profiles, those that ship with dcpbench if there are no others: nothing is measured, and no GPU is needed. What
     nobody measured is a bracket, and an answer is firm where it holds over all of it.
 
     Examples:
-      dcpbench recommend --model qwen3-235b-a22b --tp 8 --context 32k --concurrency 64
-      dcpbench recommend --model qwen3-235b-a22b --tp 8 --context 32k --concurrency 32 --chunk 8k --weights 60GiB
-      dcpbench recommend --model qwen3-235b-a22b --tp 8 --trace requests.csv --sweep mine.toml
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 \
+          --context 32k --concurrency 64
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 \
+          --context 32k --concurrency 32 --chunk 8k --weights 60GiB
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 --trace requests.csv
     """
     from bench.recommend.decision import Limits as AssumedLimits
     from bench.recommend.recommend import Recommendation, crossing, decide, rooms_of

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bench.cli import completion
 from bench.cli.options import Results
 from bench.errors import UsageError
 from dcp_core.memory import parse_size
@@ -120,13 +121,19 @@ class Given:
 
     gpu: Annotated[
         str | None,
-        typer.Option(help="The GPU; else this machine's, or the h200.", metavar="NAME", rich_help_panel=_KNOWN),
+        typer.Option(
+            help="The GPU; else this machine's, or the h200.",
+            metavar="NAME",
+            autocompletion=completion.gpus,
+            rich_help_panel=_KNOWN,
+        ),
     ] = None
     profile: Annotated[
         list[Path] | None,
         typer.Option(
             help="Profiles to ask; else the results folder's, then the shipped ones.",
             metavar="FILE",
+            autocompletion=completion.profiles,
             rich_help_panel=_KNOWN,
         ),
     ] = None

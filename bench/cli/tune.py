@@ -53,7 +53,7 @@ def tune(
 
     Examples:
       dcpbench tune quick
-      dcpbench --ranks 2 tune decode --model qwen3-30b-a3b --space all --time-budget 10m
+      dcpbench --ranks 2 tune decode --space all --time-budget 10m
     """
     from bench.cli.campaign import campaign, is_empty, measure
     from bench.cli.dry_run import show_plan, show_search

@@ -44,6 +44,7 @@ COMMANDS = (
     "verify",
     "recommend",
     "show",
+    "compare",
     "plot",
     "report",
     "memory",

@@ -39,7 +39,8 @@ COMMANDS = dict(commands(PROGRAM))
 
 def examples(command: Any) -> list[str]:
     """Return the examples of a command's help, as typed."""
-    return re.findall(r"^\s*(dcpbench .*)$", (command.help or "").partition("Examples:")[2], re.MULTILINE)
+    shown = re.sub(r"\\\n\s*", "", (command.help or "").partition("Examples:")[2])
+    return re.findall(r"^\s*(dcpbench .*)$", shown, re.MULTILINE)
 
 
 EXAMPLES = list(dict.fromkeys(example for command in COMMANDS.values() for example in examples(command)))
@@ -55,6 +56,9 @@ def words_of(example: str) -> list[str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_two_examples(name: str) -> None:
     assert len(examples(COMMANDS[name])) >= 2
+    assert max(map(len, (COMMANDS[name].help or "").partition("Examples:")[2].splitlines())) <= 78, (
+        "else it is broken in two"
+    )
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -103,7 +107,7 @@ def lay_out(tmp_path: Path) -> None:
         shutil.copy(decodes, folder)
     for name in ("before.jsonl", "after.jsonl"):
         shutil.copy(decodes, name)
-    saved(decodes, "before.json", "after.json", "decode.json", "monday.json", "mine.json", "downloaded.json").save(
+    saved(decodes, "before.json", "after.json", "decode.json", "monday.json", "mine.json", "other.json").save(
         Path("results/profiles")
     )
     saved(prefills, "prefill.json", "tuesday.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -361,6 +362,17 @@ def printed(words: list[str], capsys: pytest.CaptureFixture[str], codes: tuple[i
     return out
 
 
+def sheet_of(text: str) -> list[dict[str, str]]:
+    """Return the rows of CSV: each as wide as its headings, and no cell a formula."""
+    rows = list(csv.DictReader(io.StringIO(text), strict=True))
+    assert len(rows) == len(text.splitlines()) - 1 > 0
+    for row in rows:
+        assert None not in row
+        assert None not in row.values()
+        assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for cell in row.values())
+    return rows
+
+
 @each_name
 def test_whatever_a_file_names_is_shown_as_text(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -380,9 +392,12 @@ def test_whatever_a_file_names_is_shown_as_text(
     for words in (["show", "--exchanges"], ["show", str(newest)]):
         printed(words, capsys)
         printed([*words, "--markdown"], capsys)
+        sheet_of(printed([*words, "--csv"], capsys))
     older = min(results.glob("*.jsonl"))
-    for form in ([], ["--markdown"], ["--json"]):
-        printed(["compare", str(older), str(newest), "--all", *form], capsys)
+    for form in ([], ["--markdown"], ["--json"], ["--csv"]):
+        compared = printed(["compare", str(older), str(newest), "--all", *form], capsys)
+        if form == ["--csv"]:
+            assert any(printable(name).strip()[:60] in row["model"] for row in sheet_of(compared))
     for profile in pick(Store.read(results)[0]):
         profile.save(results / "profiles")
     written = {path.relative_to(results).parts[0] for path in results.rglob("*")}
