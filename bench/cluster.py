@@ -79,7 +79,10 @@ class Cluster:
             _knock(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
-            raise UnfitError(f"no Ray cluster answers at {address[:80]}: {_first_line(error)}") from None
+            why = _first_line(error).rstrip(".")
+            raise UnfitError(
+                f"no Ray cluster answers at {address[:80]}: {why}; start one with 'ray start --head', or give its address"
+            ) from None
         self.left_out: list[str] = []
         self._alone = alone
         self._lanes: list[Any] = []
@@ -184,7 +187,9 @@ class Cluster:
                 agreed.append(lane)
         self._lanes = agreed
         if machine is None:
-            raise UnfitError(f"no lane of the cluster came up; {self.left_out[0]}")
+            raise UnfitError(
+                f"no lane of the cluster came up: {self.left_out[0]}; free or repair a node, and start again"
+            )
         return machine
 
     def _send(self, errand: _Errand, policy: Policy, expected_s: Mapping[Case, float]) -> Any:

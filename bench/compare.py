@@ -220,7 +220,9 @@ def _check_devices(before: Sequence[Trial], after: Sequence[Trial]) -> None:
     devices = [{trial.environment.hard.get("device_name", "unknown") for trial in trials} for trials in (before, after)]
     if before and after and devices[0] != devices[1]:
         names = [" and ".join(sorted(found)) for found in devices]
-        raise UsageError(f"these ran on different devices, {names[0]} and {names[1]}: what differs is the device")
+        raise UsageError(
+            f"these ran on different devices, {names[0]} and {names[1]}: what differs is the device; give two runs of one"
+        )
 
 
 def _differences(before: Iterable[Trial], after: Iterable[Trial]) -> tuple[str, ...]:

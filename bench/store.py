@@ -160,7 +160,9 @@ def find_run(folder: str | Path, name: str) -> Path:
         return list(runs.values())[-1]
     found = runs.get(name.removesuffix(".jsonl"))
     if found is None:
-        known = nearest(name, runs) or f"; its last is {list(runs)[-1]!r}" if runs else "; it holds none"
+        known = (
+            nearest(name, runs) or f"; its last is {list(runs)[-1]!r}" if runs else "; it holds none, so give --results"
+        )
         raise FileError(f"{folder}: no run {name[:80]!r}{known}")
     return found
 

@@ -122,7 +122,8 @@ class Sweep:
         crossed = sum(part.crossed for part in self.parts)
         if crossed > MAX_CROSSED:
             raise UsageError(
-                f"sweep {self.name} crosses its axes into {crossed} combinations; {MAX_CROSSED} are the limit"
+                f"sweep {self.name} crosses its axes into {crossed} combinations; {MAX_CROSSED} are the limit: "
+                f"give fewer values, or parts that cross fewer axes"
             )
         cases: dict[str, Case] = {}
         illegal: dict[Illegal, None] = {}

@@ -73,7 +73,9 @@ def shape_fields(config: Mapping[str, object]) -> dict[str, Any]:
     q_heads = whole("num_attention_heads")
     head_dim = text.get("head_dim")
     if head_dim is None and whole("hidden_size") % q_heads:
-        raise ShapeError(f"hidden_size {text['hidden_size']} is no multiple of {q_heads} attention heads")
+        raise ShapeError(
+            f"hidden_size {text['hidden_size']} is no multiple of {q_heads} attention heads; give head_dim too"
+        )
     fields: dict[str, Any] = {
         "q_heads": q_heads,
         "kv_heads": whole("num_key_value_heads", q_heads),

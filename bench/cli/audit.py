@@ -69,7 +69,9 @@ def audit(
     able = [case for case in wanted.cases if case not in hopeless]
     chosen = random.Random(wanted.policy.seed).sample(able, min(cases, len(able)))
     if not chosen:
-        raise UsageError(f"nothing that was asked for runs here: {next(iter(hopeless.values()))}")
+        raise UsageError(
+            f"nothing that was asked for runs here: {next(iter(hopeless.values()))}; 'dcpbench doctor' says what does"
+        )
     warn(f"{wanted.name}: {counted(len(chosen), 'case')} of {len(wanted.cases)} to audit.")
     if running.dry_run:
         for case in chosen:

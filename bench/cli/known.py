@@ -44,6 +44,11 @@ class Placed:
         heads = layout.heads(shape)
         return shape, layout, Geometry(heads.gathered, heads.kv, shape.head_dim, shape.dtype, shape.cache_dtype)
 
+    @property
+    def fix(self) -> str:
+        """What makes a profile of it, the end of a sentence."""
+        return f"; make one with 'dcpbench tune --model {self.model} --tp {self.tp} --dcp {self.dcp} --batch …'"
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -79,11 +84,12 @@ class Known:
     notes: tuple[str, ...]
 
 
-def find(geometry: Geometry, sources: Sources, asked_by: str) -> Known:
+def find(geometry: Geometry, sources: Sources, asked_by: str, *, fix: str = "") -> Known:
     """Return the first profile of a geometry that holds here: of the files given, else the results folder's, then shipped.
 
     Args:
         asked_by: what computes the geometry, for messages.
+        fix: what to do where there is none, for messages too.
 
     Raises:
         UsageError: if none is of this geometry, or all are other machines' and that was not allowed.
@@ -101,7 +107,7 @@ def find(geometry: Geometry, sources: Sources, asked_by: str) -> Known:
         read = [(path, Profile.load(path)) for path in paths]
     found = [(path, profile) for path, profile in read if profile.geometry == geometry]
     if not found:
-        raise UsageError(f"no profile here is for {geometry}, which {asked_by} computes{_others(read, sources)}")
+        raise UsageError(f"no profile here is for {geometry}, which {asked_by} computes{_others(read, sources)}{fix}")
     if sources.gpu:
         path, profile = found[0]
         return Known(path, profile, (f"Asked for {_device(profile)}, on which it was measured.",))

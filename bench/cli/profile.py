@@ -11,7 +11,7 @@ from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.known import Placed, Sources, find
 from bench.cli.options import Json, Results, add, paragraphs
-from bench.cli.screen import draw, emit, put, put_all, say, warn
+from bench.cli.screen import draw, emit, put, put_shell, say, warn
 
 if TYPE_CHECKING:
     from bench.profile.profile import Profile
@@ -84,7 +84,7 @@ def lookup(
 
     shape, layout, geometry = placed.read()
     workload = Workload.parse(batch)
-    known = find(geometry, sources, f"{shape.name} with {layout}")
+    known = find(geometry, sources, f"{shape.name} with {layout}", fix=placed.fix)
     choice = known.profile.lookup(workload, layout)
     if json:
         emit({**answer_json(choice), "file": str(known.path), "notes": list(known.notes)})
@@ -128,7 +128,7 @@ def export(
 
     shape, layout, geometry = placed.read()
     workloads = [Workload.parse(text) for text in batch or []]
-    known = find(geometry, sources, f"{shape.name} with {layout}")
+    known = find(geometry, sources, f"{shape.name} with {layout}", fix=placed.fix)
     choices = [known.profile.lookup(workload, layout) for workload in workloads]
     found_near = (choice.entry for choice in choices if choice.entry and choice.entry.layout.dcp == layout.dcp)
     entries = list(found_near) if batch else known.profile.answering(layout)
@@ -141,8 +141,8 @@ def export(
         return Exit.DONE
     for note in known.notes:
         warn(note)
-    put(f"# {shape.name} with {layout}, from {known.path}")
-    put_all(found.to_text())
+    say(f"# {shape.name} with {layout}, from {known.path}")
+    put_shell(found.to_text())
     return Exit.DONE
 
 
@@ -167,7 +167,9 @@ def diff(a: First, b: Second, json: Json = False) -> int:
 
     first, second = Profile.load(a), Profile.load(b)
     if first.geometry != second.geometry:
-        raise UsageError(f"{a} is for {first.geometry}, {b} for {second.geometry}: only like can be compared")
+        raise UsageError(
+            f"{a} is for {first.geometry}, {b} for {second.geometry}: only like can be compared, so give two of one geometry"
+        )
     found = compare(first, second)
     machines = first.environment.differences(second.environment)
     if json:

@@ -12,7 +12,7 @@ from bench.cli.known import Known, Sources, find
 from bench.cli.options import Json
 from bench.cli.recommend_options import GPU_MEMORY, Asked, Given, Memory
 from bench.cli.recommend_traffic import served_by, write_sweep
-from bench.cli.screen import draw, emit, put_all, say, warn
+from bench.cli.screen import draw, emit, put_shell, say, warn
 from bench.errors import UsageError
 from dcp_core.memory import parse_tokens
 
@@ -106,7 +106,7 @@ def recommend(
     for sentence in advice.changes(found):
         say(sentence)
     say()
-    put_all(command.to_text())
+    put_shell(command.to_text())
     return Exit.DONE
 
 

@@ -253,6 +253,12 @@ def put_all(text: str) -> None:
         put(line)
 
 
+def put_shell(text: str) -> None:
+    """Print what a shell reads: comments broken between words where a terminal ends, commands as they are."""
+    for line in text.splitlines():
+        (say if line.startswith("# ") else put)(line)
+
+
 def warn(sentence: str) -> None:
     """Print a sentence on stderr, apart from the output, broken between words where a terminal ends."""
     _write(_fitting(sentence, sys.stderr), sys.stderr)

@@ -126,7 +126,9 @@ def _cases(
     for axis, refusals in (("kernel", kernels), ("exchange", exchanges)):
         for name in names[axis]:
             if refusals.get(name):
-                raise UnfitError(f"{axis} {name} does not run here: {refusals[name]}")
+                raise UnfitError(
+                    f"{axis} {name} does not run here: {refusals[name]}; leave it out, 'dcpbench doctor' says what does"
+                )
     paths: list[PathName] = names["path"] or list(PathName)
     usable: list[KernelName] = names["kernel"] or [name for name in KernelName if not kernels.get(name, "unknown")]
     silent = (ExchangeName.ALONE, ExchangeName.LOOPBACK)
@@ -148,7 +150,9 @@ def _cases(
         selection = replace(selection, head_dims=tuple(whole_number("--head-dim", text) for text in head_dims))
     cases = [case for case in verify_cases(selection) if case.settings.exchange in asked]
     if not cases:
-        raise UsageError("nothing to check: no case has all of these at once (--path, --kernel, --exchange, --dcp)")
+        raise UsageError(
+            "nothing to check: no case has all of these at once (--path, --kernel, --exchange, --dcp, --head-dim): leave one out"
+        )
     return cases
 
 

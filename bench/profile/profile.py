@@ -229,9 +229,12 @@ def merged(one: Profile, other: Profile) -> Profile:
         UsageError: if their geometries differ, or hard fields of their environments, naming them.
     """
     if one.geometry != other.geometry:
-        raise UsageError(f"profiles of {one.geometry} and of {other.geometry} cannot be merged: each has its own file")
+        raise UsageError(
+            f"profiles of {one.geometry} and of {other.geometry} cannot be merged: each has its own file; "
+            f"give two of one geometry"
+        )
     if apart := one.environment.differences(other.environment):
-        raise UsageError(f"these profiles are of two machines, and stay apart: {'; '.join(apart)}")
+        raise UsageError(f"these profiles are of two machines, and stay apart ({'; '.join(apart)}): merge those of one")
     by_batch: dict[tuple[object, ...], Entry] = {}
     for entry in (*one.entries, *other.entries):
         place = (*_shared_out(entry.layout), entry.workload, entry.label)

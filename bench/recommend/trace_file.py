@@ -59,7 +59,9 @@ def read_trace(path: Path, *, unit: str = "s") -> tuple[Arrival, ...]:
             raise FileError(f"{where}: more than {MAX_REQUESTS:,} requests; give a shorter stretch of the trace")
         found.append(_request(row, where, UNITS[unit]))
     if not found:
-        raise FileError(f"{path}: a trace without a request")
+        raise FileError(
+            f"{path}: a trace without a request: below its headings, as arrival,prompt,output, a line is one"
+        )
     first = min(at_s for at_s, _, _ in found)
     return tuple(Arrival(at_s - first, prompt, output) for at_s, prompt, output in found)
 
@@ -71,7 +73,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, object]
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
             if cells and len(cells) <= max(names.values()):
-                raise FileError(f"{where}: {len(cells)} cells, where line 1 names more columns")
+                raise FileError(f"{where}: {len(cells)} cells, where line 1 names more columns; give each a cell")
             if cells:
                 yield where, {name: cells[place] for name, place in names.items()}
     except csv.Error as error:

@@ -163,4 +163,7 @@ def _may_start(waiting: Sequence[_Running], now_s: float, scheduler: Scheduler, 
 def _check_fits(arrivals: Sequence[Arrival], kv_tokens: int) -> None:
     longest = max((one.computed for one in arrivals), default=0)
     if longest > kv_tokens:
-        raise UsageError(f"the trace has a request of {longest:,} tokens, and the KV cache holds {kv_tokens:,}")
+        raise UsageError(
+            f"the trace has a request of {longest:,} tokens, and the KV cache holds {kv_tokens:,}: leave it out, or take a "
+            f"larger tp or a GPU with more memory"
+        )

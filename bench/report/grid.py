@@ -133,10 +133,10 @@ def _fold(cell: str, width: int) -> list[str]:
 
 
 def folded(sentence: str, width: int | None) -> str:
-    """Break a sentence between its words into lines no longer than ``width``; None leaves it as it is."""
+    """Break a sentence, or a shell's comment, between its words into lines no longer than ``width``; None leaves it as it is."""
     if width is None or len(sentence) <= width:
         return sentence
-    indent = " " * (len(sentence) - len(sentence.lstrip()))
+    indent = "# " if sentence.startswith("# ") else " " * (len(sentence) - len(sentence.lstrip()))
     return textwrap.fill(sentence, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 

@@ -10,7 +10,6 @@ from statistics import geometric_mean
 from bench.errors import UsageError
 from bench.profile.entry import Candidate, Entry, engine_defaults
 from bench.record import Environment, Label
-from bench.report.grid import WIDTH, folded
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import ExchangeName, Settings
 
@@ -31,7 +30,7 @@ class Serving:
 
     def to_text(self) -> str:
         """Return the command as a shell reads it, what should be known as comments above it."""
-        notes = [folded(f"# {note}", WIDTH - 2).replace("\n", "\n# ") for note in self.notes]
+        notes = [f"# {note}" for note in self.notes]
         variables = [f"{name}={value} \\" for name, value in self.environment.items()]
         flags = [f"{name} {value}" for name, value in self.flags.items()]
         return "\n".join([*notes, *variables, " \\\n  ".join(["vllm serve MODEL", *flags])])
@@ -110,7 +109,8 @@ def _best(
     if least is None:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise UsageError(
-            f"vLLM's FlashInfer backend has pages of {sizes} tokens, none of which interleave {interleave} divides"
+            f"vLLM's FlashInfer backend has pages of {sizes} tokens, none of which interleave {interleave} divides; "
+            f"choose one that does, as 1 or {BLOCK_SIZES[0]}"
         )
     usual = _Choice(exchange, least)
     choices = {choice for found in able for choice in found}
