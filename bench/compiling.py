@@ -1,4 +1,4 @@
-"""Tells when kernels are compiled: FlashInfer's by its own build, Triton's before their first launch."""
+"""Tells when kernels are compiled: FlashInfer's as they are loaded, Triton's at their first launch."""
 
 from __future__ import annotations
 
@@ -19,35 +19,22 @@ class Compiles:
 
     def __init__(self, tell: Callable[[Compiling], None]) -> None:
         self._tell = tell
-        self._timer: threading.Timer | None = None
         self._kernel, self._began, self._is_told = "", 0.0, False
-
-    def begin(self, kernel: str) -> None:
-        """Watch a kernel. One that did not end was given up."""
-        self.end()
-        self._kernel, self._began, self._is_told = kernel, time.monotonic(), False
-        self._timer = threading.Timer(AFTER_S, self._late)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def end(self) -> None:
-        """End the watch, and say how long it took if that it began was told."""
-        if self._timer is None:
-            return
-        self._timer.cancel()
-        self._timer.join()  # lest it tells in the middle of what is told next
-        self._timer = None
-        if self._is_told:
-            self._tell(Compiling(self._kernel, self._seconds, ended=True))
 
     @contextmanager
     def of(self, kernel: str) -> Iterator[None]:
         """Watch a kernel for as long as the context lasts."""
-        self.begin(kernel)
+        self._kernel, self._began, self._is_told = kernel, time.monotonic(), False
+        timer = threading.Timer(AFTER_S, self._late)
+        timer.daemon = True
+        timer.start()
         try:
             yield
         finally:
-            self.end()
+            timer.cancel()
+            timer.join()  # lest it tells in the middle of what is told next
+            if self._is_told:
+                self._tell(Compiling(self._kernel, self._seconds, ended=True))
 
     @property
     def _seconds(self) -> float:
@@ -81,12 +68,13 @@ def _watch_flashinfer(compiles: Compiles) -> None:
 
 
 def _watch_triton(compiles: Compiles) -> None:
-    from triton import knobs
+    from triton.runtime.jit import JITFunction
 
-    def began(*, fn: Any, **_: Any) -> None:
-        compiles.begin(str(fn.name).rpartition(".")[2])
+    # Its own hooks would have it write every constant of every kernel as JSON, which may fail.
+    do_compile = JITFunction._do_compile
 
-    def ended(**_: Any) -> None:
-        compiles.end()
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        with compiles.of(str(self.fn.__name__)):
+            return do_compile(self, *arguments, **options)
 
-    knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = began, ended
+    JITFunction._do_compile = watched

@@ -10,7 +10,7 @@ import typer
 
 from bench.cli.exits import Exit
 from bench.cli.options import Json, ranks_here, session_of
-from bench.cli.screen import draw, emit, say, warn
+from bench.cli.screen import ASKING, draw, emit, say, waiting, warn
 from bench.report.grid import Column, Grid
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     probe: dict[str, Any] = {"kernels": {}, "exchanges": {}, "flashinfer_exchanges": {}}
     problem = next((str(finding) for finding in findings if finding.is_unfit), "")
     try:
-        with Supervisor(ranks, Policy()) as supervisor:
+        with Supervisor(ranks, Policy()) as supervisor, waiting(ASKING):
             probe = supervisor.probe()
         findings.append(timer(probe["timer_floor_us"]))
     except UnfitError as unfit:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+ASKING = "starting workers, and asking them what runs here"
+
+
 class Screen(Protocol):
     """Where a run reports its progress."""
 
@@ -224,6 +227,19 @@ def screen(count: int, seconds: float, *, limit_s: float | None = None) -> Itera
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """Show on a terminal what is waited for, as long as the context lasts; elsewhere nothing."""
+    if not _has_cursor(sys.stderr):
+        yield
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(printable(doing))):
+        yield
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bench.cli.campaign import not_here
 from bench.cli.progress import Progress, batch_name
-from bench.cli.screen import Screen, clock, hint, screen, warn
+from bench.cli.screen import ASKING, Screen, clock, hint, screen, waiting, warn
 from bench.errors import UsageError
 from bench.record import Heat, Measured, Trial
 from bench.report.table import counted
@@ -151,7 +151,8 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
     with ExitStack() as held:
         store = held.enter_context(Store.open(campaign.results, campaign.shard))
         supervisor = held.enter_context(Supervisor(campaign.machine.ranks, campaign.policy, alone=not campaign.anyway))
-        available = Available.probed(supervisor.probe()) if space is Space.ALL else None
+        with waiting(ASKING):
+            available = Available.probed(supervisor.probe()) if space is Space.ALL else None
         wanted = Hunt.of(campaign, available)
         known = wanted.known()
         kept = [trial for trials in known.values() for trial in trials]

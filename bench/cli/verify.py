@@ -12,7 +12,7 @@ import typer
 from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Json, ranks_here, session_of, values_of, whole_number
-from bench.cli.screen import draw, emit, say, screen, warn
+from bench.cli.screen import ASKING, draw, emit, say, screen, waiting, warn
 from bench.record import Failed, Skipped, Verified
 from bench.report.grid import Column, Grid
 from bench.report.table import case_name, counted, exchange_of, kernels_of, path_of
@@ -88,7 +88,9 @@ def verify(
     chosen = {"path": path, "kernel": kernel, "exchange": exchange, "dcp": dcp, "head-dim": head_dim}
     wanted = {name: values_of(name, [text]) for name, text in chosen.items() if text is not None}
     with Supervisor(ranks, Policy()) as supervisor:
-        cases = _cases(wanted, supervisor.probe(), ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
+        with waiting(ASKING):
+            probe = supervisor.probe()
+        cases = _cases(wanted, probe, ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
         warn(f"{counted(len(cases), 'case')} to check.")
         verdicts = []
         with screen(len(cases), float(len(cases))) as view:

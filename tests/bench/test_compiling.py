@@ -75,17 +75,26 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     core: Any = ModuleType("flashinfer.jit.core")
     core.JitSpec = JitSpec
-    knobs = SimpleNamespace(runtime=SimpleNamespace(jit_cache_hook=None, jit_post_compile_hook=None))
-    triton: Any = ModuleType("triton")
-    triton.knobs = knobs
+
+    class JITFunction:
+        fn = SimpleNamespace(__name__="_combine")
+
+        def _do_compile(self, then: Any) -> str:
+            assert then.wait(10)
+            return "a kernel"
+
+    jit: Any = ModuleType("triton.runtime.jit")
+    jit.JITFunction = JITFunction
     for name, module in {
         "flashinfer": ModuleType("flashinfer"),
         "flashinfer.jit": ModuleType("flashinfer.jit"),
         "flashinfer.jit.core": core,
-        "triton": triton,
+        "triton": ModuleType("triton"),
+        "triton.runtime": ModuleType("triton.runtime"),
+        "triton.runtime.jit": jit,
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
-    return SimpleNamespace(spec=JitSpec, hooks=knobs.runtime)
+    return SimpleNamespace(spec=JitSpec, function=JITFunction)
 
 
 def test_flashinfer_s_builds_are_told_by_the_first_part_of_their_names(
@@ -96,12 +105,9 @@ def test_flashinfer_s_builds_are_told_by_the_first_part_of_their_names(
     assert heard.words() == [("batch_decode_with_kv_cache", False), ("batch_decode_with_kv_cache", True)]
 
 
-def test_triton_s_kernels_are_told_and_compiled_all_the_same(heard: Heard, libraries: SimpleNamespace) -> None:
+def test_triton_s_kernels_are_told_by_their_names(heard: Heard, libraries: SimpleNamespace) -> None:
     watch(Compiles(heard))
-    is_done_by_the_hook = libraries.hooks.jit_cache_hook(key="", fn=SimpleNamespace(name="_combine"), repr="")
-    assert not is_done_by_the_hook
-    assert heard.came.wait(10)
-    libraries.hooks.jit_post_compile_hook(key="")
+    assert libraries.function()._do_compile(heard.came) == "a kernel"
     assert heard.words() == [("_combine", False), ("_combine", True)]
 
 
@@ -109,6 +115,15 @@ def test_libraries_that_do_not_let_themselves_be_watched_are_left_alone(
     heard: Heard, libraries: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer.jit.core", None)
-    monkeypatch.delattr(sys.modules["triton"], "knobs")
+    monkeypatch.setattr(libraries.function, "_do_compile", None)
+    monkeypatch.delattr(sys.modules["triton.runtime.jit"], "JITFunction")
     watch(Compiles(heard))
-    assert libraries.hooks.jit_cache_hook is None
+    assert libraries.function._do_compile is None
+
+
+def test_what_is_watched_is_what_these_versions_of_the_libraries_have() -> None:
+    from flashinfer.jit.core import JitSpec, JitSpecNvcc
+    from triton.runtime.jit import JITFunction
+
+    assert JitSpecNvcc.build_and_load is JitSpec.build_and_load
+    assert callable(JITFunction._do_compile)
