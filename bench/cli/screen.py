@@ -190,7 +190,8 @@ class Bar:
     def close(self) -> None:
         """Leave of the bar how far it came."""
         self._live.stop()
-        self.show(self._pace.told)
+        if self._pace.count:
+            self.show(self._pace.told)
 
     def _drawn(self) -> Text:
         from rich.text import Text

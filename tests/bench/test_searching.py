@@ -21,6 +21,7 @@ from bench.cli.searching import choice, seconds_of
 from bench.errors import UsageError
 from bench.need import case_bytes, race_bytes
 from bench.profile.profile import Profile
+from bench.orders import Compiling
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Trial
 from bench.store import Store
 from dcp_core.cost import CPU as SLOW
@@ -124,6 +125,9 @@ class Recorded:
         yield self
 
     def show(self, line: str) -> None: ...
+
+    def compiling(self, one: Compiling) -> None:
+        raise AssertionError(f"nothing is compiled here: {one}")
 
     def now(self, doing: str) -> None: ...
 
