@@ -13,6 +13,8 @@ WIDTH = 80
 _GAP = "  "
 _PIECE = re.compile(r"(?<= )|(?<=[,+:])(?=[a-z])|(?<=_)(?=\d*q)", re.ASCII)
 """Where a cell may be folded: behind a space, between joined names, and between the parts of a batch."""
+_INSIDE = re.compile(r"(?<=\d) (?=(?:[µm]?s|min|h|[KMG]iB|%)(?:\W|$))|(?<=\btp) (?=\d)|(?<=\bdcp) (?=\d)", re.ASCII)
+"""Spaces inside a value, where no sentence is broken: before its unit, and in ``dcp 2``."""
 _BOLD, _BEST, _PLAIN = "\x1b[1m", "\x1b[1;32m", "\x1b[0m"
 
 
@@ -137,7 +139,9 @@ def folded(sentence: str, width: int | None) -> str:
     if width is None or len(sentence) <= width:
         return sentence
     indent = "# " if sentence.startswith("# ") else " " * (len(sentence) - len(sentence.lstrip()))
-    return textwrap.fill(sentence, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    glued = _INSIDE.sub("\N{NO-BREAK SPACE}", sentence)
+    lines = textwrap.fill(glued, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def printable(text: str) -> str:

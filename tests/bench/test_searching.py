@@ -20,8 +20,8 @@ from bench.cli.searching import Search as How
 from bench.cli.searching import choice, seconds_of
 from bench.errors import UsageError
 from bench.need import case_bytes, race_bytes
-from bench.profile.profile import Profile
 from bench.orders import Compiling
+from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Trial
 from bench.store import Store
 from dcp_core.cost import CPU as SLOW

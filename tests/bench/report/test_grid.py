@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report.grid import Column, Grid, printable
+from bench.report.grid import Column, Grid, folded, printable
 
 GRID = Grid(
     "Fruit",
@@ -75,6 +75,15 @@ def test_a_terminal_breaks_titles_and_footnotes_between_words() -> None:
     grid = Grid("what was measured here", (Column("x"),), (("1",),), footnotes=("  a note that goes on",))
     lines = grid.to_text(12).splitlines()
     assert lines == ["what was", "measured", "here", "x", "-", "1", "  a note", "  that goes", "  on"]
+
+
+@pytest.mark.parametrize("value", ["53.5 µs", "34 s", "2 h", "1.5 GiB", "3 %", "dcp 2", "tp 8"])
+def test_no_sentence_is_broken_inside_a_value(value: str) -> None:
+    sentence = f"a case with {value} measured"
+    for width in range(10, len(sentence)):
+        broken = folded(sentence, width)
+        assert value in broken
+        assert broken.replace("\n", " ") == sentence
 
 
 def test_no_title_reaches_the_terminal_raw() -> None:
