@@ -14,7 +14,8 @@ _GAP = "  "
 _PIECE = re.compile(r"(?<= )|(?<=[,+:])(?=[a-z])|(?<=_)(?=\d*q)", re.ASCII)
 """Where a cell may be folded: behind a space, between joined names, and between the parts of a batch."""
 _INSIDE = re.compile(r"(?<=\d) (?=(?:[µm]?s|min|h|[KMG]iB|%)(?:\W|$))|(?<=\btp) (?=\d)|(?<=\bdcp) (?=\d)", re.ASCII)
-"""Spaces inside a value, where no sentence is broken: before its unit, and in ``dcp 2``."""
+"""Spaces inside a value, where nothing is broken: before its unit, and in ``dcp 2``."""
+_GLUE = "\N{NO-BREAK SPACE}"
 _BOLD, _BEST, _PLAIN = "\x1b[1m", "\x1b[1;32m", "\x1b[0m"
 
 
@@ -108,9 +109,9 @@ class Grid:
             *((False, index) for index in widest),
             *((self.columns[index].wrap, index) for index in widest),
         ]:
-            pieces = _PIECE.split(self.columns[index].heading)
+            pieces = _pieces(self.columns[index].heading)
             for row in self.rows:
-                pieces += _PIECE.split(row[index]) if wrap else [row[index]]
+                pieces += _pieces(row[index]) if wrap else [row[index]]
             given = max(0, min(excess, narrowed[index] - max(len(piece.rstrip()) for piece in pieces)))
             narrowed[index], excess = narrowed[index] - given, excess - given
         return narrowed if excess <= 0 else None
@@ -122,12 +123,17 @@ class Grid:
         return widths, _GAP if sum(widths) + len(_GAP) * (len(widths) - 1) <= room else " "
 
 
+def _pieces(cell: str) -> list[str]:
+    """Split a cell where it may be folded."""
+    return [piece.replace(_GLUE, " ") for piece in _PIECE.split(_INSIDE.sub(_GLUE, cell))]
+
+
 def _fold(cell: str, width: int) -> list[str]:
     """Break a cell into lines no longer than ``width``, as far as its pieces allow."""
     if len(cell) <= width:
         return [cell]
     lines = [""]
-    for piece in _PIECE.split(cell):
+    for piece in _pieces(cell):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
@@ -139,9 +145,9 @@ def folded(sentence: str, width: int | None) -> str:
     if width is None or len(sentence) <= width:
         return sentence
     indent = "# " if sentence.startswith("# ") else " " * (len(sentence) - len(sentence.lstrip()))
-    glued = _INSIDE.sub("\N{NO-BREAK SPACE}", sentence)
+    glued = _INSIDE.sub(_GLUE, sentence)
     lines = textwrap.fill(glued, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return lines.replace("\N{NO-BREAK SPACE}", " ")
+    return lines.replace(_GLUE, " ")
 
 
 def printable(text: str) -> str:

@@ -64,6 +64,7 @@ def test_headings_are_folded_before_any_cell() -> None:
         ("mask:computed", ["mask:", "computed"]),
         ("q64,kv4,d128", ["q64,kv4,", "d128"]),
         ("trtllm_gen 8,192 tokens", ["trtllm_gen", "8,192", "tokens"]),
+        ("tiny tp 4 dcp 2 12.5 µs", ["tiny tp 4", "dcp 2", "12.5 µs"]),
     ],
 )
 def test_cells_are_folded_between_values_and_never_inside_one(cell: str, lines: list[str]) -> None:
