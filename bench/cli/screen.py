@@ -61,7 +61,10 @@ class Pace:
         self._last = (0.0, seconds)
 
     def spend(self, seconds: float) -> None:
-        """Count ``seconds`` of those that were expected as done."""
+        """Count ``seconds`` of those that were expected as done. What was still compiled then ended with its worker."""
+        if self._compiling_since:
+            self._compiled_s += time.monotonic() - self._compiling_since
+            self._compiling_since = 0.0
         self._done_s += seconds
         now, left_s = self._working_s, max(self._expected_s - self._done_s, 0.0)
         since, done_s = self._first or (now, self._done_s)
@@ -93,7 +96,7 @@ class Pace:
         if self.done == self.count:
             return f"{self.done} of {self.count} done in {clock(time.monotonic() - self._began)}"
         left_s = self.left_s
-        return f"{self.done} of {self.count} done, {f'{clock(left_s)} left' if left_s >= 1 else 'about to end'}"
+        return f"{self.done} of {self.count} done, {f'{clock(left_s)} left' if left_s else 'longer than expected'}"
 
     @property
     def _working_s(self) -> float:
@@ -167,7 +170,7 @@ class Bar:
 
     def now(self, doing: str) -> None:
         """Say what is being measured."""
-        self._doing, self._since = printable(doing), time.monotonic()
+        self._doing, self._since, self._compiling = printable(doing), time.monotonic(), None
 
     def compiling(self, one: Compiling) -> None:
         """Say which kernel is compiled, and for how long; when it is, print that above."""

@@ -1292,7 +1292,7 @@ def test_what_is_left_follows_the_pace_of_the_cases_behind_the_first(hand: Hand)
     assert pace.left_s == 35.0
     assert pace.told == "2 of 4 done, 35 s left"
     hand.now += 100
-    assert pace.told == "2 of 4 done, about to end"
+    assert pace.told == "2 of 4 done, longer than expected"
     pace.done = 4
     assert pace.told == "4 of 4 done in 3 min"
 
@@ -1308,6 +1308,15 @@ def test_compiling_a_kernel_changes_no_pace(hand: Hand) -> None:
     hand.now += 11
     pace.spend(10.0)
     assert pace.left_s == 10.0
+
+
+def test_a_kernel_whose_worker_is_lost_is_compiled_no_longer(hand: Hand) -> None:
+    pace = Pace(3, 30.0)
+    pace.compiling(Compiling("decode", 1.0, ended=False))
+    hand.now += 300
+    pace.spend(10.0)
+    hand.now += 5
+    assert pace.left_s == 15.0
 
 
 def test_a_run_ends_with_its_time_budget(hand: Hand) -> None:

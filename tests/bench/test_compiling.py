@@ -12,6 +12,7 @@ import pytest
 import bench.compiling
 from bench.compiling import Compiles, watch
 from bench.orders import Compiling
+from bench.worker import tell_compiles
 
 
 class Heard(list[Compiling]):
@@ -127,3 +128,18 @@ def test_what_is_watched_is_what_these_versions_of_the_libraries_have() -> None:
 
     assert JitSpecNvcc.build_and_load is JitSpec.build_and_load
     assert callable(JITFunction._do_compile)
+
+
+@pytest.mark.parametrize(("rank", "device", "tells"), [(0, "cuda", True), (1, "cuda", False), (0, "cpu", False)])
+def test_rank_0_says_what_it_compiles_on_a_gpu(
+    rank: int, device: str, tells: bool, heard: Heard, libraries: SimpleNamespace
+) -> None:
+    def say(line: dict[str, Any]) -> None:
+        heard(Compiling.read(line["compiling"]))
+
+    mesh: Any = SimpleNamespace(rank=rank, device=SimpleNamespace(type=device))
+    tell_compiles(mesh, say)
+    if not tells:
+        heard.came.set()  # nobody else will
+    assert libraries.function()._do_compile(heard.came) == "a kernel"
+    assert heard.words() == ([("_combine", False), ("_combine", True)] if tells else [])
