@@ -2,14 +2,16 @@
 
 History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, a stage between ranks holds
 samples of every rank and which way its exchange took, and a case may have been timed in a race; 3, a trial says whether it
-repeats a case to show drift, and how often its case was taken again, an outcome how long it warmed up and how correlated its
-samples are. What an older line lacks has its default.
+repeats a case to show drift, and how often its case was taken again, an outcome how long it warmed up, how correlated its
+samples are, how many were dropped, its span, its peak of memory, the timer's floor at the end and what clocks did meanwhile, a
+summary p99 and outliers. What an older line lacks has its default.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -24,6 +26,8 @@ PROTOCOL = 3
 is timed from taking the batch on, and inputs hold planted keys; 3, repetitions, rendezvous and events are inside the graph."""
 MAX_SAMPLES = 64
 """Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
+FEWEST_FOR_P99 = 299
+"""Samples of which, with 95 %, one lies beyond the 99th percentile: 1 - 0.99 ** 299."""
 VISITS = 2
 """To each case in a round of a race, as far from its middle the one as the other: a drift falls on all cases alike."""
 
@@ -98,8 +102,33 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Outliers:
+    """Samples beyond the quartiles by more than 1.5 times what these are apart, ``far`` ones by more than 3 times; all are kept.
+
+    Source: Tukey, Exploratory Data Analysis, 2C.
+    """
+
+    far_below: int = 0
+    below: int = 0
+    above: int = 0
+    far_above: int = 0
+
+    def __post_init__(self) -> None:
+        _check_amounts("counts of outliers", (self.far_below, self.below, self.above, self.far_above))
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.far_below + self.below + self.above + self.far_above
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """A sample of one quantity. ``low`` and ``high`` bound the median: the 95 % order-statistic interval.
+
+    Args:
+        p99: None of fewer than FEWEST_FOR_P99 samples, or if that was not kept.
+        outliers: None if they were not counted.
 
     Raises:
         ValueError: for numbers that no sample of times has.
@@ -113,6 +142,8 @@ class Summary:
     p10: float
     p90: float
     mad: float
+    p99: float | None = None
+    outliers: Outliers | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -122,7 +153,11 @@ class Summary:
                 f"a summary's 0 <= min <= low <= median <= high do not hold: "
                 f"min {self.min:g}, low {self.low:g}, median {self.median:g}, high {self.high:g}"
             )
-        _check_amounts("a summary's p10, p90 and mad", (self.p10, self.p90, self.mad))
+        _check_amounts("a summary's p10, p90, mad and p99", (self.p10, self.p90, self.mad, self.p99 or 0.0))
+        if self.p99 is not None and self.count < FEWEST_FOR_P99:
+            raise ValueError(f"a summary has a p99 from {FEWEST_FOR_P99} samples on, and this is of {self.count}")
+        if self.outliers is not None and self.outliers.count > self.count:
+            raise ValueError(f"{self.outliers.count} outliers among {self.count} samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +167,7 @@ class StageTime:
     Args:
         rank_samples_us: of a stage between real ranks, each rank's samples of the same repetitions; else empty.
         variant: which way of several the exchange took, in words; empty where there is one, or before that was kept.
+        dropped: samples that are in none of these, since the device was slowed down while they were taken.
     """
 
     name: str
@@ -140,8 +176,10 @@ class StageTime:
     samples_us: tuple[float, ...] = ()
     rank_samples_us: tuple[tuple[float, ...], ...] = ()
     variant: str = ""
+    dropped: int = 0
 
     def __post_init__(self) -> None:
+        _check_amounts(f"dropped samples of stage {self.name[:40]!r}", (self.dropped,))
         for samples in (self.samples_us, *self.rank_samples_us):
             _check_amounts(f"samples of stage {self.name[:40]!r}", samples)
         if len({len(samples) for samples in self.rank_samples_us}) > 1:
@@ -155,7 +193,7 @@ class StageTime:
     @property
     def skew_us(self) -> tuple[float, ...]:
         """How much longer the slowest rank took than the quickest, in each repetition kept: what it waited for the others."""
-        return tuple(max(times) - min(times) for times in zip(*self.rank_samples_us, strict=True))
+        return _skew(self.rank_samples_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +202,41 @@ class PlanTime:
 
     name: str
     host_us: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a rank's device told of its clocks between the blocks of samples that were kept, those of stages too.
+
+    Args:
+        readings: how often it was asked.
+        sm_mhz_low, sm_mhz_high: between which its SM clock was; None if it does not tell.
+        event_reasons: for which it lowered its clocks, each once; empty if for none.
+
+    Raises:
+        ValueError: for no reading, or clocks that no device has.
+    """
+
+    readings: int
+    sm_mhz_low: int | None = None
+    sm_mhz_high: int | None = None
+    event_reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.readings < 1:
+            raise ValueError(f"a pace is of one reading or more, not {self.readings}")
+        if not 0 <= (self.sm_mhz_low or 0) <= (self.sm_mhz_high or 0):
+            raise ValueError(f"an SM clock from {self.sm_mhz_low} to {self.sm_mhz_high} MHz")
+
+    @classmethod
+    def of(cls, states: Sequence[Mapping[str, str]]) -> Pace | None:
+        """Return what states tell, each as ``bench.environment.pace`` reads it; None if none tells anything."""
+        told = [state for state in states if state]
+        clocks = [int(state["sm_mhz"]) for state in told if "sm_mhz" in state]
+        reasons = sorted(
+            {reason for state in told for reason in state.get("event_reasons", "none").split(", ")} - {"none"}
+        )
+        return cls(len(told), min(clocks, default=None), max(clocks, default=None), tuple(reasons)) if told else None
 
 
 class Heat(StrEnum):
@@ -217,13 +290,20 @@ class Measured:
         rank_samples_us: raw samples of the step per rank, at most MAX_SAMPLES each.
         exchange_timed: False where the exchange's time is not in ``step_us``.
         stop: why sampling ended.
-        timer_floor_us: what the timer reads for nothing.
+        timer_floor_us: what the timer reads for the smallest kernel, before the case.
         flushed_bytes: written between repetitions to cool the L2 cache; 0 if warm.
         kv_bytes: allocated for the KV cache of one layer, largest rank.
         flags: what a reader should know, in words.
         race: if the step was timed in turns with other cases; its raw samples are whole then, in the order they were taken.
         warmup: repetitions of the step before its first sample; 0 if that was not kept.
         correlation: of each of the step's samples with the one before it, -1 to 1; None if that was not kept.
+        span_us: host time from launching one step, eagerly, to its end on the device; None if that was not kept.
+        timer_floor_end_us: as ``timer_floor_us``, after the case; None where it only raced, or if that was not kept.
+        timer_empty_us: what the timer reads with nothing at all in between, before the case; None if that was not kept.
+        dropped: samples of the step that are in none of these, since a device was slowed down while they were taken.
+        clocks_during: of each rank's device, where it tells.
+        peak_bytes: that torch gave out at most while the case was measured, of the fullest rank's GPU; None on a CPU, in a race,
+            or if that was not kept.
 
     Raises:
         ValueError: for a case that was not right, or numbers that nothing measured has.
@@ -247,6 +327,12 @@ class Measured:
     race: Race | None = None
     warmup: int = 0
     correlation: float | None = None
+    span_us: Summary | None = None
+    timer_floor_end_us: float | None = None
+    timer_empty_us: float | None = None
+    dropped: int = 0
+    clocks_during: tuple[Pace, ...] = ()
+    peak_bytes: int | None = None
     kind: str = field(default="measured", init=False)
 
     def __post_init__(self) -> None:
@@ -254,10 +340,12 @@ class Measured:
             raise ValueError("a case that was not right has no times: its check is over budget")
         if self.layers < 1:
             raise ValueError(f"a model has one layer or more, not {self.layers}")
-        _check_amounts("flushed_bytes, kv_bytes and warmup", (self.flushed_bytes, self.kv_bytes, self.warmup))
+        amounts = (self.flushed_bytes, self.kv_bytes, self.warmup, self.dropped, self.peak_bytes or 0)
+        _check_amounts("flushed_bytes, kv_bytes, warmup, dropped and peak_bytes", amounts)
         if not -1 <= (self.correlation or 0.0) <= 1:
             raise ValueError(f"a correlation is between -1 and 1, not {self.correlation:g}")
         _check_amounts("timer_floor_us", (self.timer_floor_us,))
+        _check_amounts("what else a timer reads", (self.timer_floor_end_us or 0.0, self.timer_empty_us or 0.0))
         for samples in self.rank_samples_us:
             _check_amounts("samples of a rank", samples)
         if self.race and {len(samples) for samples in self.rank_samples_us} != {self.step_us.count}:
@@ -271,6 +359,17 @@ class Measured:
     def is_whole(self) -> bool:
         """True if each stage was timed as well, as of a case measured by itself, or confirmed."""
         return self.race is None or bool(self.stages)
+
+    @property
+    def skew_us(self) -> tuple[float, ...]:
+        """How much longer the slowest rank's step took than the quickest's, in each repetition kept; of one rank nothing."""
+        return _skew(self.rank_samples_us)
+
+    @property
+    def straggler(self) -> int | None:
+        """The rank whose step took longest in most of the repetitions kept, it may be waiting for another; None of one rank."""
+        slowest = Counter(times.index(max(times)) for times in zip(*self.rank_samples_us, strict=False))
+        return slowest.most_common(1)[0][0] if len(self.rank_samples_us) > 1 and slowest else None
 
     @property
     def plan_us(self) -> float:
@@ -294,6 +393,10 @@ class Failed:
     message: str
     traceback: str = ""
     kind: str = field(default="failed", init=False)
+
+
+def _skew(ranks_us: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    return tuple(max(times) - min(times) for times in zip(*ranks_us, strict=False)) if len(ranks_us) > 1 else ()
 
 
 def _check_amounts(what: str, values: Iterable[float]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby, pairwise
 from statistics import median
 
-from bench.record import MAX_SAMPLES, Summary
+from bench.record import FEWEST_FOR_P99, MAX_SAMPLES, Outliers, Summary
 
 CONFIDENCE = 0.95
 """Of the interval of the median."""
@@ -42,6 +43,8 @@ def summarize(samples: Sequence[float]) -> Summary:
         p10=_quantile(ordered, 0.1),
         p90=_quantile(ordered, 0.9),
         mad=median(abs(value - middle) for value in ordered),
+        p99=_quantile(ordered, 0.99) if len(ordered) >= FEWEST_FOR_P99 else None,
+        outliers=_outliers(ordered),
     )
 
 
@@ -113,6 +116,15 @@ def lag1_correlation(samples: Sequence[float]) -> float:
     if count < 3 or spread == 0:
         return 0.0
     return math.fsum((before - mean) * (after - mean) for before, after in pairwise(samples)) / spread
+
+
+def _outliers(ordered: Sequence[float]) -> Outliers:
+    """Count what lies beyond each of Tukey's fences."""
+    lower, upper = _quantile(ordered, 0.25), _quantile(ordered, 0.75)
+    near, far = 1.5 * (upper - lower), 3 * (upper - lower)
+    far_below, below = bisect_left(ordered, lower - far), bisect_left(ordered, lower - near)
+    above, far_above = (len(ordered) - bisect_right(ordered, upper + fence) for fence in (near, far))
+    return Outliers(far_below, below - far_below, above - far_above, far_above)
 
 
 @cache

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.record import Outliers
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 
 samples = st.lists(st.floats(min_value=1e-3, max_value=1e9), min_size=1, max_size=200)
@@ -52,6 +53,30 @@ def test_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
 def test_known_sample() -> None:
     summary = summarize([5, 1, 4, 2, 3])
     assert (summary.median, summary.mad, summary.p10, summary.p90) == (3, 1, pytest.approx(1.4), pytest.approx(4.6))
+
+
+def test_the_99th_percentile_is_told_where_a_sample_lies_beyond_it_with_95_percent() -> None:
+    assert 0.99**299 < 0.05 < 0.99**298
+    assert summarize(range(298)).p99 is None
+    assert summarize(range(299)).p99 == pytest.approx(0.99 * 298)
+
+
+def test_outliers_are_told_apart_by_side_and_distance_and_all_are_kept() -> None:
+    # Quartiles 10 and 20: fences at -5 and 35, far ones at -20 and 50.
+    within = [10.0] * 30 + [15.0] * 40 + [20.0] * 30
+    found = summarize([*within, 35.0, 36.0, 50.0, 51.0, 80.0, -5.0 + 5.0])
+    assert found.outliers == Outliers(far_below=0, below=0, above=2, far_above=2)
+    assert (found.count, found.outliers.count) == (106, 4)
+    below = summarize([value + 30 for value in [*within, -6.0, -20.0, -21.0]])
+    assert below.outliers == Outliers(far_below=1, below=2)
+
+
+@given(samples)
+def test_equal_samples_have_no_outliers_and_half_are_never_any(values: list[float]) -> None:
+    found = summarize(values).outliers
+    assert found is not None
+    assert 2 * found.count <= len(values)
+    assert summarize([values[0]] * len(values)).outliers == Outliers()
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf]])

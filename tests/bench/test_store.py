@@ -24,6 +24,7 @@ from bench.record import (
     Label,
     Measured,
     Outcome,
+    Pace,
     PlanTime,
     Policy,
     Skipped,
@@ -53,7 +54,7 @@ def measured(median_us: float = 10.0) -> Measured:
         step_us=times,
         launch_us=times,
         plan=(PlanTime("plan", times),),
-        stages=(StageTime("gather", times, communicates=True, variant="tiles of 8 rows, 4 warps"),),
+        stages=(StageTime("gather", times, communicates=True, variant="tiles of 8 rows, 4 warps", dropped=30),),
         rank_samples_us=((9.0, 10.0), (11.0,)),
         exchange_timed=False,
         stop=StopReason.CAP,
@@ -64,6 +65,12 @@ def measured(median_us: float = 10.0) -> Measured:
         flags=("µ — a flag",),
         warmup=20,
         correlation=-0.125,
+        span_us=times,
+        timer_floor_end_us=0.75,
+        timer_empty_us=0.25,
+        dropped=60,
+        clocks_during=(Pace(3, 1755, 1980, ("software power cap",)), Pace(1)),
+        peak_bytes=3 << 20,
     )
 
 
