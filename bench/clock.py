@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from bench.environment import pace
+
 FLUSH_FACTOR = 2
 """Bytes written to cool the L2 cache, as a multiple of its size."""
 REPETITIONS = 10
@@ -39,6 +41,10 @@ class Clock(Protocol):
         """
         ...
 
+    def state(self) -> dict[str, str]:
+        """Return what the device tells of its clocks now, as ``bench.environment.pace`` does; asked between samples alone."""
+        ...
+
 
 class HostClock:
     """The host's monotonic clock, for devices that work synchronously. Caches are left as they are."""
@@ -60,6 +66,10 @@ class HostClock:
             return times
 
         return sample
+
+    def state(self) -> dict[str, str]:
+        """Return nothing: a CPU's clocks are not asked."""
+        return {}
 
 
 class CudaClock:
@@ -83,6 +93,10 @@ class CudaClock:
     def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
         """Return what replays a graph of so many repetitions, or launches each."""
         return self._replayed(call, align) if self.graphs else partial(self._launched, call, align)
+
+    def state(self) -> dict[str, str]:
+        """Return what NVML tells of the device's clocks."""
+        return pace(self._device.index or 0)
 
     def _replayed(self, call: Callable[[], None], align: Callable[[], None] | None) -> Sampler:
         # External events are recorded by the graph itself, and can be read after each replay.
@@ -139,13 +153,20 @@ class Scripted:
     Args:
         latency_us: from the number of a repetition, counted over the clock's life, and a generator for its noise.
         seed: of that generator: the same script gives the same samples.
+        told: from the number of the repetition to come to what the device tells of its clocks.
     """
 
     name = "scripted"
     flushed_bytes = 0
 
-    def __init__(self, latency_us: Callable[[int, random.Random], float], *, seed: int = 0) -> None:
-        self._latency_us, self._noise, self._count = latency_us, random.Random(seed), 0
+    def __init__(
+        self,
+        latency_us: Callable[[int, random.Random], float],
+        *,
+        seed: int = 0,
+        told: Callable[[int], dict[str, str]] = lambda count: {},
+    ) -> None:
+        self._latency_us, self._noise, self._count, self._told = latency_us, random.Random(seed), 0, told
 
     def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
         """Return what makes every call and returns what the script says each took."""
@@ -162,6 +183,10 @@ class Scripted:
 
         return sample
 
+    def state(self) -> dict[str, str]:
+        """Return what the script says that the device tells now."""
+        return self._told(self._count)
+
 
 def floor_us(clock: Clock, device: torch.device) -> float:
     """Return the median of what a clock reads for the smallest work there is: one element written."""
@@ -171,5 +196,14 @@ def floor_us(clock: Clock, device: torch.device) -> float:
         element.zero_()
 
     smallest()
-    times = sorted(clock.prepare(smallest)(31))
+    return _median_us(clock, smallest)
+
+
+def empty_us(clock: Clock) -> float:
+    """Return the median of what a clock reads where nothing at all is between its beginning and its end."""
+    return _median_us(clock, lambda: None)
+
+
+def _median_us(clock: Clock, call: Callable[[], None]) -> float:
+    times = sorted(clock.prepare(call)(31))
     return times[len(times) // 2]

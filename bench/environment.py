@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -115,20 +115,36 @@ def clocks(index: int) -> dict[str, str]:
     if index >= len(handles):
         return {}
     handle = handles[index]
-    reasons, running = (
-        ask("nvmlDeviceGetCurrentClocksEventReasons", handle),
-        ask("nvmlDeviceGetComputeRunningProcesses", handle),
-    )
-    power = ask("nvmlDeviceGetPowerUsage", handle)
+    pace_now = _pace(handle)
+    running, power = ask("nvmlDeviceGetComputeRunningProcesses", handle), ask("nvmlDeviceGetPowerUsage", handle)
     state = {
-        "sm_mhz": ask("nvmlDeviceGetClockInfo", handle, 1),  # NVML_CLOCK_SM
         "memory_mhz": ask("nvmlDeviceGetClockInfo", handle, 2),  # NVML_CLOCK_MEM
         "temperature_c": ask("nvmlDeviceGetTemperature", handle, 0),  # NVML_TEMPERATURE_GPU
         "power_w": None if power is None else round(power / 1000),
-        "event_reasons": None if reasons is None else _reasons(int(reasons)),
         "processes": None if running is None else len(running),
     }
+    return pace_now | {name: str(value) for name, value in state.items() if value is not None}
+
+
+def pace(index: int) -> dict[str, str]:
+    """Read of a visible device's state what may be asked often: ``sm_mhz`` and ``event_reasons``."""
+    handles = visible_handles()
+    return _pace(handles[index]) if index < len(handles) else {}
+
+
+def _pace(handle: Any) -> dict[str, str]:
+    reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
+    state = {
+        "sm_mhz": ask("nvmlDeviceGetClockInfo", handle, 1),  # NVML_CLOCK_SM
+        "event_reasons": None if reasons is None else _reasons(int(reasons)),
+    }
     return {name: str(value) for name, value in state.items() if value is not None}
+
+
+def slowdowns(reasons: Iterable[str]) -> list[str]:
+    """Return which of SLOWDOWNS are among some reasons, or texts that name several."""
+    told = ", ".join(reasons)
+    return [reason for reason in SLOWDOWNS if reason in told]
 
 
 def processes(index: int) -> tuple[Process, ...]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import torch
 
-from bench.clock import REPETITIONS, Clock, CudaClock, HostClock, Sampler, floor_us
+from bench.clock import REPETITIONS, Clock, CudaClock, HostClock, Sampler, empty_us, floor_us
+from bench.environment import slowdowns
 from bench.need import case_bytes
 from bench.record import (
     Failed,
     Label,
     Measured,
     Outcome,
+    Pace,
     PlanTime,
     Policy,
     Race,
@@ -46,16 +50,60 @@ CORRELATED = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Samples of one call on every rank: per repetition, what the slowest took. ``warmup``: repetitions before the first."""
+    """Samples of one call on every rank: per repetition, what the slowest took.
+
+    Args:
+        warmup: repetitions before the first.
+        dropped: samples that are not here, since a rank's device was slowed down.
+        states: what each rank's device told of its clocks after each block of samples that is here.
+    """
 
     ranks_us: tuple[tuple[float, ...], ...]
     stop: StopReason
     warmup: int
+    dropped: int = 0
+    states: tuple[tuple[Mapping[str, str], ...], ...] = ()
 
     @property
     def slowest_us(self) -> list[float]:
         """The group's time of each repetition."""
         return [max(times) for times in zip(*self.ranks_us, strict=True)]
+
+
+class Samples:
+    """Samples of one call in blocks, each of every rank, as they are taken."""
+
+    def __init__(self) -> None:
+        self._clean: list[_Block] = []
+        self._slowed: list[_Block] = []
+
+    def add(self, ranks_us: Sequence[Sequence[float]], states: Sequence[Mapping[str, str]]) -> None:
+        """Take a block: each rank's times of the same repetitions, and what its device tells of its clocks after them."""
+        slowed = slowdowns(state.get("event_reasons", "") for state in states)
+        (self._slowed if slowed else self._clean).append((ranks_us, states))
+
+    @property
+    def taken(self) -> int:
+        """Repetitions in all, kept or not."""
+        return _repetitions(self._clean) + _repetitions(self._slowed)
+
+    @property
+    def is_clean(self) -> bool:
+        """True once there is a block during which no rank's device was slowed down."""
+        return bool(self._clean)
+
+    def timed(self, stop: StopReason, warmup: int) -> Timed:
+        """Return the samples of clean blocks; of all if none is, as the states among them tell."""
+        blocks, dropped = (self._clean, _repetitions(self._slowed)) if self._clean else (self._slowed, 0)
+        times, states = (tuple(zip(*each, strict=True)) for each in zip(*blocks, strict=True))
+        return Timed(tuple(tuple(chain(*own)) for own in times), stop, warmup, dropped, states)
+
+
+_Block = tuple[Sequence[Sequence[float]], Sequence[Mapping[str, str]]]
+
+
+def _repetitions(blocks: Sequence[_Block]) -> int:
+    return sum(len(ranks_us[0]) for ranks_us, _ in blocks)
 
 
 def verify(
@@ -86,13 +134,18 @@ def verify(
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A case that was right, ready to be timed: where it stands, what planning took, and what the clock reads for nothing."""
+    """A case that was right, ready to be timed: where it stands, what planning took, and what the clock reads for nothing.
+
+    Args:
+        floor_us, empty_us: for the smallest kernel there is, and for none.
+    """
 
     stand: Stand
     check: Check
     plan: tuple[PlanTime, ...]
     clock: Clock
     floor_us: float
+    empty_us: float
 
 
 def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
@@ -102,6 +155,8 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
         mesh: of ``dcp`` real ranks, or a whole simulated group. In a simulation every rank is checked, the one with most
             keys is timed by itself, and the exchange is not timed.
     """
+    if mesh.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(mesh.device)
     ready = prepare(case, mesh, policy)
     if not isinstance(ready, Ready):
         return ready
@@ -109,7 +164,7 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
         step = _time(ready.stand.fullest.launch, mesh, ready.clock, policy)
         outcome = outcome_of(ready, step, policy, launches=LAUNCH_SAMPLES, stages=True)
     problem = mesh.first_problem(spoilt(ready.stand))
-    return Failed("incorrect", problem) if problem else outcome
+    return Failed("incorrect", problem) if problem else replace(outcome, peak_bytes=_peak_bytes(mesh))
 
 
 def prepare(
@@ -142,8 +197,9 @@ def prepare(
         )
     plan = _time_planning(stand, plans)
     clock = _open_clock(case, mesh, policy, repetitions, [ready.clock for ready in beside])
-    # The cheapest call that the clock can take, timed before the case: below ten of these a time says little.
-    return Ready(stand, check, plan, clock, max(mesh.share(floor_us(clock, mesh.device))))
+    # The cheapest call that the clock can take, timed before the case and after: below ten of these a time says little.
+    floor, empty = map(max, zip(*mesh.share((floor_us(clock, mesh.device), empty_us(clock))), strict=True))
+    return Ready(stand, check, plan, clock, floor, empty)
 
 
 @contextmanager
@@ -167,19 +223,21 @@ def spoilt(stand: Stand) -> str:
 def outcome_of(
     ready: Ready, step: Timed, policy: Policy, *, launches: int, stages: bool, race: Race | None = None
 ) -> Measured:
-    """Return what was measured of a case, after timing its launch and, if asked to, each of its stages.
+    """Return what was measured of a case, after timing its launch and, if asked to, each of its stages and the floor again.
 
     Args:
         launches: times that launching is timed.
         race: that the step was timed in.
     """
     stand, mesh, seat = ready.stand, ready.stand.mesh, ready.stand.fullest
-    launch = _time_launch(seat.launch, mesh, launches)
-    broken_down = tuple(
-        _time_stage(stage, stand, ready.clock, policy)
+    launch, span = _time_launch(seat.launch, mesh, launches)
+    stages_timed = [
+        (stage, _time(partial(stage.run, seat.step), mesh, ready.clock, policy))
         for stage in (seat.path.stages() if stages else ())
         if not (stage.communicates and mesh.is_simulated)
-    )
+    ]
+    floor_end = max(mesh.share(floor_us(ready.clock, mesh.device))) if stages else None
+    floor = max(ready.floor_us, floor_end or 0.0)
     summary = summarize(step.slowest_us)
     return Measured(
         label=Label.SIMULATED if mesh.is_simulated else Label.MEASURED,
@@ -188,7 +246,7 @@ def outcome_of(
         step_us=summary,
         launch_us=summarize(launch),
         plan=ready.plan,
-        stages=broken_down,
+        stages=tuple(_stage_time(stage, timed) for stage, timed in stages_timed),
         rank_samples_us=tuple(thin(times) for times in step.ranks_us),
         exchange_timed=not mesh.is_simulated,
         stop=step.stop,
@@ -196,10 +254,15 @@ def outcome_of(
         flushed_bytes=ready.clock.flushed_bytes,
         kv_bytes=max(mesh.share(stand.kv_bytes)),
         layers=stand.case.shape.layers,
-        flags=tuple(_flags(stand, step, summary.median, ready.floor_us, policy.calls)),
+        flags=tuple(_flags(stand, step, summary.median, floor, policy.calls)),
         race=race,
         warmup=step.warmup,
         correlation=lag1_correlation(step.slowest_us),
+        span_us=summarize(span),
+        timer_floor_end_us=floor_end,
+        timer_empty_us=ready.empty_us,
+        dropped=step.dropped,
+        clocks_during=_clocks_during([step, *(timed for _, timed in stages_timed)]),
     )
 
 
@@ -225,18 +288,16 @@ def sampler_of(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Polic
 def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> Timed:
     """Warm up, then sample until the interval of the median is narrow enough. Ranks see the same samples and so agree."""
     sample, warmup = sampler_of(call, mesh, clock, policy)
-    samples: list[list[float]] = [[] for _ in range(1 if mesh.is_simulated else mesh.size)]
-    started = time.monotonic()
+    samples, started = Samples(), time.monotonic()
     while True:
         block = sample(policy.min_samples)
         # One clock decides for all: ranks that each looked at their own could stop at different times.
-        shared = mesh.share((block, time.monotonic() - started))
-        for own, (others, _) in zip(samples, shared, strict=True):
-            own.extend(others)
-        timed = Timed(tuple(map(tuple, samples)), StopReason.PRECISE, warmup)
-        if is_precise(summarize(timed.slowest_us), policy.precision):
+        times, states, seconds = zip(*mesh.share((block, clock.state(), time.monotonic() - started)), strict=True)
+        samples.add(times, states)
+        timed = samples.timed(StopReason.PRECISE, warmup)
+        if samples.is_clean and is_precise(summarize(timed.slowest_us), policy.precision):
             return timed
-        if len(samples[0]) >= policy.max_samples or shared[0][1] > policy.max_seconds:
+        if samples.taken >= policy.max_samples or seconds[0] > policy.max_seconds:
             return replace(timed, stop=StopReason.CAP)
 
 
@@ -253,13 +314,20 @@ def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> int:
     return repetitions
 
 
-def _time_stage(stage: Stage, stand: Stand, clock: Clock, policy: Policy) -> StageTime:
-    step = stand.fullest.step
-    timed = _time(lambda: stage.run(step), stand.mesh, clock, policy)
+def _stage_time(stage: Stage, timed: Timed) -> StageTime:
     slowest = timed.slowest_us
     between = stage.communicates and len(timed.ranks_us) > 1
     ranks = tuple(thin(times) for times in timed.ranks_us) if between else ()
-    return StageTime(stage.name, summarize(slowest), stage.communicates, thin(slowest), ranks, stage.variant)
+    return StageTime(
+        stage.name, summarize(slowest), stage.communicates, thin(slowest), ranks, stage.variant, timed.dropped
+    )
+
+
+def _clocks_during(everything: Sequence[Timed]) -> tuple[Pace, ...]:
+    """Return what every rank's device told of its clocks in all that was timed; nothing if it tells nothing."""
+    ranks = zip(*(timed.states for timed in everything), strict=True)
+    paces = [Pace.of(list(chain(*states))) for states in ranks]
+    return tuple(one for one in paces if one is not None)
 
 
 def _time_planning(stand: Stand, most: int) -> tuple[PlanTime, ...]:
@@ -283,16 +351,17 @@ def _time_planning(stand: Stand, most: int) -> tuple[PlanTime, ...]:
     return tuple(PlanTime(name, summarize(_slowest(mesh, samples))) for name, samples in times.items())
 
 
-def _time_launch(call: Callable[[], None], mesh: Mesh, samples: int) -> list[float]:
-    """Return host microseconds per eager launch of a step, the device idle before each, slowest rank."""
-    times = []
+def _time_launch(call: Callable[[], None], mesh: Mesh, samples: int) -> tuple[list[float], list[float]]:
+    """Return host microseconds per eager launch of a step, and until its end, the device idle before each, slowest rank."""
+    launches, spans = [], []
+    synchronize(mesh.device)
     for _ in range(samples):
-        synchronize(mesh.device)
         start = time.perf_counter_ns()
         call()
-        times.append((time.perf_counter_ns() - start) / 1e3)
-    synchronize(mesh.device)
-    return _slowest(mesh, times)
+        launches.append((time.perf_counter_ns() - start) / 1e3)
+        synchronize(mesh.device)
+        spans.append((time.perf_counter_ns() - start) / 1e3)
+    return _slowest(mesh, launches), _slowest(mesh, spans)
 
 
 def _slowest(mesh: Mesh, times: Sequence[float]) -> list[float]:
@@ -325,6 +394,12 @@ def _flags(stand: Stand, step: Timed, median_us: float, floor: float, calls: int
     if step.stop is StopReason.CAP:
         flags.append("stopped at the cap, before the interval was narrow enough")
     return flags
+
+
+def _peak_bytes(mesh: Mesh) -> int | None:
+    """Return the bytes that the allocator gave out at most, since they were reset, of the fullest rank; None on a CPU."""
+    on_gpu = mesh.device.type == "cuda"
+    return max(mesh.share(torch.cuda.max_memory_allocated(mesh.device))) if on_gpu else None
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from bench.measure import (
     LAUNCH_SAMPLES,
     MOST_PLAN_SAMPLES,
     Ready,
+    Samples,
     Timed,
     outcome_of,
     prepare,
@@ -81,8 +82,7 @@ class Course:
             return [refused[case] for case in cases]
         race = replace(race, cases=len(runners))
         with timing(runners[0].ready.stand):
-            times = _run(runners, mesh, rounds, race.repeats, f"{policy.seed} {race.name}")
-            timed = [_timed(each, policy, runner.warmup) for each, runner in zip(times, runners, strict=True)]
+            timed = _run(runners, mesh, policy, rounds, race.repeats, f"{policy.seed} {race.name}")
             launches = LAUNCH_SAMPLES if whole else FEW
             found: list[Outcome] = [
                 outcome_of(runner.ready, step, policy, launches=launches, stages=whole, race=race)
@@ -116,22 +116,28 @@ class Course:
         return None
 
 
-def _run(
-    runners: Sequence[Runner], mesh: Mesh, rounds: int, repeats: int, seed: str
-) -> list[tuple[tuple[float, ...], ...]]:
-    """Return each case's samples in the order of taking, by rank. The order of every round follows from the seed alone."""
+def _run(runners: Sequence[Runner], mesh: Mesh, policy: Policy, rounds: int, repeats: int, seed: str) -> list[Timed]:
+    """Return each case's samples in the order of taking. The order of every round follows from the seed alone.
+
+    A round in which a device was slowed down is dropped whole: of every case, so that their rounds still pair.
+    """
     source = random.Random(seed)
-    own: list[list[float]] = [[] for _ in runners]
+    own: list[tuple[list[list[float]], dict[str, str]]] = []
     for _ in range(rounds):
         order = source.sample(range(len(runners)), len(runners))
+        times: list[list[float]] = [[] for _ in runners]
         for index in (*order, *reversed(order)):
-            own[index] += runners[index].sample(repeats)
-    shared = mesh.share(own)
-    ranks = shared[:1] if mesh.is_simulated else shared
-    return [tuple(tuple(rank[index]) for rank in ranks) for index in range(len(runners))]
+            times[index] += runners[index].sample(repeats)
+        own.append((times, runners[0].ready.clock.state()))
+    samples = [Samples() for _ in runners]
+    for ranks in zip(*mesh.share(own), strict=True):
+        states = [state for _, state in ranks]
+        for index, each in enumerate(samples):
+            each.add([times[index] for times, _ in ranks], states)
+    return [_judged(each, policy, runner.warmup) for each, runner in zip(samples, runners, strict=True)]
 
 
-def _timed(ranks_us: tuple[tuple[float, ...], ...], policy: Policy, warmup: int) -> Timed:
-    timed = Timed(ranks_us, StopReason.ROUNDS, warmup)
+def _judged(samples: Samples, policy: Policy, warmup: int) -> Timed:
+    timed = samples.timed(StopReason.ROUNDS, warmup)
     precise = is_precise(summarize(timed.slowest_us), policy.precision)
     return replace(timed, stop=StopReason.PRECISE) if precise else timed

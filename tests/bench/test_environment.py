@@ -106,6 +106,13 @@ def test_without_the_package_everything_is_empty(machine: ScriptedNvml, monkeypa
     assert environment.clocks(0) == {}
 
 
+def test_what_is_asked_often_is_a_part_of_the_clocks(machine: ScriptedNvml) -> None:
+    state = environment.clocks(1)
+    assert environment.pace(1) == {name: state[name] for name in ("sm_mhz", "event_reasons")}
+    assert environment.pace(2) == {}
+    assert environment.slowdowns([state["event_reasons"], "idle"]) == ["hardware thermal slowdown"]
+
+
 def test_a_gpu_is_described(machine: ScriptedNvml) -> None:
     here = environment.fingerprint()
     assert here.hard["device_name"] == "NVIDIA H200"

@@ -17,7 +17,7 @@ from torch import Tensor
 from bench import measure as measuring
 from bench.clock import Scripted
 from bench.measure import measure
-from bench.record import MAX_SAMPLES, Failed, Label, Measured, Outcome, Policy, Skipped, StopReason
+from bench.record import MAX_SAMPLES, Failed, Label, Measured, Outcome, Pace, Policy, Skipped, StopReason
 from dcp_core import build
 from dcp_core.kernels.base import PassBatch, PassSpec
 from dcp_core.kernels.reference import Reference, ReferencePass
@@ -29,7 +29,7 @@ from tests.bench.cases import QUICK, tiny
 from tests.bench.paper_device import KINDS, coverage
 from tests.ranks import on_ranks
 
-FLOOR_SAMPLES = 31
+FLOOR_US = 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,11 @@ def test_every_field_says_something() -> None:
     assert found.timer == "host"
     assert found.flushed_bytes == 0
     assert found.timer_floor_us > 0
+    assert found.timer_floor_end_us
+    assert found.timer_empty_us
+    assert found.span_us
+    assert found.span_us.min >= found.launch_us.min
+    assert (found.clocks_during, found.peak_bytes) == ((), None), "a CPU tells neither"
     assert found.layers == 3
     assert found.kv_bytes == cache_bytes(case)
     for summary in (found.step_us, found.launch_us, *(stage.device_us for stage in found.stages)):
@@ -94,6 +99,14 @@ def test_every_field_says_something() -> None:
         assert summary.count >= QUICK.min_samples
     assert all(stage.host_us.min > 0 for stage in found.plan)
     assert found.plan_us == sum(stage.host_us.median for stage in found.plan)
+
+
+def test_the_peak_of_memory_is_that_of_the_fullest_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 << 30)
+    mesh = Mesh.alone()
+    monkeypatch.setattr(mesh, "device", torch.device("cuda"))
+    monkeypatch.setattr(mesh, "share", lambda own: [own, 7 << 30])
+    assert measuring._peak_bytes(mesh) == 7 << 30
 
 
 @pytest.mark.parametrize(
@@ -227,14 +240,15 @@ def test_what_does_not_fit_is_skipped_before_anything_is_allocated(monkeypatch: 
 
 
 def on_script(
-    monkeypatch: pytest.MonkeyPatch, latency_us: Callable[[int, random.Random], float], policy: Policy
+    monkeypatch: pytest.MonkeyPatch,
+    latency_us: Callable[[int, random.Random], float],
+    policy: Policy,
+    told: Callable[[int], dict[str, str]] = lambda count: {},
 ) -> Measured:
-    """Measure with a clock whose floor is 1 us, and whose later repetitions take what the script says."""
-
-    def script(count: int, noise: random.Random) -> float:
-        return 1.0 if count < FLOOR_SAMPLES else latency_us(count, noise)
-
-    monkeypatch.setattr(measuring, "_open_clock", lambda *_: Scripted(script))
+    """Measure with a clock whose floor is FLOOR_US, and whose repetitions take what the script says."""
+    monkeypatch.setattr(measuring, "floor_us", lambda clock, device: FLOOR_US)
+    monkeypatch.setattr(measuring, "empty_us", lambda clock: FLOOR_US / 2)
+    monkeypatch.setattr(measuring, "_open_clock", lambda *_: Scripted(latency_us, told=told))
     return measured(tiny(), policy)
 
 
@@ -322,9 +336,73 @@ def test_what_takes_less_than_ten_floors_is_flagged(monkeypatch: pytest.MonkeyPa
     assert not any("floors" in flag for flag in long.flags)
 
 
+def test_a_floor_that_rose_meanwhile_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_script(monkeypatch, steady, CAREFUL)
+    assert (found.timer_empty_us, found.timer_floor_us, found.timer_floor_end_us) == (FLOOR_US / 2, FLOOR_US, FLOOR_US)
+    floors = iter([1.0, 10.5])
+    monkeypatch.setattr(measuring, "floor_us", lambda clock, device: next(floors))
+    risen = measured(tiny(), CAREFUL)
+    assert (risen.timer_floor_us, risen.timer_floor_end_us) == (1.0, 10.5)
+    assert "under 10 timer floors" in risen.flags
+
+
+# --- While the device is slowed down --------------------------------------------------------------------------------
+
+WARM = 2 * CAREFUL.min_warmup
+"""Repetitions before the first sample of a steady device."""
+
+
+def slowed(*counts: int) -> tuple[Callable[[int, random.Random], float], Callable[[int], dict[str, str]]]:
+    """Return a device that takes 130 us instead of 100 in these repetitions and says why, and what it says."""
+
+    def latency_us(count: int, noise: random.Random) -> float:
+        return (130 if count in counts else 100) + noise.gauss(0, 0.5)
+
+    def told(count: int) -> dict[str, str]:
+        if count - 1 in counts:
+            return {"sm_mhz": "1200", "event_reasons": "idle, hardware thermal slowdown"}
+        return {"sm_mhz": "1980", "event_reasons": "none"}
+
+    return latency_us, told
+
+
+def test_what_was_taken_while_heat_slowed_the_device_down_is_dropped_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    latency_us, told = slowed(*range(WARM, WARM + 30))
+    found = on_script(monkeypatch, latency_us, CAREFUL, told)
+    assert (found.dropped, found.step_us.count, len(found.rank_samples_us[0])) == (30, 30, 30)
+    assert found.step_us.high < 102
+    assert found.clocks_during == (Pace(2, 1980, 1980),), "of the step and of its one stage"
+    assert found.flags == ()
+
+
+def test_where_nothing_else_was_taken_it_is_kept_and_the_clocks_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    latency_us, told = slowed(*range(100_000))
+    found = on_script(monkeypatch, latency_us, CAREFUL, told)
+    assert (found.dropped, found.step_us.count, found.stop) == (0, 300, StopReason.CAP)
+    assert found.clocks_during == (Pace(20, 1200, 1200, ("hardware thermal slowdown", "idle")),)
+
+
+def test_a_stage_drops_samples_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    latency_us, told = slowed(*range(2 * WARM + 30, 2 * WARM + 60))
+    found = on_script(monkeypatch, latency_us, CAREFUL, told)
+    assert (found.dropped, [stage.dropped for stage in found.stages]) == (0, [30])
+    assert found.stages[0].device_us.high < 102
+
+
+def test_a_power_cap_drops_nothing_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_script(monkeypatch, steady, CAREFUL, lambda count: {"event_reasons": "software power cap"})
+    assert found.dropped == 0
+    assert found.clocks_during == (Pace(2, event_reasons=("software power cap",)),)
+
+
+# --- Warming up -----------------------------------------------------------------------------------------------------
+
+
 def test_a_slow_start_is_warmed_up_and_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def warming(count: int, noise: random.Random) -> float:
-        return 100 + 900 * 0.9 ** (count - FLOOR_SAMPLES) + noise.gauss(0, 0.1)
+        return 100 + 900 * 0.9**count + noise.gauss(0, 0.1)
 
     found = on_script(monkeypatch, warming, CAREFUL)
     assert found.step_us.median < 103
@@ -370,6 +448,8 @@ def test_a_rank_that_comes_late_moves_the_skew_and_the_slowest_rank_and_not_the_
         assert undisturbed_ms(before.samples_us) < LATE_MS / 2 < undisturbed_ms(after.samples_us) < 2 * LATE_MS
         assert max(undisturbed_ms(before.pure_us), undisturbed_ms(after.pure_us)) < LATE_MS / 2
     assert late.step_us.p10 - punctual.step_us.p10 > 1e3 * LATE_MS / 2
+    assert undisturbed_ms(punctual.skew_us) < LATE_MS / 2 < median(late.skew_us) / 1e3 < 2 * LATE_MS
+    assert late.straggler == 0, "it waits for the other"
 
 
 def undisturbed_ms(samples_us: Sequence[float]) -> float:

@@ -7,13 +7,15 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from bench import race as racing
-from bench.clock import HostClock
+from bench.clock import HostClock, Scripted
 from bench.line import decode, encode
-from bench.race import Course
+from bench.race import Course, Runner, _run
 from bench.record import Failed, Heat, Label, Measured, Outcome, Race, Skipped, StopReason
 from bench.stand import Stand
 from dcp_core import Case
@@ -91,6 +93,19 @@ def test_every_round_goes_through_all_cases_and_back(monkeypatch: pytest.MonkeyP
     visited.clear()
     race(course, some, mesh, rounds=8)
     assert visited == order, "it follows from the seed and the race's name alone, on every rank"
+
+
+def test_a_round_in_which_the_device_was_slowed_down_is_dropped_of_every_case() -> None:
+    hot = Scripted(
+        lambda count, _: 130.0 if 12 <= count < 24 else 100.0,
+        told=lambda count: {"event_reasons": "hardware slowdown" if 12 < count <= 24 else "none"},
+    )
+    ready = cast("Any", SimpleNamespace(clock=hot))
+    runners = [Runner(ready, hot.prepare(lambda: None), warmup=0) for _ in range(2)]
+    found = _run(runners, Mesh.alone(), QUICK, 4, 3, "seed")
+    for timed in found:
+        assert timed.ranks_us == ((100.0,) * 18,), "three rounds of two visits, three samples each"
+        assert timed.dropped == 6
 
 
 def test_cases_stay_open_until_they_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
