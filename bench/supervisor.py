@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from bench.audit import Audited
-from bench.environment import POWER_CAP, SLOWDOWNS, Process, clocks, fingerprint, processes
+from bench.environment import POWER_CAP, Process, clocks, fingerprint, processes, slowdowns
 from bench.errors import UnfitError
 from bench.group import WORKER, GroupLost
 from bench.launched import Group, launched_ranks, open_group
@@ -22,6 +22,8 @@ from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 
 Told = TypeVar("Told")
+Came = TypeVar("Came")
+"""Of an order: an outcome, or what two timers say."""
 CASE_SECONDS = 300.0
 """Deadline of one case, at least. A GPU's kernels are compiled at first use, twenty seconds each, within the first cases."""
 ESTIMATES = 4
@@ -37,8 +39,8 @@ State = tuple[dict[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    """What came of an order: an outcome for each case, or one for all.
+class _Ended(Generic[Came]):
+    """What came of an order: one thing for each case, or one for all.
 
     Args:
         ranks: real ones that took part, as they say; None if they say nothing.
@@ -47,7 +49,7 @@ class _Ended:
         retakes: of it that were discarded.
     """
 
-    outcomes: tuple[Outcome, ...]
+    came: tuple[Came | Failed, ...]
     ranks: int | None
     seconds: float
     before: State
@@ -57,11 +59,11 @@ class _Ended:
 
     @property
     def has_times(self) -> bool:
-        return any(isinstance(outcome, Measured) for outcome in self.outcomes)
+        return not all(isinstance(one, Skipped | Failed) for one in self.came)
 
     @property
     def slowdowns(self) -> list[str]:
-        return [reason for reason in SLOWDOWNS if self._has(reason)]
+        return slowdowns(self._reasons)
 
     @property
     def shared(self) -> list[int]:
@@ -74,10 +76,15 @@ class _Ended:
     @property
     def flags(self) -> list[str]:
         throttled = [f"throttled: {reason}, after {COOL_DOWNS} rests too" for reason in self.slowdowns]
-        return [*throttled, *([f"{POWER_CAP}: the device lowered its clocks"] if self._has(POWER_CAP) else [])]
+        capped = any(POWER_CAP in reasons for reasons in self._reasons)
+        return [*throttled, *([f"{POWER_CAP}: the device lowered its clocks"] if capped else [])]
 
-    def _has(self, reason: str) -> bool:
-        return any(reason in state.get("event_reasons", "") for state in self.after)
+    @property
+    def _reasons(self) -> list[str]:
+        """Why clocks were lowered, after or while samples were taken that were kept."""
+        after = [state.get("event_reasons", "") for state in self.after]
+        paces = [pace for one in self.came if isinstance(one, Measured) for pace in one.clocks_during]
+        return [*after, *(reason for pace in paces for reason in pace.event_reasons)]
 
 
 class Supervisor:
@@ -128,8 +135,8 @@ class Supervisor:
         """
         for case in cases:
             order = self._order(Order.MEASURE, case=case.to_json())
-            ended = self._run(order, (expected_s or {}).get(case, 0.0), ranks_for(case))
-            yield self._trial(case, ended.outcomes[0], ended)
+            ended = self._timed(order, (expected_s or {}).get(case, 0.0), ranks_for(case))
+            yield self._trial(case, ended.came[0], ended)
 
     def race(
         self,
@@ -157,16 +164,16 @@ class Supervisor:
         """
         race = {"name": secrets.token_hex(6), "heat": heat, "process": self._process, "repeats": repeats}
         order = self._order(Order.RACE, cases=[case.to_json() for case in cases], race=race, rounds=rounds, whole=whole)
-        ended = self._run(order, expected_s, ranks_for(cases[0]))
+        ended = self._timed(order, expected_s, ranks_for(cases[0]))
         self._has_raced = True
-        if len(ended.outcomes) == len(cases):
+        if len(ended.came) == len(cases):
             shared = replace(ended, seconds=ended.seconds / len(cases))
-            return [self._trial(case, found, shared) for case, found in zip(cases, ended.outcomes, strict=True)]
+            return [self._trial(case, found, shared) for case, found in zip(cases, ended.came, strict=True)]
         alone = [
             self.race([case], heat, rounds=1, repeats=repeats, whole=whole, expected_s=expected_s)[0] for case in cases
         ]
         failed = [trial for trial in alone if isinstance(trial.outcome, Failed)]
-        return failed or [self._trial(case, ended.outcomes[0], ended) for case in cases[1:]]
+        return failed or [self._trial(case, ended.came[0], ended) for case in cases[1:]]
 
     def renew(self) -> bool:
         """End the workers, so that the next order starts fresh ones. False for a launched job that has raced: its ranks stay."""
@@ -184,42 +191,56 @@ class Supervisor:
                 yield case, Failed(lost.fault, str(lost), lost.log)
 
     def audit(self, cases: Iterable[Case]) -> Iterator[tuple[Case, list[Audited] | Skipped | Failed]]:
-        """Time the stages of cases with two timers, one case after another, and yield what they say as it comes."""
+        """Time the stages of cases with two timers, one case after another, and yield what they say as it comes.
+
+        Raises:
+            UnfitError: as ``measure`` does.
+        """
         for case in cases:
-            try:
-                yield case, self._heard(_audited, self._order(Order.AUDIT, case=case.to_json()), self._case_seconds)
-            except GroupLost as lost:
-                yield case, Failed(lost.fault, str(lost), lost.log)
+            order = self._order(Order.AUDIT, case=case.to_json())
+            ended = self._run(_audited, order, self._case_seconds, ranks_for(case))
+            throttled = ended.has_times and ", ".join(ended.slowdowns)
+            yield case, Skipped(f"throttled: {throttled}, after {COOL_DOWNS} rests too") if throttled else ended.came[0]
 
     def probe(self) -> dict[str, Any]:
         """Ask what runs here: versions, and for each kernel and exchange why it does not, or an empty sentence.
 
         Raises:
-            UnfitError: if no worker comes up.
+            UnfitError: if no worker comes up, or it says what cannot be.
         """
         try:
-            found = self._answers({"do": Order.PROBE}, self._case_seconds)[0]["probe"]
+            return self._heard(_probed, {"do": Order.PROBE}, self._case_seconds)
         except GroupLost as lost:
-            raise UnfitError(f"no worker comes up here: {lost}; its last words: {lost.log.strip()[-500:]}") from None
-        return dict(found)
+            words = f"; its last words: {lost.log.strip()[-500:]}" if lost.log else ""
+            raise UnfitError(f"no worker comes up here: {lost}{words}") from None
 
     def _order(self, what: Order, **about: Any) -> dict[str, Any]:
         return {"do": what, "policy": asdict(self.policy), **about}
 
-    def _run(self, order: dict[str, Any], expected_s: float, ranks: int) -> _Ended:
+    def _timed(self, order: dict[str, Any], expected_s: float, ranks: int) -> _Ended[Outcome]:
+        """Give an order that is answered with an outcome for each of its cases, or one for all."""
+        read = partial(_outcomes, most=len(order.get("cases", ())) or 1)
+        return self._run(read, order, max(self._case_seconds, ESTIMATES * expected_s), ranks)
+
+    def _run(
+        self,
+        read: Callable[[dict[str, Any]], tuple[tuple[Came, ...], int | None]],
+        order: dict[str, Any],
+        deadline_s: float,
+        ranks: int,
+    ) -> _Ended[Came]:
         """Give an order to time something, and again after a rest if heat, supply or another process disturbed it."""
         if self._alone and self._others:
             raise UnfitError(f"{_and(self._others)}, so that times would be shared with it: {ALONE}")
-        deadline_s = max(self._case_seconds, ESTIMATES * expected_s)
-        read = partial(_outcomes, most=len(order.get("cases", ())) or 1)
         for retakes in range(1 + COOL_DOWNS):
             started, before = time.monotonic(), _state(ranks)
+            came: tuple[Came | Failed, ...]
             try:
-                outcomes, took_part = self._heard(read, order, deadline_s)
+                came, took_part = self._heard(read, order, deadline_s)
             except GroupLost as lost:
-                outcomes, took_part = (Failed(lost.fault, str(lost), lost.log),), None
+                came, took_part = (Failed(lost.fault, str(lost), lost.log),), None
             seconds = round(time.monotonic() - started, 3)
-            ended = _Ended(outcomes, took_part, seconds, before, _state(ranks), self.ranks, retakes)
+            ended = _Ended(came, took_part, seconds, before, _state(ranks), self.ranks, retakes)
             disturbed = ended.slowdowns or (self._alone and ended.shared)
             if not (disturbed and ended.has_times):
                 return ended
@@ -230,7 +251,7 @@ class Supervisor:
             raise UnfitError(f"{_and(others)}, of which no more than {self.ranks} may be this run's own: {ALONE}")
         return ended
 
-    def _trial(self, case: Case, outcome: Outcome, ended: _Ended) -> Trial:
+    def _trial(self, case: Case, outcome: Outcome, ended: _Ended[Outcome]) -> Trial:
         if isinstance(outcome, Measured):
             beside = ["another process on the device"] if self._others or ended.shared else []
             outcome = replace(outcome, flags=(*outcome.flags, *ended.flags, *beside))
@@ -253,7 +274,8 @@ class Supervisor:
             return read(answer)
         except (ValueError, TypeError, KeyError) as error:
             self.__exit__()
-            raise GroupLost("nonsense", f"a worker said what cannot be: {error}", "") from None
+            why = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise GroupLost("nonsense", f"a worker said what cannot be: {why}", "") from None
 
     def _ask(self, order: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         answers = self._answers(order, deadline_s)
@@ -303,18 +325,31 @@ def _verdict(answer: dict[str, Any]) -> Verified | Skipped | Failed:
     return outcome
 
 
-def _audited(answer: dict[str, Any]) -> list[Audited] | Skipped | Failed:
+def _audited(answer: dict[str, Any]) -> tuple[tuple[list[Audited] | Skipped | Failed], None]:
     """Read what two timers say, or why they do not.
 
     Raises:
         ValueError: (or another error of what is of the wrong kind) for neither.
     """
     if "audited" in answer:
-        return [Audited(**one) for one in answer["audited"]]
+        return ([Audited(**one) for one in answer["audited"]],), None
     outcome = read_outcome(answer["outcome"])
     if isinstance(outcome, Measured):
         raise ValueError("times of one timer, where two were asked for")
-    return outcome
+    return (outcome,), None
+
+
+def _probed(answer: dict[str, Any]) -> dict[str, Any]:
+    """Read what runs here.
+
+    Raises:
+        ValueError: (or another error of what is of the wrong kind) for what is no such answer.
+    """
+    found = dict(answer["probe"])
+    for name in ("kernels", "exchanges", "flashinfer_exchanges"):
+        if not all(isinstance(text, str) for pair in dict(found[name]).items() for text in pair):
+            raise ValueError(f"{name}, which should be a sentence for each name, are {str(found[name])[:80]}")
+    return found | {"timer_floor_us": float(found["timer_floor_us"])}
 
 
 def _state(ranks: int) -> State:

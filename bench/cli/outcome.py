@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.exits import Exit
@@ -25,7 +26,7 @@ def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
     """Print trials as tables with notes, or as JSON; of those that repeat a case only what drift they show."""
     cases = [trial for trial in trials if not trial.is_sentinel]
     if as_json:
-        emit({"trials": [trial_json(trial) for trial in cases], "drift": drift_json(trials)})
+        emit({"trials": [trial_json(trial) | _derived(trial) for trial in cases], "drift": drift_json(trials)})
         return
     for grid in trials_grids(cases):
         draw(grid)
@@ -147,6 +148,17 @@ def finish(trials: Sequence[Trial], *, interrupted: bool) -> Exit:
         warn("No case could run here; 'dcpbench doctor' says what can.")
         return Exit.UNFIT
     return Exit.DONE
+
+
+def _derived(trial: Trial) -> dict[str, Any]:
+    """Return what follows from a trial, beside it: what memory was predicted, and of several ranks the skew and the straggler."""
+    from bench.estimate import local_ranks
+    from bench.need import case_bytes
+
+    derived: dict[str, Any] = {"predicted_bytes": case_bytes(trial.case, local_ranks(trial.case))}
+    if isinstance(trial.outcome, Measured) and (skew_us := trial.outcome.skew_us):
+        derived |= {"skew_us": median(skew_us), "straggler": trial.outcome.straggler}
+    return {"derived": derived}
 
 
 def trial_json(trial: Trial) -> dict[str, Any]:

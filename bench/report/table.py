@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from bench.record import Failed, Label, Measured, Skipped, Summary, Trial, latest
 from bench.report.grid import Column, Grid
@@ -182,6 +183,7 @@ def _letter(number: int) -> str:
 
 
 def _grid(title: str, rows: Sequence[Row]) -> Grid:
+    between = any(row.outcome.skew_us for row in rows)
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
@@ -190,17 +192,25 @@ def _grid(title: str, rows: Sequence[Row]) -> Grid:
         Column("via"),
         Column("step µs", right=True),
         Column("95%", right=True),
+        *([Column("skew µs", right=True)] if between else []),
         Column("plan µs", right=True),
         Column("ratio", right=True),
         Column("label", wrap=True),
     )
     footnotes = Footnotes()
-    cells = tuple(_cells(row, footnotes) for row in rows)
+    cells = tuple(_cells(row, footnotes, between=between) for row in rows)
     best = frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0)
-    return Grid(title, columns, cells, best, footnotes.lines())
+    skew = "skew: what the slowest rank took longer than the quickest, and which was slowest most often"
+    return Grid(title, columns, cells, best, (*footnotes.lines(), *([skew] if between else [])))
 
 
-def _cells(row: Row, footnotes: Footnotes) -> tuple[str, ...]:
+def skew_of(outcome: Measured) -> str:
+    """Return the median skew of a step and its straggler: ``0.42 r1``; a dash for one rank."""
+    skew = outcome.skew_us
+    return f"{micros(median(skew))} r{outcome.straggler}" if skew else NOT_MEASURED
+
+
+def _cells(row: Row, footnotes: Footnotes, *, between: bool) -> tuple[str, ...]:
     case, outcome, settings = row.case, row.outcome, row.case.settings
     return (
         _clipped(str(case.workload)),
@@ -210,6 +220,7 @@ def _cells(row: Row, footnotes: Footnotes) -> tuple[str, ...]:
         exchange_of(settings),
         micros(outcome.step_us.median),
         spread(outcome.step_us),
+        *([skew_of(outcome)] if between else []),
         micros(outcome.plan_us),
         f"{row.ratio:.2f}",
         label_of(row.trial, outcome),

@@ -4,10 +4,11 @@ Names: ``dies`` ends the process by a signal, ``leaves`` with an exit status, ``
 it is of no further use, ``breaks`` answers that it failed while all others wait for it, ``raves`` says what is no JSON,
 ``denies`` what is no answer, ``forgets`` an answer without an outcome, ``lies`` of a time that nothing has; a digit behind the
 word is the rank that does it, else all do. ``compiles`` says so before it answers, ``chatters`` says nothing else for ever.
-``takes120`` is timed at about 120 µs in a race; ``lasts20`` is measured in 20 ms.
+``takes120`` is timed at about 120 µs in a race; ``lasts20`` is measured in 20 ms; ``slowed`` while heat slows the device down.
 The first argument is a folder in which every worker leaves a file named for its process, with a line for each case it began.
 With ``measures`` as the second, cases are measured, on a device on paper with the noise that the third names (one of
-``bench.noise``) and its arguments behind it.
+``bench.noise``) and its arguments behind it. With ``forgets``, what runs here is told without the field that the third names, and
+with ``garbles`` with a number there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import noise
+from bench.audit import NULL, Audited
 from bench.orders import REPLY_VARIABLE
 from bench.record import VISITS
 from bench.stats import summarize
@@ -55,9 +57,11 @@ def say_compiling(ended: object) -> None:
 def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     """Return the answer to an order: every case is skipped, the reason its model's name."""
     if order["do"] == "probe":
-        return {"probe": {"ranks": int(os.environ["WORLD_SIZE"]), "kernels": {}, "environment": dict(os.environ)}}
+        return {"probe": probed()}
     if order["do"] == "race":
         return raced(order, rank)
+    if DEVICE is not None and order["do"] == "audit":
+        return {"audited": [asdict(Audited(stage, 100.0, 100.0, 1)) for stage in (NULL, "step")]}
     if DEVICE is not None and order["do"] == "measure":
         return {"outcome": DEVICE.measured(order), "ranks": 1, "poisoned": False}
     name = order["case"]["shape"]["name"]
@@ -70,15 +74,29 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
         check = {"rows": 1, "out_error": 0.0, "out_budget": 1.0, "lse_error": 0.0, "lse_budget": 1.0}
         return {"outcome": {"check": check, "apart": None}, "ranks": 1, "poisoned": False}
     outcome: dict[str, Any] = {"kind": "skipped", "reason": name}
-    if word in ("lasts", "lies"):
+    if word in ("lasts", "lies", "slowed"):
         threading.Event().wait(int(which or 0) / 1000)
         outcome = measured({"rounds": 3, "whole": True, "race": {"repeats": 1}}, float(which or 1)) | {"race": None}
         outcome["timer_floor_us"] = -1.0 if word == "lies" else 0.0
+    if word == "slowed":
+        outcome["clocks_during"] = [{"readings": 1, "event_reasons": ["hardware thermal slowdown"]}]
     if word == "forgets":
         return {}
     if word in ("poisoned", "breaks"):
         outcome = {"kind": "failed", "fault": "error", "message": name, "traceback": "where it happened"}
     return {"outcome": outcome, "ranks": 1, "poisoned": word == "poisoned"}
+
+
+def probed() -> dict[str, Any]:
+    """Return what runs here, without what the arguments say is left out, or with a number in its place."""
+    found: dict[str, Any] = {name: {} for name in ("kernels", "exchanges", "flashinfer_exchanges")}
+    found |= {"ranks": int(os.environ["WORLD_SIZE"]), "timer_floor_us": 1.0, "environment": dict(os.environ)}
+    match sys.argv[2:]:
+        case ["forgets", name]:
+            del found[name]
+        case ["garbles", name]:
+            found[name] = 7
+    return found
 
 
 def raced(order: dict[str, Any], rank: int) -> dict[str, Any]:
@@ -122,7 +140,7 @@ class Device:
         for _ in range(order["policy"]["min_samples"]):
             samples.append(100.0 * self._noise(self._number, self._source))
             self._number += 1
-        return outcome_of(samples, whole=True)
+        return outcome_of(samples, whole=True) | {"peak_bytes": 3 << 20}
 
 
 def outcome_of(samples: list[float], *, whole: bool) -> dict[str, Any]:

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 import bench.supervisor
+from bench.audit import NULL
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.errors import UnfitError
 from bench.group import WorkerGroup
-from bench.record import Measured, Trial
+from bench.record import Measured, Skipped, Trial
 from bench.store import Store, run_files
 from bench.supervisor import COOLING_S, Supervisor
+from dcp_core.settings import Case
 from tests.bench.cases import QUICK, tiny
 from tests.bench.test_environment import ScriptedNvml, machine
 from tests.bench.test_supervisor import scripted
@@ -173,6 +175,37 @@ def test_a_search_takes_a_race_again_that_heat_slowed_down(
     assert len(rests) == 1
     assert {trial.retakes for trial in trials} == {0, 1}
     assert all(isinstance(trial.outcome, Measured) for trial in trials)
+
+
+def test_an_audit_that_heat_disturbed_is_taken_again_after_a_rest(
+    gpu: ScriptedNvml, rests: list[float], tmp_path: Path
+) -> None:
+    with Supervisor(1, QUICK, command=scripted(tmp_path, "measures", "white")) as supervisor:
+        script(gpu, {1: {"reasons": HOT}, 3: {"reasons": IDLE}})
+        ((_, cooled),) = supervisor.audit([tiny()])
+        assert [one.stage for one in cooled if isinstance(cooled, list)] == [NULL, "step"]
+        assert rests == [20.0]
+        script(gpu, {0: {"reasons": HOT}})
+        assert list(supervisor.audit([tiny()])) == [
+            (tiny(), Skipped("throttled: hardware thermal slowdown, after 3 rests too"))
+        ]
+        assert rests == [20.0] * 4
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_that_a_case_took_is_shown_beside_what_was_planned_for_it(
+    program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program("sweep", *FOUR, "--dry-run", "--json") == Exit.DONE
+    planned = {one["key"]: one["bytes"] for one in json.loads(capsys.readouterr().out)["cases"]}
+    assert program("sweep", *FOUR) == Exit.DONE
+    capsys.readouterr()
+    assert program("show", "--json") == Exit.DONE
+    shown = json.loads(capsys.readouterr().out)["trials"]
+    assert {one["outcome"]["peak_bytes"] for one in shown} == {3 << 20}
+    assert {Case.from_json(one["case"]).key: one["derived"]["predicted_bytes"] for one in shown} == planned
 
 
 # --- Company --------------------------------------------------------------------------------------------------------

@@ -306,6 +306,25 @@ def test_probing_asks_the_whole_group(tmp_path: Path) -> None:
         assert supervisor.probe()["ranks"] == 3
 
 
+@pytest.mark.parametrize(
+    ("how", "field", "what"),
+    [
+        ("forgets", "kernels", "'kernels' is missing"),
+        ("forgets", "exchanges", "'exchanges' is missing"),
+        ("forgets", "timer_floor_us", "'timer_floor_us' is missing"),
+        ("garbles", "kernels", "'int' object is not iterable"),
+    ],
+)
+def test_a_worker_that_does_not_say_what_runs_here_is_of_no_use(
+    tmp_path: Path, how: str, field: str, what: str
+) -> None:
+    with Supervisor(1, QUICK, command=scripted(tmp_path, how, field)) as supervisor:
+        with pytest.raises(UnfitError) as unfit:
+            supervisor.probe()
+        assert str(unfit.value) == f"no worker comes up here: a worker said what cannot be: {what}"
+        assert not any(map(running, processes(tmp_path)))
+
+
 @pytest.mark.parametrize("name", ["TORCH_SYMM_MEM_DISABLE_MULTICAST", "NCCL_NVLS_ENABLE"])
 def test_workers_keep_what_turns_multicast_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for value in ("0", "1"):
@@ -404,6 +423,17 @@ def test_what_a_hot_device_slowed_down_is_timed_again_and_in_the_end_flagged(
     assert always.outcome.flags == ("throttled: hardware slowdown, after 3 rests too",)
     assert len(rested) == 1 + 3
     assert (once.retakes, always.retakes) == (1, 3)
+
+
+def test_what_was_slowed_down_while_it_was_timed_is_timed_again_and_in_the_end_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rested: list[float] = []
+    monkeypatch.setattr("bench.supervisor.time.sleep", rested.append)
+    slowed, usual = outcomes(tmp_path, "slowed", "lasts1", ranks=1)
+    assert isinstance(slowed.outcome, Measured)
+    assert slowed.outcome.flags == ("throttled: hardware thermal slowdown, after 3 rests too",)
+    assert (slowed.retakes, usual.retakes, len(rested)) == (3, 0, 3)
 
 
 # --- With real workers ----------------------------------------------------------------------------------------------
