@@ -89,6 +89,16 @@ def trial(outcome: Outcome | None = None, ranks: int = 1) -> Trial:
     )
 
 
+LATER = {
+    "span_us": None,
+    "timer_floor_end_us": None,
+    "timer_empty_us": None,
+    "dropped": 0,
+    "clocks_during": (),
+    "peak_bytes": None,
+}
+"""What the first lines of schema 3 lack of an outcome, and its default."""
+
 OUTCOMES: list[Outcome] = [measured(), Skipped("needs 3 GiB, has 2 GiB"), Failed("incorrect", "row 3\n", "Traceback …")]
 
 
@@ -231,6 +241,27 @@ def test_a_line_of_schema_2_is_read_with_what_it_lacks_at_its_default(tmp_path: 
     path.write_bytes(sealed({**content, "schema": 2}))
     older = replace(trial(replace(measured(), warmup=0, correlation=None)), retakes=0, schema=2)
     assert read_run(path) == ([older], [])
+
+
+def test_the_first_lines_of_schema_3_are_read_with_what_they_lack_at_its_default(tmp_path: Path) -> None:
+    content = json.loads(encode(trial()))["trial"]
+    outcome = content["outcome"]
+    for name in LATER:
+        del outcome[name]
+    times = [outcome["step_us"], outcome["launch_us"], *(stage["device_us"] for stage in outcome["stages"])]
+    for time in [*times, *(stage["host_us"] for stage in outcome["plan"])]:
+        del time["p99"], time["outliers"]
+    for stage in outcome["stages"]:
+        del stage["dropped"]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(sealed(content))
+    (found,), _ = read_run(path)
+    assert isinstance(found.outcome, Measured)
+    assert {name: getattr(found.outcome, name) for name in LATER} == LATER
+    assert {(one.dropped, one.device_us.p99, one.device_us.outliers) for one in found.outcome.stages} == {
+        (0, None, None)
+    }
+    assert found.outcome.step_us == replace(measured().step_us, outliers=None)
 
 
 def test_what_repeats_a_case_is_read_only_where_it_is_asked_for(tmp_path: Path) -> None:
