@@ -19,15 +19,12 @@ import random
 import signal
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import noise
-from bench.audit import NULL, Audited
 from bench.orders import REPLY_VARIABLE
-from bench.record import VISITS
-from bench.stats import summarize
+
+# What takes its time to import is imported where it is needed: a worker is started for every fault.
 
 
 def misbehave(word: str) -> None:
@@ -61,7 +58,8 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     if order["do"] == "race":
         return raced(order, rank)
     if DEVICE is not None and order["do"] == "audit":
-        return {"audited": [asdict(Audited(stage, 100.0, 100.0, 1)) for stage in (NULL, "step")]}
+        times = {"events_us": 100.0, "cupti_us": 100.0, "kernels": 1}
+        return {"audited": [{"stage": stage, **times} for stage in ("nothing", "step")]}
     if DEVICE is not None and order["do"] == "measure":
         return {"outcome": DEVICE.measured(order), "ranks": 1, "poisoned": False}
     name = order["case"]["shape"]["name"]
@@ -76,7 +74,7 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     outcome: dict[str, Any] = {"kind": "skipped", "reason": name}
     if word in ("lasts", "lies", "slowed"):
         threading.Event().wait(int(which or 0) / 1000)
-        outcome = measured({"rounds": 3, "whole": True, "race": {"repeats": 1}}, float(which or 1)) | {"race": None}
+        outcome = outcome_of(six_of(float(which or 1)), [float(which or 1)] * 6, whole=True)
         outcome["timer_floor_us"] = -1.0 if word == "lies" else 0.0
     if word == "slowed":
         outcome["clocks_during"] = [{"readings": 1, "event_reasons": ["hardware thermal slowdown"]}]
@@ -122,16 +120,37 @@ def raced(order: dict[str, Any], rank: int) -> dict[str, Any]:
 
 def measured(order: dict[str, Any], time_us: float) -> dict[str, Any]:
     """Return an outcome with times around one."""
+    from bench.record import VISITS
+
     source = random.Random(time_us)
     count = order["rounds"] * VISITS * order["race"]["repeats"]
     samples = [time_us * source.uniform(0.999, 1.001) for _ in range(count)]
-    return outcome_of(samples, whole=order["whole"]) | {"stop": "rounds", "race": dict(order["race"])}
+    return outcome_of(summary_of(samples), samples, whole=order["whole"]) | {
+        "stop": "rounds",
+        "race": dict(order["race"]),
+    }
+
+
+def summary_of(samples: list[float]) -> dict[str, Any]:
+    """Return the summary of samples."""
+    from dataclasses import asdict
+
+    from bench.stats import summarize
+
+    return asdict(summarize(samples))
+
+
+def six_of(time_us: float) -> dict[str, Any]:
+    """Return the summary of six equal samples."""
+    return {"count": 6, "mad": 0.0} | dict.fromkeys(("median", "low", "high", "min", "p10", "p90"), time_us)
 
 
 class Device:
     """A device on paper, on which every case takes 100 µs but for its noise, over the worker's life."""
 
     def __init__(self, name: str, *about: str) -> None:
+        from bench import noise
+
         self._noise, self._source, self._number = getattr(noise, name)(*map(int, about)), random.Random(0), 0
 
     def measured(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -140,12 +159,11 @@ class Device:
         for _ in range(order["policy"]["min_samples"]):
             samples.append(100.0 * self._noise(self._number, self._source))
             self._number += 1
-        return outcome_of(samples, whole=True) | {"peak_bytes": 3 << 20}
+        return outcome_of(summary_of(samples), samples, whole=True) | {"peak_bytes": 3 << 20}
 
 
-def outcome_of(samples: list[float], *, whole: bool) -> dict[str, Any]:
-    """Return a measured outcome of these samples."""
-    step = asdict(summarize(samples))
+def outcome_of(step: dict[str, Any], samples: list[float], *, whole: bool) -> dict[str, Any]:
+    """Return a measured outcome of these samples, whose summary is ``step``."""
     return {
         "label": "measured",
         "check": {"rows": 1, "out_error": 0.0, "out_budget": 1.0, "lse_error": 0.0, "lse_budget": 1.0},

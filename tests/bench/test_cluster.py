@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -24,12 +26,23 @@ from tests.bench.cases import QUICK, tiny
 from tests.bench.made_up import trial
 from tests.bench.test_supervisor import wait_for
 
+ROOT = Path(__file__).parents[2]
 SWEEP = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--precision", "quick")
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """Start a head that measures nothing, and two nodes that do."""
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Start the sweep on this machine by itself, and return the process and where it writes."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, "-m", "bench", "--ranks", "1", "sweep", *SWEEP, "--results", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        yield process, folder
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def nodes(alone: tuple[subprocess.Popen[bytes], Path]) -> Iterator[Any]:
+    """Start a head that measures nothing, and two nodes that do, while the sweep runs alone."""
     from ray.cluster_utils import Cluster as Nodes
 
     started = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -65,9 +78,13 @@ def test_a_group_that_fits_no_node_is_refused(nodes: Any, tmp_path: Path, capsys
 
 
 def test_a_cluster_writes_the_store_that_one_process_writes_though_a_node_is_lost(
-    nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nodes: Any,
+    alone: tuple[subprocess.Popen[bytes], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert sweep(tmp_path / "alone") == Exit.DONE
+    process, folder = alone
+    assert process.wait(60) == Exit.DONE
     lost = nodes.list_all_nodes()[-1]
 
     def lose_a_node() -> None:
@@ -78,11 +95,11 @@ def test_a_cluster_writes_the_store_that_one_process_writes_though_a_node_is_los
     loser.start()
     assert sweep(tmp_path / "cluster", "--cluster", nodes.address) == Exit.DONE
     loser.join()
-    alone, together = kept(tmp_path / "alone"), kept(tmp_path / "cluster")
+    by_itself, together = kept(folder), kept(tmp_path / "cluster")
     assert all(isinstance(one.outcome, Measured) for one in together)
-    assert Counter(one.key for one in together) == Counter(one.key for one in alone)
+    assert Counter(one.key for one in together) == Counter(one.key for one in by_itself)
     assert {tuple(one.environment.hard.items()) for one in together} == {
-        tuple(one.environment.hard.items()) for one in alone
+        tuple(one.environment.hard.items()) for one in by_itself
     }
     assert len(list((tmp_path / "cluster").glob("*.jsonl"))) == 1
     capsys.readouterr()

@@ -13,8 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -137,20 +141,49 @@ def at_random(life_s: float, source: random.Random, *signals: int) -> Callable[[
     return strike
 
 
+AT_ONCE = 2
+"""Programs that are struck side by side, each in a folder of its own."""
+
+
+@cache
+def life_s(command: tuple[str, ...]) -> float:
+    """Return how long a program lives that nobody strikes, beside as many as are struck at once."""
+
+    def live(folder: Path) -> float:
+        program, started = Program(folder), time.monotonic()
+        program.command = command or program.command
+        assert program.run().code == Exit.DONE
+        return time.monotonic() - started
+
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
+        return median(pool.map(live, [Path(folder, str(place)) for place in range(AT_ONCE)]))
+
+
 def strikes(tmp_path: Path, count: int, *signals: int, command: tuple[str, ...] = ()) -> Counter[int]:
+    """Strike sweeps ``count`` times, AT_ONCE side by side; return the exit codes. See ``struck``."""
+    shares = [len(range(place, count, AT_ONCE)) for place in range(AT_ONCE)]
+    life = life_s(command)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = [
+            pool.submit(struck, tmp_path / str(place), share, life, *signals, command=command)
+            for place, share in enumerate(shares)
+        ]
+        return sum((one.result() for one in found), Counter[int]())
+
+
+def struck(folder: Path, count: int, life: float, *signals: int, command: tuple[str, ...] = ()) -> Counter[int]:
     """Strike a sweep ``count`` times, going on after each; check what is promised each time, and return the exit codes.
 
     Workers are scripted unless ``command`` runs real ones, of which nobody counts the cases that they began.
     """
-    source, codes, life_s, number = random.Random(f"{signals}"), Counter[int](), 0.0, 0
+    source, codes, number = random.Random(f"{signals} {folder.name}"), Counter[int](), 0
     while codes.total() < count:
-        program = Program(tmp_path / str(number))
+        program = Program(folder / str(number))
         program.command = command or program.command
         seen: list[str] = []
         while True:
             stored, begun = len(program.trials()), program.begun()
-            strike = at_random(life_s, source, *signals) if life_s and codes.total() < count else lambda process: None
-            started = time.monotonic()
+            strike = at_random(life, source, *signals) if codes.total() < count else lambda process: None
             ended = program.run(strike)
             wait_for(lambda pid=ended.pid: not workers_of(pid))
             trials = program.trials()
@@ -159,7 +192,6 @@ def strikes(tmp_path: Path, count: int, *signals: int, command: tuple[str, ...] 
             assert len({trial.key for trial in trials}) == len(trials), "a trial that was kept was measured again"
             assert program.begun() - begun - (len(trials) - stored) <= 1, "more than the case under way was lost"
             assert "Traceback" not in ended.err + ended.out, ended.err
-            life_s = life_s or time.monotonic() - started
             if ended.code == Exit.DONE:
                 assert len(trials) == len(BATCHES)
                 assert all(isinstance(trial.outcome, Measured) for trial in trials)
