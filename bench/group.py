@@ -170,13 +170,13 @@ class WorkerGroup:
                     if answer is not None:
                         answers[key.data] = answer
                         selector.unregister(lines.descriptor)
-                        if _failure(answer):
+                        if failure_of(answer):
                             deadline = min(deadline, time.monotonic() + STRAGGLER_SECONDS)
         return [answers[rank] for rank in range(len(self._replies))]
 
     def _deserted(self, answers: dict[int, dict[str, Any]]) -> GroupLost | None:
         """End the workers if one of them failed while others still wait, and return what it said; None if none failed."""
-        failed = [(rank, failure) for rank, answer in sorted(answers.items()) if (failure := _failure(answer))]
+        failed = [(rank, failure) for rank, answer in sorted(answers.items()) if (failure := failure_of(answer))]
         if not failed:
             return None
         self.close()
@@ -268,8 +268,8 @@ def _heard(lines: Iterator[dict[str, Any]], told: Callable[[Compiling], None]) -
     return None
 
 
-def _failure(answer: dict[str, Any]) -> dict[str, str] | None:
-    """Return an answer's outcome if it is a failure."""
+def failure_of(answer: dict[str, Any]) -> dict[str, str] | None:
+    """Return an answer's outcome if it is a failure, else None."""
     outcome = answer.get("outcome", {})
     return outcome if outcome.get("kind") == "failed" else None
 

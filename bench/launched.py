@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.errors import UnfitError
-from bench.group import GroupLost, WorkerGroup
+from bench.group import STRAGGLER_SECONDS, GroupLost, WorkerGroup, failure_of
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Compiling, unheard
 from dcp_core import launcher
 
@@ -33,6 +33,8 @@ JOIN_SECONDS = 480.0
 """How long that may take: to import its libraries, and for the ranks to find one another, whose own limit is five minutes."""
 GRACE_SECONDS = 10.0
 """How much longer than a case's deadline a rank may work on it before it ends itself; its leader has given up by then."""
+LOOK_SECONDS = 1.0
+"""How often rank 0 looks whether a rank has failed at the order under way."""
 PATIENCE = datetime.timedelta(days=7)
 """How long a rank waits for the next order, or for another's answer to one: the leader's deadlines and the launcher end jobs."""
 _NO_ORDER: Any = None
@@ -99,7 +101,7 @@ class Job:
             told: hears what rank 0 compiles in the meantime.
 
         Raises:
-            GroupLost: if a rank is lost, or one has not answered after ``seconds``.
+            GroupLost: if a rank is lost, or one has not answered after ``seconds``, or STRAGGLER_SECONDS after another failed.
             UnfitError: if that happened before, a device is of no further use, or the ranks do not find one another.
         """
         worker = self._open()
@@ -111,6 +113,9 @@ class Job:
         except BaseException:
             self._lost = "this job was stopped in the middle of an order"  # its ranks are in different collectives
             raise
+        if failed := answer.get("alone"):
+            self._lost = f"rank {failed['rank']} of this job failed alone"
+            raise GroupLost(failed["fault"], f"rank {failed['rank']} alone: {failed['message']}", failed["traceback"])
         if "lost" in answer:
             self._lost = f"a rank of this job is lost ({answer['lost']})"
             raise GroupLost("crashed", self._lost, "")
@@ -193,11 +198,12 @@ def follow() -> int:
 
     with _ended_by_signals():
         mesh, orders = _join()
-    companion = Companion()
+    companion, alarm = Companion(), Alarm(mesh)
     try:
         while (order := orders.share(_NO_ORDER)[0]) is not None:
             with _ended_after(order["seconds"] + GRACE_SECONDS, mesh.rank):
                 found = answer(order, mesh, companion)
+            alarm.ring(found)
             orders.share(found)
     except RuntimeError:
         return _ENDED  # rank 0 is gone, and has said why if it could
@@ -225,17 +231,68 @@ def serve() -> None:
             return
         reply({"ready": mesh.rank})
         tell_compiles(mesh, reply)
-        companion = Companion()
+        companion, alarm = Companion(), Alarm(mesh)
         try:
             for line in sys.stdin:
                 order = orders.share(json.loads(line))[0]
                 if order is _NO_ORDER:
                     break
-                reply({"answers": orders.share(answer(order, mesh, companion))})
+                with alarm.heard(reply):
+                    found = answer(order, mesh, companion)
+                    alarm.ring(found)
+                    answers = orders.share(found)
+                reply({"answers": answers})
         except RuntimeError as error:
             reply({"lost": _heart(error)})
             sys.stdin.read()  # until the supervisor ends this process: leaving a broken group could wait for a lost rank
         mesh.close()
+
+
+class Alarm:
+    """Where a rank says that it failed at an order, in the store of the rendezvous: the others may be waiting for it in vain.
+
+    Every rank has one, and rings it, or not, after each order.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        self._rank, self._orders = mesh.rank, 0
+        self._store = _get_default_store() if mesh.size > 1 else None
+
+    def ring(self, found: dict[str, Any]) -> None:
+        """Say what this rank answers to an order, if it failed."""
+        failed = failure_of(found)
+        if failed and self._store is not None:
+            self._store.set(self._key, json.dumps({**failed, "rank": self._rank}))
+        self._orders += 1
+
+    @contextmanager
+    def heard(self, reply: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+        """Have a rank that failed told if the others do not come to an end with the order, STRAGGLER_SECONDS later.
+
+        They never do then: this does not return.
+        """
+        key, store, ended, told = self._key, self._store, threading.Event(), threading.Lock()
+
+        def listen() -> None:
+            while store is not None and not ended.wait(LOOK_SECONDS):
+                if store.check([key]):
+                    if not ended.wait(STRAGGLER_SECONDS) and told.acquire(blocking=False):
+                        reply({"alone": json.loads(store.get(key))})
+                    return
+
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+        if not told.acquire(blocking=False):
+            threading.Event().wait()  # until the supervisor, which was told, ends this process
+
+    @property
+    def _key(self) -> str:
+        return f"dcpbench/failed/{self._orders}"
 
 
 def _join() -> tuple[Mesh, Mesh]:

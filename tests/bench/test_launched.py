@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.launched import launched_ranks, run
-from bench.record import Label, Measured
+from bench.record import Failed, Label, Measured
 from bench.store import Store
 from dcp_core.settings import ExchangeName
 
@@ -141,6 +141,24 @@ def test_a_rank_that_hangs_costs_its_case_and_ends_the_job_and_starting_again_go
     measured = "measured"
     assert sorted(found) == [("q8s40", measured), ("q8s48", "failed"), ("q8s48", measured), ("q8s56", measured)]
     assert found.index(("q8s48", "failed")) < found.index(("q8s48", measured))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_fails_alone_is_told_long_before_the_deadline(rank: str, tmp_path: Path) -> None:
+    sweep = tmp_path / "brief.toml"
+    sweep.write_text(BRIEF, encoding="utf-8")
+    words = [f"alone{rank}", "sweep", str(sweep), "--results", str(tmp_path)]
+    with job(words, program="tests.bench.hanging_job") as (leader, follower):
+        said, _ = leader.communicate(timeout=SECONDS)
+        if rank == "1":  # it waits for rank 0, whose end it sees; who hangs by itself is the launcher's to end
+            heard, _ = follower.communicate(timeout=SECONDS)
+            assert (follower.returncode, heard) == (4, "")
+    assert leader.returncode == 4, said
+    assert f"rank {rank} of this job failed alone; start the job again: it goes on with what is missing" in said
+    assert "Traceback" not in said
+    (failed,) = [trial for trial in Store.read(tmp_path)[0] if isinstance(trial.outcome, Failed)]
+    assert failed.outcome == Failed("error", f"rank {rank} alone: a bug", "where")
+    assert failed.seconds < 30
 
 
 @pytest.mark.parametrize(
