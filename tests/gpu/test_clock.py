@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 import torch
 
-from bench.clock import REPETITIONS, CudaClock, floor_us
+from bench.clock import REPETITIONS, CudaClock, empty_us, floor_us
 
 pytestmark = pytest.mark.gpu
 
@@ -77,3 +77,15 @@ def test_what_is_far_larger_than_the_cache_takes_as_long_cold_as_warm() -> None:
 def test_inside_a_graph_the_floor_is_lower_than_launched() -> None:
     floors = [floor_us(CudaClock(DEVICE, graphs=graphs, cold=False), DEVICE) for graphs in (True, False)]
     assert 0 < floors[0] < floors[1]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_nothing_at_all_reads_less_than_the_smallest_kernel(graphs: bool) -> None:
+    clock = CudaClock(DEVICE, graphs=graphs, cold=True)
+    assert 0 <= empty_us(clock) < floor_us(clock, DEVICE)
+
+
+def test_the_clock_tells_at_what_pace_the_device_runs() -> None:
+    state = CudaClock(DEVICE, graphs=True, cold=False).state()
+    assert int(state["sm_mhz"]) > 0
+    assert state["event_reasons"]
