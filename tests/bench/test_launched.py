@@ -7,16 +7,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
 
 import pytest
+from torch.distributed import HashStore
 
-from bench.launched import launched_ranks, run
+from bench.launched import Alarm, launched_ranks, run
 from bench.record import Failed, Label, Measured
 from bench.store import Store
+from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
 
 SWEEP = [
@@ -143,22 +148,54 @@ def test_a_rank_that_hangs_costs_its_case_and_ends_the_job_and_starting_again_go
     assert found.index(("q8s48", "failed")) < found.index(("q8s48", measured))
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_rank_that_fails_alone_is_told_long_before_the_deadline(rank: str, tmp_path: Path) -> None:
+def test_a_rank_that_fails_alone_is_told_long_before_the_deadline(tmp_path: Path) -> None:
     sweep = tmp_path / "brief.toml"
     sweep.write_text(BRIEF, encoding="utf-8")
-    words = [f"alone{rank}", "sweep", str(sweep), "--results", str(tmp_path)]
+    words = ["alone1", "sweep", str(sweep), "--results", str(tmp_path)]
     with job(words, program="tests.bench.hanging_job") as (leader, follower):
         said, _ = leader.communicate(timeout=SECONDS)
-        if rank == "1":  # it waits for rank 0, whose end it sees; who hangs by itself is the launcher's to end
-            heard, _ = follower.communicate(timeout=SECONDS)
-            assert (follower.returncode, heard) == (4, "")
-    assert leader.returncode == 4, said
-    assert f"rank {rank} of this job failed alone; start the job again: it goes on with what is missing" in said
+        heard, _ = follower.communicate(timeout=SECONDS)
+    assert (leader.returncode, follower.returncode, heard) == (4, 4, ""), said
+    assert "rank 1 of this job failed alone; start the job again: it goes on with what is missing" in said
     assert "Traceback" not in said
     (failed,) = [trial for trial in Store.read(tmp_path)[0] if isinstance(trial.outcome, Failed)]
-    assert failed.outcome == Failed("error", f"rank {rank} alone: a bug", "where")
+    assert failed.outcome == Failed("error", "rank 1 alone: a bug", "where")
     assert failed.seconds < 30
+
+
+FAILED = {"outcome": {"kind": "failed", "fault": "error", "message": "a bug", "traceback": "where"}}
+
+
+@pytest.fixture
+def alarm(monkeypatch: pytest.MonkeyPatch) -> Alarm:
+    """Return rank 0's, which looks often and waits for nobody."""
+    monkeypatch.setattr("bench.launched.LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("bench.launched.STRAGGLER_SECONDS", 0.001)
+    found = Alarm(Mesh.alone())
+    found._store = HashStore()
+    return found
+
+
+def test_a_leader_that_fails_alone_is_told_though_it_waits_for_the_others(alarm: Alarm) -> None:
+    told: Queue[dict[str, Any]] = Queue()
+
+    def lead() -> None:
+        with alarm.heard(told.put):
+            alarm.ring(FAILED)
+            threading.Event().wait()  # for ranks that never answer
+
+    threading.Thread(target=lead, daemon=True).start()
+    assert told.get(timeout=SECONDS) == {"alone": {**FAILED["outcome"], "rank": 0}}
+
+
+def test_who_failed_at_one_order_is_not_told_at_the_next(alarm: Alarm) -> None:
+    told: Queue[dict[str, Any]] = Queue()
+    alarm.ring(FAILED)
+    with alarm.heard(told.put):
+        with pytest.raises(Empty):
+            told.get(timeout=0.1)
+        alarm.ring({"outcome": {"kind": "skipped", "reason": "no room"}})
+    assert told.empty()
 
 
 @pytest.mark.parametrize(
