@@ -200,7 +200,7 @@ def _grid(title: str, rows: Sequence[Row]) -> Grid:
     footnotes = Footnotes()
     cells = tuple(_cells(row, footnotes, between=between) for row in rows)
     best = frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0)
-    skew = "skew: what the slowest rank took longer than the quickest, and which was slowest most often"
+    skew = "skew: how much longer the slowest rank took, and which that was most often"
     return Grid(title, columns, cells, best, (*footnotes.lines(), *([skew] if between else [])))
 
 

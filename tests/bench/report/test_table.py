@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from bench.record import Failed, Label, Measured, Skipped
+from bench.cli import main
+from bench.cli.exits import Exit
+from bench.record import Failed, Label, Measured, Skipped, Trial
 from bench.report.table import (
     Footnotes,
     case_line,
@@ -20,6 +24,7 @@ from bench.report.table import (
     spread,
     trials_grids,
 )
+from bench.store import Store
 from dcp_core import Settings
 from tests.bench.made_up import cases, summary, trial, trials
 
@@ -67,6 +72,30 @@ def test_tables_are_split_by_model_and_tp_and_fit_80_columns() -> None:
     for grid in grids:
         assert max(map(len, grid.to_text().splitlines())) <= 80
         assert {row[-1] for row in grid.rows} <= {"measured", "simulated"}
+
+
+def between_ranks(one: Trial) -> Trial:
+    """Return a trial whose second rank takes 2 µs longer."""
+    assert isinstance(one.outcome, Measured)
+    return replace(one, outcome=replace(one.outcome, rank_samples_us=((900.0, 901.0), (902.0, 903.0))))
+
+
+def test_the_skew_between_ranks_and_its_straggler_stand_in_tables_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, *others = trials("16q1s32k", kernels=("fa2",), exchanges=("ag_rs",))
+    with Store.open(tmp_path) as store:
+        for one in (alone, *map(between_ranks, others)):
+            store.append(one)
+    assert main(["show", "--results", str(tmp_path)]) == Exit.DONE
+    out = capsys.readouterr().out
+    assert "skew µs" in out
+    assert out.count(" 2.00 r1 ") == len(others)
+    assert max(map(len, out.splitlines())) <= 80
+    assert main(["show", "--results", str(tmp_path), "--json"]) == Exit.DONE
+    derived = [one["derived"] for one in json.loads(capsys.readouterr().out)["trials"]]
+    assert [one.get("skew_us") for one in derived] == [None, *[2.0] * len(others)]
+    assert [one.get("straggler") for one in derived] == [None, *[1] * len(others)]
 
 
 def test_rows_stand_in_order_of_the_batch_and_then_of_time() -> None:
