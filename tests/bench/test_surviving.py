@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -134,8 +135,9 @@ def at_random(life_s: float, source: random.Random, *signals: int) -> Callable[[
     def strike(process: subprocess.Popen[str]) -> None:
         pause_s = source.uniform(0, life_s)
         for number in signals:
-            time.sleep(pause_s)
-            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(pause_s)
+            process.send_signal(number)  # which does nothing to one that has ended
             pause_s = source.uniform(0, 0.05)
 
     return strike
@@ -184,6 +186,7 @@ def struck(folder: Path, count: int, life: float, *signals: int, command: tuple[
         while True:
             stored, begun = len(program.trials()), program.begun()
             strike = at_random(life, source, *signals) if codes.total() < count else lambda process: None
+            started = time.monotonic()
             ended = program.run(strike)
             wait_for(lambda pid=ended.pid: not workers_of(pid))
             trials = program.trials()
@@ -195,6 +198,7 @@ def struck(folder: Path, count: int, life: float, *signals: int, command: tuple[
             if ended.code == Exit.DONE:
                 assert len(trials) == len(BATCHES)
                 assert all(isinstance(trial.outcome, Measured) for trial in trials)
+                life = time.monotonic() - started if not stored else life  # machines are more or less busy
                 break
             codes[ended.code] += 1
         number += 1
