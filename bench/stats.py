@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby, pairwise
-from statistics import median
+from statistics import fmean, median
 
 from bench.record import FEWEST_FOR_P99, MAX_SAMPLES, Outliers, Summary
 
@@ -59,6 +60,20 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float]:
     ordered = sorted(samples)
     rank = _interval_rank(len(ordered))
     return ordered[rank], ordered[-1 - rank]
+
+
+def mean_interval(values: Sequence[float], *, resamples: int = 400, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by the percentile bootstrap (Efron 1979); the same one for the same values.
+
+    Raises:
+        ValueError: for no values.
+    """
+    if not values:
+        raise ValueError("a mean's interval needs at least one value")
+    source = random.Random(seed)
+    means = sorted(fmean(source.choices(values, k=len(values))) for _ in range(resamples))
+    outside = round((1 - CONFIDENCE) / 2 * resamples)
+    return means[outside], means[-1 - outside]
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:

@@ -97,10 +97,10 @@ def _place(case: Case) -> tuple[Subject, Row, int] | None:
         return None
     request = case.workload.requests[0]
     phase = Phase.DECODE if request.new == 1 else Phase.CHUNKS if request.new >= LEAST_CHUNK else Phase.DRAFTED
-    return Subject(case.shape, case.layout.tp, phase), Row(request.new, len(case.workload)), _rounded(request.context)
+    return Subject(case.shape, case.layout.tp, phase), Row(request.new, len(case.workload)), rounded(request.context)
 
 
-def _rounded(context: int) -> int:
+def rounded(context: int) -> int:
     """Return a context as people say it: that of 16q1s32k is 32k as well."""
     nearest = round(context / 1024) * 1024
     return nearest if abs(context - nearest) <= context // 100 else context

@@ -1,4 +1,4 @@
-"""The picture of where a step's time goes: gather, attention, combine, merge."""
+"""The picture of where a step's time goes: gather, attention, combine, merge, and what the host does beside."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANELS = 6
+HOST_COLOURS = {"planning, a layer's share": "#CC79A7", "launching, if eager": "#f0c9dd"}
+"""Of the thin bar below the stages."""
+_STAGES, _HOST = (0.5, -0.09), (0.17, 0.28)
+"""Height of a bar, and how far below the row's middle it lies."""
 STAGE_COLOURS = {
     "gather": "#9ecae1",
     "gather beside new": "#bcd3e0",
@@ -53,6 +57,10 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         notes = ["Diamond: the whole step, timed in one go, with its 95 % interval."]
         if any(stage.communicates for stage in timed):
             notes[0] += " Hatched: every rank of the group takes part."
+        notes.append(
+            "Thin: the host's time, which the device does not wait for unless it is idle: planning a batch, shared by all layers of the "
+            "model, and launching one step where it is not replayed from a CUDA graph (medians)."
+        )
         if any(not outcome.exchange_timed for _, outcome in measured):
             notes.append("Simulated: the rank with most keys by itself, the exchange's time is not measured.")
         if len(panels) > len(shown):
@@ -97,10 +105,10 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
             width = stage.device_us.median
             hatch = "////" if stage.communicates else None
             axes.barh(
-                row,
+                row + _STAGES[1],
                 width,
                 left=left,
-                height=0.62,
+                height=_STAGES[0],
                 color=colour_of(style.stage_kind(stage.name)),
                 hatch=hatch,
                 edgecolor="white",
@@ -110,9 +118,10 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
         step = outcome.step_us
         errors = [[step.median - step.low], [step.high - step.median]]
         axes.errorbar(
-            step.median, row, xerr=errors, color="#111111", marker="D", ms=4, mfc="white", capsize=2, elinewidth=0.9
+            step.median, row + _STAGES[1], xerr=errors, color="#111111", marker="D", ms=4, mfc="white", capsize=2, elinewidth=0.9
         )
-        axes.text(max(left, step.high) + longest * 0.03, row, style.duration(step.median), va="center", fontsize=8)
+        axes.text(max(left, step.high) + longest * 0.03, row + _STAGES[1], style.duration(step.median), va="center", fontsize=8)
+        _draw_host(axes, row, outcome, room=longest * 1.22)
     axes.set_yticks(range(len(bars)), [bar_name(trial, outcome) for trial, outcome in bars])
     for tick, (trial, _) in zip(axes.get_yticklabels(), bars, strict=True):
         tick.set_color(style.ink(style.PATH_COLOURS[trial.case.settings.path]))
@@ -121,8 +130,25 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
     axes.grid(visible=False, axis="y")
     axes.locator_params(axis="x", nbins=4)
     style.microseconds(axes.xaxis)
-    axes.set_xlabel("device time of one layer's step")
+    axes.set_xlabel("time of one layer's step")
     axes.set_title(name, loc="left")
+
+
+def _draw_host(axes: Axes, row: int, outcome: Measured, *, room: float) -> None:
+    """Draw host time as a thin bar, and write what of it goes beyond the panel."""
+    left = 0.0
+    times_us = host_us(outcome)
+    for colour, width in zip(HOST_COLOURS.values(), times_us, strict=True):
+        axes.barh(row + _HOST[1], min(width, room - left), left=left, height=_HOST[0], color=colour, linewidth=0)
+        left = min(left + width, room)
+    if sum(times_us) > room:
+        words = f"host {style.duration(sum(times_us))} →"
+        axes.text(room * 0.99, row + _HOST[1], words, va="center", ha="right", fontsize=6, color="#111111")
+
+
+def host_us(outcome: Measured) -> tuple[float, float]:
+    """Return a layer's share of planning a batch, and the time of launching one step if no CUDA graph does."""
+    return outcome.plan_us / outcome.layers, outcome.launch_us.median
 
 
 def timed_stages(outcome: Measured) -> list[StageTime]:
@@ -152,4 +178,5 @@ def _key(stages: Sequence[StageTime]) -> list[object]:
     named = {style.stage_kind(stage.name): stage for stage in stages}
     order = [*(name for name in STAGE_COLOURS if name in named), *(name for name in named if name not in STAGE_COLOURS)]
     hatches = {name: "////" if named[name].communicates else None for name in order}
-    return [Patch(facecolor=colour_of(name), hatch=hatches[name], edgecolor="white", label=name) for name in order]
+    device = [Patch(facecolor=colour_of(name), hatch=hatches[name], edgecolor="white", label=name) for name in order]
+    return [*device, *(Patch(facecolor=colour, label=name) for name, colour in HOST_COLOURS.items())]

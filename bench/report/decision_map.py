@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.recommend.decision import Decision, Option, Origin
@@ -23,10 +23,10 @@ BUDGET_BYTES = 40 << 30
 """For the KV cache of one rank, where nobody says otherwise."""
 MAX_PANELS = 6
 MAX_ROWS = 8
+_PAYS, _FULL = "#111111", "#CC79A7"
 LEAST_EVEN_US = 0.1
 """An exchange that may cost no more is none."""
-_CELL_INCHES = (1.25, 0.52)
-_OPEN = "////"
+_CELL_INCHES = (1.45, 0.56)
 
 
 def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str:
@@ -60,35 +60,44 @@ def _draw_panel(axes: Axes, one: Map, budget: int) -> None:
         for x, context in enumerate(contexts):
             if decision := one.cells.get((row, context)):
                 _draw_cell(axes, x, y, decision, one.subject.shape.layers)
-    axes.set_xlim(-0.5, len(contexts) - 0.5)
-    axes.set_ylim(-0.5, len(rows) - 0.5)
+    style.lattice(axes, len(contexts), len(rows))
+    if one.subject.phase is Phase.DECODE:
+        requests = [row.requests for row in rows]
+        for x, context in enumerate(contexts):
+            _draw_break_even(axes, x, requests, one.break_even(context))
+            _draw_capacity(axes, x, requests, _fits(one, context, budget))
     axes.set_xticks(range(len(contexts)), [_column(one, context, budget) for context in contexts], fontsize=7)
     axes.set_yticks(range(len(rows)), [_row(row, one.subject.phase) for row in rows])
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
     axes.set_title(f"{one.subject.shape.name}, tp {one.subject.tp}: {one.subject.phase}\n{_labels(one)}", loc="left")
     axes.set_xlabel("context per request, tokens")
     axes.set_ylabel("requests" if one.subject.phase is Phase.DECODE else "requests × new tokens")
 
 
+def _draw_break_even(axes: Axes, x: int, requests: Sequence[int], pays: tuple[int | None, int | None]) -> None:
+    """Draw a line below the row from which on a larger dcp is faster: unbroken if surely, broken if at best."""
+    at_best, surely = pays
+    for number, line in ((surely, "-"), (at_best if at_best != surely else None, ":")):
+        if number is not None:
+            y = _below(requests, number)
+            axes.plot((x - 0.5, x + 0.5), (y, y), color=_PAYS, lw=2.4, ls=line, gid="break-even", zorder=3, clip_on=False)
+
+
+def _draw_capacity(axes: Axes, x: int, requests: Sequence[int], fits: Mapping[int, int]) -> None:
+    """Draw for each dcp a line above the last row whose requests fit, unless all do."""
+    for dcp, number in fits.items():
+        if number < requests[-1]:
+            y = _below(requests, number + 1)
+            axes.plot((x - 0.5, x + 0.5), (y, y), color=_FULL, lw=2.4, ls=style.line_of(dcp), gid="capacity", clip_on=False)
+
+
+def _below(requests: Sequence[int], number: int) -> float:
+    """Return the height between the rows with fewer requests and those with at least so many."""
+    return sum(one < number for one in requests) - 0.5
+
+
 def _draw_cell(axes: Axes, x: int, y: int, decision: Decision, layers: int) -> None:
-    from matplotlib.patches import Rectangle
-
     left = decision.unbeaten()
-    path, corner, size = _path(left[-1]), (x - 0.48, y - 0.46), (0.96, 0.92)
-    face = _face(path) if len(left) == 1 else "white"
-    edge = style.tint(style.PATH_COLOURS[path], 0.75)
-    axes.add_patch(Rectangle(corner, *size, facecolor=face, edgecolor=edge, lw=0.8))
-    if len(left) > 1:
-        pale = style.tint(style.PATH_COLOURS[path], 0.22)
-        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=pale, lw=0, hatch=_OPEN))
-    axes.text(x, y, _words(decision, left, layers), ha="center", va="center", fontsize=6.2, linespacing=1.25)
-
-
-def _face(path: PathName) -> tuple[float, float, float]:
-    return style.tint(style.PATH_COLOURS[path], 0.16 if path is PathName.TP else 0.38)
+    style.cell(axes, (x, y), _path(left[-1]), _words(decision, left, layers), told_apart=len(left) == 1)
 
 
 def _words(decision: Decision, left: Sequence[Option], layers: int) -> str:
@@ -130,15 +139,22 @@ def _row(row: Row, phase: Phase) -> str:
 
 def _column(one: Map, context: int, budget: int) -> str:
     """Name a context, what fits of it by dcp, and from how many requests on dcp pays."""
-    shape, tp = one.subject.shape, one.subject.tp
     if not context:
         return "0"
-    fits = [KvMemory(shape, DcpLayout(tp, dcp)).requests_in(budget, context + 1) for dcp in legal_dcps(shape, tp)]
+    fits = _fits(one, context, budget).values()
     lines = [style.tokens(context), f"fits {' | '.join(map(_count, fits))}"]
     if one.subject.phase is Phase.DECODE:
         at_best, surely = one.break_even(context)
         lines.append("pays: not seen" if at_best is None else f"pays from {surely or '–'} ({at_best})")
     return "\n".join(lines)
+
+
+def _fits(one: Map, context: int, budget: int) -> dict[int, int]:
+    """Return the requests of a context that fit, by legal dcp."""
+    shape, tp = one.subject.shape, one.subject.tp
+    return {
+        dcp: KvMemory(shape, DcpLayout(tp, dcp)).requests_in(budget, context + 1) for dcp in legal_dcps(shape, tp)
+    }
 
 
 def _labels(one: Map) -> str:
@@ -157,19 +173,15 @@ def _count(number: int) -> str:
 
 
 def _keys(maps: Sequence[Map]) -> list[Artist]:
-    from matplotlib.patches import Patch
+    from matplotlib.lines import Line2D
 
-    decisions = [decision for one in maps for decision in one.cells.values()]
-    winners = [decision.unbeaten() for decision in decisions]
-    paths = {_path(left[-1]) for left in winners}
-    entries: list[Artist] = [
-        Patch(facecolor=_face(path), edgecolor=style.PATH_COLOURS[path], label=str(path))
-        for path in PathName
-        if path in paths
-    ]
-    if any(len(left) > 1 for left in winners):
-        entries.append(Patch(facecolor="white", edgecolor="#999999", hatch=_OPEN, label="not told apart"))
-    return entries
+    winners = [decision.unbeaten() for one in maps for decision in one.cells.values()]
+    cells = style.cell_keys({_path(left[-1]) for left in winners}, told_apart=all(len(left) == 1 for left in winners))
+    decoding = [one for one in maps if one.subject.phase is Phase.DECODE]
+    dcps = sorted({dcp for one in decoding for dcp in legal_dcps(one.subject.shape, one.subject.tp)})
+    lines = [("pays from here", _PAYS, "-"), ("or at best", _PAYS, ":")] if decoding else []
+    lines += [(f"dcp {dcp} is full", _FULL, style.line_of(dcp)) for dcp in dcps]
+    return [*cells, *(Line2D([], [], color=colour, ls=line, lw=2.4, label=name) for name, colour, line in lines)]
 
 
 def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:

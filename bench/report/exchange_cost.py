@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.collective import OPERATIONS, Kind, Reading, Row, Way, fit, fit_all, link_bytes_per_us, readings
 from bench.record import Trial
 from bench.report import style
-from bench.report.exchange_table import Place, break_even, manner_name, places_of, way_name
+from bench.report.exchange_table import BOTH, Place, break_even, changes, manner_name, places_of, way_name
 from dcp_core.settings import ExchangeName
 
 if TYPE_CHECKING:
@@ -79,11 +79,23 @@ def _draw_panel(axes: Axes, found: Sequence[Reading]) -> None:
             least = [one.wire_bytes / limit for one in points]
             axes.plot([one.tokens for one in points], least, color="#999999", ls=":")
         axes.set_ylim(bottom=min(one.time_us.low for one in found) / 2)
+    _draw_changes(axes, found)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     style.microseconds(axes.yaxis, log=True)
     ticks = sorted({one.tokens for one in found})
     axes.set_xticks(ticks, [style.tokens(tokens) for tokens in ticks], minor=False)
+
+
+def _draw_changes(axes: Axes, found: Sequence[Reading]) -> None:
+    """Draw an upright line where another exchange becomes the fastest, in its colour, with its name and dcp."""
+    for place in places_of(found):
+        for tokens, exchange in changes(found, place)[1:] if place.operation != BOTH else ():
+            axes.axvline(tokens, color=COLOURS[exchange], ls=style.line_of(place.dcp), lw=1, gid="break-even")
+            name = f"{exchange} from {style.tokens(tokens)}"
+            axes.text(
+                tokens, 0.98, f" {name}", transform=axes.get_xaxis_transform(), va="top", rotation=90, ha="right", fontsize=7
+            )
 
 
 def _keys(found: Sequence[Reading]) -> list[object]:
@@ -99,7 +111,10 @@ def _keys(found: Sequence[Reading]) -> list[object]:
 
 
 def _notes(found: Sequence[Reading], *, hidden: int) -> list[str]:
-    fastest = [f"{_name(place, found)}: {break_even(found, place)}." for place in places_of(found)]
+    answers = {place: break_even(found, place) for place in places_of(found)}
+    fastest = [f"{_name(place, found)}: {answer}." for place, answer in answers.items()]
+    if len(set(answers.values())) == 1:
+        fastest = [f"of gather, of combine and of both together, in every panel: {next(iter(answers.values()))}."]
     models = fit_all(found)
     between = max((model.between_error for model in models), default=0.0)
     beyond = max((model.beyond_error for model in models), default=0.0)

@@ -1,10 +1,10 @@
-"""The picture of latency against context: which path and dcp wins where."""
+"""The picture of latency against context and against new tokens: which path and dcp wins where."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,15 @@ class Axis:
     joined: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Points over one axis, all else being alike."""
+
+    name: str
+    axis: Axis
+    points: Sequence[Point]
+
+
 _AXES = (
     Axis("context per request, tokens", lambda one: one.context, lambda one: f"{style.tokens(one.new)} new"),
     Axis("new tokens per request", lambda one: one.new, lambda one: f"context {style.tokens(one.context)}"),
@@ -58,7 +67,7 @@ _BATCHES = Axis("batch", lambda one: one.total, lambda one: "", joined=False)
 
 
 def draw(trials: Sequence[Trial]) -> Figure | str:
-    """Draw the median step against context, a panel per batch shape; against new tokens, or batch by batch, if only they vary.
+    """Draw the median step against context and against new tokens, a panel per batch shape; batch by batch, if neither varies.
 
     A line joins the fastest setting of a path at a dcp size; its markers tell the kernel that won.
 
@@ -66,12 +75,11 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         The figure, or why there is none.
     """
     best = _fastest(trials)
-    for axis in _AXES:
-        panels = {name: points for name, points in _panels(best, axis).items() if _varies(points)}
-        if panels:
-            return _figure(panels, axis)
-    panels = _by_batch(best)
-    return _figure(panels, _BATCHES) if panels else "needs a measured step"
+    panels = [
+        Panel(name, axis, points) for axis in _AXES for name, points in _panels(best, axis).items() if _varies(points)
+    ]
+    panels = panels or [Panel(name, _BATCHES, points) for name, points in _by_batch(best).items()]
+    return _figure(panels) if panels else "needs a measured step"
 
 
 def _fastest(trials: Sequence[Trial]) -> list[tuple[Trial, Measured]]:
@@ -117,37 +125,48 @@ def _panel_name(case: Case, fixed: str = "") -> str:
     return f"{case.shape.name}, tp {case.layout.tp}{interleave}\n{batch}"
 
 
-def _order(panel: tuple[str, list[Point]]) -> tuple[object, ...]:
-    """Sort panels as people count: tp 8 before tp 16."""
-    case = panel[1][0].trial.case
+def _order(panel: Panel) -> tuple[object, ...]:
+    """Sort panels as people count, over context first: tp 8 before tp 16."""
+    case = panel.points[0].trial.case
     workload = case.workload
-    return case.shape.name, case.layout.tp, case.layout.interleave, len(workload), workload.new_tokens
+    over_new = panel.axis is _AXES[1]
+    size = max(workload.total_lens) - max(workload.new_lens) if over_new else workload.new_tokens
+    return over_new, case.shape.name, case.layout.tp, case.layout.interleave, len(workload), size
+
+
+def _shown(panels: Sequence[Panel]) -> list[Panel]:
+    """Return the panels that there is room for, those with most points: a row of those over new tokens, the rest over context."""
+    over_new = [panel for panel in panels if panel.axis is _AXES[1]]
+    others = [panel for panel in panels if panel.axis is not _AXES[1]]
+    fewest = MAX_PANELS if not others else style.PANELS_PER_ROW
+    kept = sorted(over_new, key=lambda panel: -len(panel.points))[:fewest]
+    return [*sorted(others, key=lambda panel: -len(panel.points))[: MAX_PANELS - len(kept)], *kept]
 
 
 def _varies(points: Sequence[Point]) -> bool:
     return len({point.x for point in points}) > 1
 
 
-def _figure(panels: Mapping[str, list[Point]], axis: Axis) -> Figure:
-    shown = sorted(panels.items(), key=lambda item: -len(item[1]))[:MAX_PANELS]
-    points = [point for _, group in shown for point in group]
+def _figure(panels: Sequence[Panel]) -> Figure:
+    shown = _shown(panels)
+    points = [point for panel in shown for point in panel.points]
+    joined = shown[0].axis.joined
     with style.styled():
         figure, axes = style.panels(len(shown), width=3.9, height=2.9)
-        for place, (name, group) in zip(axes, sorted(shown, key=_order), strict=True):
-            _draw_panel(place, name, group, axis)
-        for place in axes:
-            place.set_xlabel(axis.name)
+        for place, panel in zip(axes, sorted(shown, key=_order), strict=True):
+            _draw_panel(place, panel)
         for place in axes[:: style.PANELS_PER_ROW]:
             place.set_ylabel("one layer's step (median)")
         style.title(figure, "Attention step of one rank, fastest setting of each path")
-        notes = _notes(points, hidden=len(panels) - len(shown), joined=axis.joined)
+        notes = _notes(points, hidden=len(panels) - len(shown), joined=joined)
         paths, dcps, kernels, labels = _in_use(points)
-        keys = style.keys(paths, dcps if axis.joined else [], kernels, labels)
+        keys = style.keys(paths, dcps if joined else [], kernels, labels)
         style.finish(figure, keys, [point.trial for point in points], *notes)
     return figure
 
 
-def _draw_panel(axes: Axes, name: str, points: Sequence[Point], axis: Axis) -> None:
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    points, axis = panel.points, panel.axis
     lines: dict[Line, list[Point]] = defaultdict(list)
     for point in points:
         case = point.trial.case
@@ -159,7 +178,8 @@ def _draw_panel(axes: Axes, name: str, points: Sequence[Point], axis: Axis) -> N
         _draw_line(axes, line, sorted(group, key=lambda point: point.x), axis=axis, aside=aside)
     axes.set_yscale("log")
     style.microseconds(axes.yaxis, log=True)
-    axes.set_title(name, loc="left")
+    axes.set_title(panel.name, loc="left")
+    axes.set_xlabel(axis.name)
     if axis.joined:
         _quantity(axes, sorted({point.x for point in points}))
     else:

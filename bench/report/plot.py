@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING
 
 from bench.files import write_whole
 from bench.record import Measured, Trial, latest
-from bench.report import breakdown, decision_map, exchange_cost, kv_memory, latency, mask_cost, style, timeline
+from bench.report import (
+    breakdown,
+    crossover,
+    decision_map,
+    exchange_cost,
+    kv_memory,
+    latency,
+    mask_cost,
+    pareto,
+    regret,
+    roofline,
+    style,
+    timeline,
+    tuned,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,11 +33,16 @@ if TYPE_CHECKING:
 FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
     "latency": latency.draw,
     "mask-cost": mask_cost.draw,
+    "crossover": crossover.draw,
     "breakdown": breakdown.draw,
     "timeline": timeline.draw,
     "exchange-cost": exchange_cost.draw,
     "kv-memory": kv_memory.draw,
     "decision-map": decision_map.draw,
+    "pareto": pareto.draw,
+    "roofline": roofline.draw,
+    "tuned": tuned.draw,
+    "regret": regret.draw,
 }
 """Every picture by the name of its files."""
 APART = ("exchange-cost",)

@@ -6,7 +6,7 @@ colour vision.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ PANELS_PER_ROW = 3
 LONGEST_NAME, LONGEST_TITLE = 60, 36
 """Characters of a name that a picture shows in its caption, and above a panel."""
 _LEFT = 0.012
+_OPEN = "////"
 _SMALL: dict[str, Any] = {"fontsize": 7, "color": "#555555", "ha": "left"}
 _CHARACTERS_PER_INCH = 19
 _LINE_INCHES = 0.135
@@ -148,6 +149,46 @@ def sign(figure: Figure, command: str) -> None:
     width, height = figure.get_size_inches()
     lines = wrap(f"Made by: {drawable(command)}", int(width * _CHARACTERS_PER_INCH), break_on_hyphens=False)
     figure.text(_LEFT, (_LINE_INCHES + 0.03) / height, "\n".join(lines), va="top", **_SMALL)
+
+
+def lattice(axes: Axes, columns: int, rows: int) -> None:
+    """Make a panel a table of cells: neither grid nor spines, whole numbers at the middle of each."""
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(-0.5, rows - 0.5)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def cell(axes: Axes, place: tuple[float, float], path: PathName, words: str, *, told_apart: bool) -> None:
+    """Draw a cell of a map: filled in its path's colour, hatched where that is not told apart from another."""
+    from matplotlib.patches import Rectangle
+
+    corner, size = (place[0] - 0.48, place[1] - 0.46), (0.96, 0.92)
+    face = _face(path) if told_apart else "white"
+    edge = tint(PATH_COLOURS[path], 0.75)
+    axes.add_patch(Rectangle(corner, *size, facecolor=face, edgecolor=edge, lw=0.8))
+    if not told_apart:
+        pale = tint(PATH_COLOURS[path], 0.22)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=pale, lw=0, hatch=_OPEN))
+    axes.text(*place, words, ha="center", va="center", fontsize=7, linespacing=1.25)
+
+
+def cell_keys(paths: Collection[PathName], *, told_apart: bool) -> list[Artist]:
+    """Return legend entries of cells: one of each path, and one of the hatch unless all are told apart."""
+    from matplotlib.patches import Patch
+
+    entries: list[Artist] = [
+        Patch(facecolor=_face(path), edgecolor=PATH_COLOURS[path], label=str(path)) for path in PathName if path in paths
+    ]
+    if not told_apart:
+        entries.append(Patch(facecolor="white", edgecolor="#999999", hatch=_OPEN, label="not told apart"))
+    return entries
+
+
+def _face(path: PathName) -> tuple[float, float, float]:
+    return tint(PATH_COLOURS[path], 0.16 if path is PathName.TP else 0.38)
 
 
 def tint(colour: str, strength: float) -> tuple[float, float, float]:

@@ -1,0 +1,132 @@
+"""The picture of what a search costs and misses: regret against its share of an exhaustive one, replayed on stored tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from bench.noise import NOISES
+from bench.record import Trial
+from bench.report import style
+from bench.stats import mean_interval
+from bench.tune.batch import Batch
+from bench.tune.paper import Table, table_of, told_apart
+from bench.tune.replay import STRATEGIES, Score, replay
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_BATCHES = 40
+"""Replayed, those with most candidates: each takes a search some milliseconds for each kind of noise."""
+LEAST_REGRET = 1e-4
+"""Below which the axis is linear, down to none."""
+COLOURS = {"races": "#0072B2", "each alone": "#D55E00", "one look each": "#009E73", "a random third": "#CC79A7"}
+MARKERS = {"white": "o", "autocorrelated": "s", "drifting": "^", "two clocks": "D", "spiky": "P"}
+_ASIDE = 0.012
+"""Between markers of one strategy, so that they do not hide one another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How a strategy fared under one kind of noise, over some batches."""
+
+    strategy: str
+    noise: str
+    scores: tuple[Score, ...]
+
+    @property
+    def regret(self) -> float:
+        """The mean, relative to the best of each batch."""
+        return fmean(score.regret for score in self.scores)
+
+    @property
+    def worst(self) -> float:
+        """The largest."""
+        return max(score.regret for score in self.scores)
+
+    @property
+    def regret_interval(self) -> tuple[float, float]:
+        """The 95 % interval of that mean."""
+        low, high = mean_interval([score.regret for score in self.scores])
+        return min(low, self.regret), max(high, self.regret)
+
+
+def tried(table: Table, batches: Sequence[Batch], seeds: Sequence[int] = (0,)) -> list[Tried]:
+    """Replay every strategy under every kind of noise."""
+    return [
+        Tried(name, noise, tuple(replay(table, batches, strategy, make, seeds)))
+        for name, strategy in STRATEGIES.items()
+        for noise, make in NOISES.items()
+    ]
+
+
+def draw(trials: Sequence[Trial]) -> Figure | str:
+    """Draw regret, of all batches and of the worst, against the share of an exhaustive search's time.
+
+    Returns:
+        The figure, or why there is none.
+    """
+    table = table_of(trials)
+    batches = told_apart(table, trials[-1].environment) if table else []
+    if not batches:
+        return "needs a batch of which the engine's default and other settings were each measured alone (--search exhaustive)"
+    chosen = sorted(batches, key=lambda batch: -len(batch.candidates))[:MAX_BATCHES]
+    found = tried(table, chosen)
+    with style.styled():
+        figure, axes = style.panels(2, width=4.6, height=3.4)
+        for one in found:
+            x = fmean(score.seconds for score in one.scores) + _ASIDE * (list(NOISES).index(one.noise) - len(NOISES) // 2)
+            _draw_point(axes[0], one, x, one.regret, one.regret_interval)
+            _draw_point(axes[1], one, x, one.worst, (one.worst, one.worst))
+        for place, name in zip(axes, ("mean of all batches: modelled", "the worst batch: modelled"), strict=True):
+            _finish_panel(place, name)
+        axes[0].set_ylabel("regret: slower than the best, %")
+        style.title(figure, "What a search costs, and what it misses")
+        cases = {case for batch in chosen for case in batch.candidates}
+        sources = [trial for trial in trials if trial.case in cases]
+        style.finish(figure, _keys(), sources, *_notes(chosen, hidden=len(batches) - len(chosen)))
+    return figure
+
+
+def _draw_point(axes: Axes, one: Tried, x: float, y: float, interval: tuple[float, float]) -> None:
+    low, high = interval
+    errors = [[y - low], [high - y]] if low < high else None
+    axes.errorbar(x, y, yerr=errors, color=COLOURS[one.strategy], marker=MARKERS[one.noise], capsize=2, elinewidth=0.9)
+
+
+def _finish_panel(axes: Axes, name: str) -> None:
+    axes.set_yscale("symlog", linthresh=LEAST_REGRET)
+    axes.set_ylim(bottom=-LEAST_REGRET / 3)
+    _percent(axes)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time, of an exhaustive search's")
+    axes.set_title(name, loc="left")
+
+
+def _percent(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+
+
+def _keys() -> list[object]:
+    from matplotlib.lines import Line2D
+
+    colours = [Line2D([], [], color=COLOURS[name], lw=4, label=name) for name in STRATEGIES]
+    return [*colours, *(Line2D([], [], color="#555555", ls="", marker=MARKERS[name], label=name) for name in NOISES)]
+
+
+def _notes(batches: Sequence[Batch], *, hidden: int) -> list[str]:
+    sizes = [len(batch.candidates) for batch in batches]
+    left_out = f", those with most candidates of {len(batches) + hidden}" if hidden else ""
+    return [
+        f"Modelled: {len(batches)} batches{left_out}, {min(sizes)} to {max(sizes)} candidates each, searched once under each kind of "
+        "noise on a device on paper, which takes the medians measured here with their scatter.",
+        "races: as dcpbench tune searches, confirmation included; each alone: every candidate measured, the best median; one look each: "
+        "a sample of every one; a random third: of the candidates, with the default. Bars: 95 % interval of the mean over batches.",
+    ]

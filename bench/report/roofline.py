@@ -1,0 +1,227 @@
+"""The picture of how near each stage of a step comes to its limits: passes to arithmetic and memory, exchanges to the link."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.collective import link_bytes_per_us
+from bench.record import Environment, Label, Measured, StageTime, Trial
+from bench.report import style
+from bench.report.breakdown import timed_stages
+from bench.report.exchange_cost import COLOURS, MARKERS
+from dcp_core.cost import Ceiling, Work, ceiling_of, step_work
+from dcp_core.settings import KernelName, PathName
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STAGES = ("attention", "context", "new", "merge", "gather", "combine")
+"""A panel each."""
+_LIMIT, _PLANNED = "#444444", "#999999"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a device's datasheet allows: flops of dense products of 16-bit elements, and bytes of its memory, per second."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+LIMITS: Mapping[str, Limit] = {
+    "NVIDIA H200": Limit(989e12, 4.8e12),
+    "NVIDIA H100 80GB HBM3": Limit(989e12, 3.35e12),
+    "NVIDIA A100-SXM4-80GB": Limit(312e12, 2.04e12),
+    "NVIDIA B200": Limit(2250e12, 8e12),
+}
+"""By the device's name as its driver tells it. NVIDIA's datasheets, of the SXM modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A stage of a step: what it had to do, and what it took."""
+
+    trial: Trial
+    outcome: Measured
+    stage: StageTime
+    work: Work
+
+    @property
+    def amount(self) -> int:
+        """What there is most of: flops; bytes of memory where there are none; bytes on the wire of an exchange."""
+        return self.work.wire_bytes or self.work.flops or self.work.bytes_moved
+
+    @property
+    def place(self) -> float:
+        """Where it lies along x: flops to a byte; bytes where there are no flops."""
+        return self.work.flops / self.work.bytes_moved if self.work.flops else self.amount
+
+
+def points_of(trials: Iterable[Trial]) -> dict[str, list[Point]]:
+    """Return the stages whose work is known, by name: of each path, layout, batch and label those of the fastest settings.
+
+    Passes over a warm cache have no limit in memory and are left out; so are stages that run at once with another.
+    """
+    best: dict[tuple[object, ...], tuple[Trial, Measured]] = {}
+    for trial in trials:
+        case = trial.case
+        if isinstance(outcome := trial.outcome, Measured) and outcome.stages:
+            key = (case.shape, case.layout, case.workload, case.settings.path, outcome.label, case.settings.exchange)
+            if key not in best or outcome.step_us.median < best[key][1].step_us.median:
+                best[key] = (trial, outcome)
+    found: dict[str, list[Point]] = defaultdict(list)
+    for trial, outcome in best.values():
+        work = {one.stage: one for one in step_work(trial.case)}
+        alone = len(work) == len(step_work(trial.case))
+        for stage in timed_stages(outcome):
+            known = work.get(stage.name) if alone else None
+            if known and stage.device_us.low > 0 and (known.wire_bytes or outcome.flushed_bytes):
+                point = Point(trial, outcome, stage, known)
+                if point.amount:
+                    found[stage.name].append(point)
+    return {name: found[name] for name in STAGES if name in found}
+
+
+def draw(trials: Sequence[Trial]) -> Figure | str:
+    """Draw what each stage reaches against what it has to do, a panel per stage, under the device's limits.
+
+    Returns:
+        The figure, or why there is none.
+    """
+    devices = {trial.environment.hard.get("device_name", "") for trial in trials}
+    if len(devices) > 1 or not devices & LIMITS.keys():
+        return f"needs stages timed on one GPU whose datasheet is known here: {', '.join(LIMITS)}"
+    device = devices.pop()
+    panels = points_of(trials)
+    if not panels:
+        return "needs steps with their stages timed, over a cold cache"
+    with style.styled():
+        figure, axes = style.panels(len(panels), width=3.9, height=3.0)
+        for place, (name, points) in zip(axes, panels.items(), strict=True):
+            _draw_panel(place, name, points, device)
+        style.title(figure, "How near each stage comes to the device's limits")
+        kept = [point for points in panels.values() for point in points]
+        style.finish(figure, _keys(kept), [point.trial for point in kept], *_notes(kept, device))
+    return figure
+
+
+def _draw_panel(axes: Axes, name: str, points: Sequence[Point], device: str) -> None:
+    work = points[0].work
+    per_us, unit = (1e-6, "TFLOP/s") if work.flops else (1e-3, "GB/s")
+    for point in points:
+        _draw_point(axes, point, per_us)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    if work.flops:
+        _draw_roofs(axes, points, LIMITS[device], ceiling_of(device))
+        axes.set_xlabel("flops per byte of memory")
+    elif work.wire_bytes:
+        _draw_link(axes, points[0].trial.environment)
+        axes.set_xlabel("bytes received by a rank")
+    else:
+        _draw_line(axes, 1e-9 * LIMITS[device].bytes_per_s, "memory")
+        axes.set_xlabel("bytes of memory moved")
+    _plain(axes)
+    axes.set_ylabel(f"reached, {unit}")
+    axes.set_title(name, loc="left")
+
+
+def _draw_point(axes: Axes, point: Point, per_us: float) -> None:
+    settings, time = point.trial.case.settings, point.stage.device_us
+    colour, marker = style.PATH_COLOURS[settings.path], style.KERNEL_MARKERS[_kernel(point)]
+    if point.work.wire_bytes:
+        colour, marker = COLOURS[settings.exchange], MARKERS[settings.exchange]
+    reached, least, most = (point.amount / us * per_us for us in (time.median, time.high, time.low))
+    axes.errorbar(
+        point.place,
+        reached,
+        yerr=[[reached - least], [most - reached]],
+        color=colour,
+        marker=marker,
+        mfc=colour if style.LABEL_FILL[point.outcome.label] else "white",
+        ms=3.5,
+        mew=0.8,
+        elinewidth=0.7,
+    )
+
+
+def _kernel(point: Point) -> KernelName:
+    settings = point.trial.case.settings
+    return settings.kernel_for_new if point.stage.name == "new" else settings.kernel
+
+
+def _draw_roofs(axes: Axes, points: Sequence[Point], limit: Limit, planned: Ceiling) -> None:
+    xs = sorted(point.place for point in points)
+    ends = [xs[0] / 1.5, xs[-1] * 1.5]
+    for flops, moved, colour, line in (
+        (limit.flops_per_s, limit.bytes_per_s, _LIMIT, "-"),
+        (planned.flops_per_s, planned.bytes_per_s, _PLANNED, "--"),
+    ):
+        corner = [flops / moved] if ends[0] < flops / moved < ends[1] else []
+        places = [ends[0], *corner, ends[1]]
+        axes.plot(places, [1e-12 * min(flops, moved * x) for x in places], color=colour, ls=line, lw=1.1, gid="limit")
+
+
+def _draw_link(axes: Axes, environment: Environment) -> None:
+    if limit := link_bytes_per_us(environment):
+        _draw_line(axes, limit * 1e-3, "link")
+
+
+def _draw_line(axes: Axes, height: float, name: str) -> None:
+    axes.axhline(height, color=_LIMIT, lw=1.1, gid="limit")
+    axes.annotate(name, (0.02, height), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7)
+
+
+def _plain(axes: Axes) -> None:
+    """Write both axes in plain figures: ``4k``, ``16M``, ``0.5``."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(base=10, numticks=9))
+    axes.yaxis.set_major_locator(LogLocator(base=10, numticks=9))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _figures(value)))
+
+
+def _figures(value: float) -> str:
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _keys(points: Sequence[Point]) -> list[object]:
+    from matplotlib.lines import Line2D
+
+    passes = [point for point in points if not point.work.wire_bytes]
+    paths = {point.trial.case.settings.path for point in passes}
+    kernels = {_kernel(point) for point in passes}
+    exchanges = sorted({point.trial.case.settings.exchange for point in points if point.work.wire_bytes})
+    labels = {point.outcome.label for point in points}
+    keys = style.keys(
+        [path for path in PathName if path in paths],
+        [],
+        [kernel for kernel in KernelName if kernel in kernels],
+        [label for label in Label if label in labels],
+    )
+    lines = (("datasheet", _LIMIT, "-"), ("planned with", _PLANNED, "--"))
+    return [
+        *keys,
+        *(Line2D([], [], color=COLOURS[name], ls="", marker=MARKERS[name], label=str(name)) for name in exchanges),
+        *(Line2D([], [], color=colour, ls=line, lw=1.1, label=name) for name, colour, line in lines),
+    ]
+
+
+def _notes(points: Sequence[Point], device: str) -> list[str]:
+    limit, planned = LIMITS[device], ceiling_of(device)
+    return [
+        f"Datasheet: {limit.flops_per_s * 1e-12:.0f} TFLOP/s of dense 16-bit products, {limit.bytes_per_s * 1e-12:.3g} TB/s of memory; "
+        f"planned with: {planned.flops_per_s * 1e-12:.0f} TFLOP/s and {planned.bytes_per_s * 1e-12:.3g} TB/s, from which dcpbench estimates "
+        "how long a run takes. Link: 26.6 GB/s of each NVLink, one way.",
+        "Flops: both products over the (query, key) pairs that a causal kernel must visit. Bytes: keys, values, queries, outputs and masks, "
+        "each once. Stages timed alone, L2 flushed, the fastest settings of each path, batch and exchange. Bars: 95 % interval of the median.",
+    ]
