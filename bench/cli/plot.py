@@ -22,24 +22,26 @@ def plot(
         typer.Option(
             "--figure",
             metavar="NAME",
-            help="latency, mask-cost, breakdown, timeline, exchange-cost, kv-memory, decision-map; all possible if none.",
+            help="latency, mask-cost, crossover, breakdown, timeline, exchange-cost, kv-memory, decision-map, pareto, roofline, tuned, "
+            "regret; all possible if none.",
             autocompletion=completion.figures,
         ),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FOLDER", help="Where to write; else plots/ in the results folder.")
     ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="The same pictures, for a dark page.")] = False,
     results: Results = Path("results"),
     json: Json = False,
 ) -> int:
-    """Draw runs as PNG and SVG: latency, what a mask costs, breakdown and timeline of a step, exchanges, KV memory, which dcp.
+    """Draw runs as PNG and SVG: latency, where its time goes, what masks and exchanges cost, KV memory, which dcp, what tuning gains.
 
     Reads the store alone, so that a picture can be made again years later, on a laptop. What the trials do not allow
-    is not drawn, and the reason is printed.
+    is not drawn, and what would have to be measured is printed.
 
     Examples:
       dcpbench plot
-      dcpbench plot last --figure latency,mask-cost --to report/
+      dcpbench plot last --figure latency,mask-cost --to report/ --dark
     """
     from bench.cli.outcome import show_pictures
     from bench.errors import UsageError
@@ -53,7 +55,7 @@ def plot(
                 f"unknown figure {name[:40]!r}{nearest(name, FIGURES)}; known: {', '.join(FIGURES)} (--figure)"
             )
     trials, folder = trials_of(run or [], results), to or results / "plots"
-    plots = show_pictures(save_all(trials, folder, command=session_of(invocation).command, names=names), quiet=json)
+    plots = show_pictures(save_all(trials, folder, command=session_of(invocation).command, names=names, is_dark=dark), quiet=json)
     if json:
         emit(plots["plots"] | plots["not_drawn"])
     return Exit.DONE

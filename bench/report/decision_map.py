@@ -24,6 +24,8 @@ BUDGET_BYTES = 40 << 30
 MAX_PANELS = 6
 MAX_ROWS = 8
 _PAYS, _FULL = "#111111", "#CC79A7"
+_ASIDE = 0.035
+"""Between lines of one height, in rows, so that they do not hide one another."""
 LEAST_EVEN_US = 0.1
 """An exchange that may cost no more is none."""
 _CELL_INCHES = (1.45, 0.56)
@@ -84,9 +86,9 @@ def _draw_break_even(axes: Axes, x: int, requests: Sequence[int], pays: tuple[in
 
 def _draw_capacity(axes: Axes, x: int, requests: Sequence[int], fits: Mapping[int, int]) -> None:
     """Draw for each dcp a line above the last row whose requests fit, unless all do."""
-    for dcp, number in fits.items():
+    for index, (dcp, number) in enumerate(fits.items(), start=1):
         if number < requests[-1]:
-            y = _below(requests, number + 1)
+            y = _below(requests, number + 1) + _ASIDE * index
             axes.plot((x - 0.5, x + 0.5), (y, y), color=_FULL, lw=2.4, ls=style.line_of(dcp), gid="capacity", clip_on=False)
 
 

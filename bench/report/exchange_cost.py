@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {ExchangeName.AG_RS: "#4477aa", ExchangeName.A2A: "#aa7733", ExchangeName.DIRECT: "#228833"}
+COLOURS = {ExchangeName.AG_RS: "#332288", ExchangeName.A2A: "#d9a12b", ExchangeName.DIRECT: "#1f8a70"}
 MARKERS = {ExchangeName.AG_RS: "o", ExchangeName.A2A: "s", ExchangeName.DIRECT: "D"}
 MAX_GROUPS = 3
 """Kinds of row and ways of timing that have panels of their own: those with most readings."""

@@ -23,7 +23,7 @@ MAX_BATCHES = 40
 """Replayed, those with most candidates: each takes a search some milliseconds for each kind of noise."""
 LEAST_REGRET = 1e-4
 """Below which the axis is linear, down to none."""
-COLOURS = {"races": "#0072B2", "each alone": "#D55E00", "one look each": "#009E73", "a random third": "#CC79A7"}
+COLOURS = {"races": "#332288", "each alone": "#cc6677", "one look each": "#44aa99", "a random third": "#ddaa33"}
 MARKERS = {"white": "o", "autocorrelated": "s", "drifting": "^", "two clocks": "D", "spiky": "P"}
 _ASIDE = 0.012
 """Between markers of one strategy, so that they do not hide one another."""

@@ -1,7 +1,7 @@
 """The visual language of every picture: a colour per path, a marker per kernel, a line per dcp, hollow if simulated.
 
 matplotlib is imported where it is used. Colours: Okabe and Ito, "Color Universal Design" (2008), told apart with any
-colour vision.
+colour vision; two of the paths' are darker than theirs, so that all five are greys of their own where there is no colour.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 PATH_COLOURS: Mapping[PathName, str] = {
     PathName.TP: "#000000",
-    PathName.DECODE: "#0072B2",
+    PathName.DECODE: "#00558F",
     PathName.SPLIT: "#E69F00",
-    PathName.MASK: "#D55E00",
+    PathName.MASK: "#C84A00",
     PathName.FOLD: "#009E73",
 }
 KERNEL_MARKERS: Mapping[KernelName, str] = {
