@@ -22,8 +22,8 @@ def plot(
         typer.Option(
             "--figure",
             metavar="NAME",
-            help="latency, mask-cost, crossover, breakdown, timeline, exchange-cost, kv-memory, decision-map, pareto, roofline, tuned, "
-            "regret; all possible if none.",
+            help="latency, mask-cost, crossover, breakdown, timeline, exchange-cost, kv-memory, decision-map, pareto, roofline, "
+            "tuned, regret; all possible if none.",
             autocompletion=completion.figures,
         ),
     ] = None,
@@ -34,7 +34,7 @@ def plot(
     results: Results = Path("results"),
     json: Json = False,
 ) -> int:
-    """Draw runs as PNG and SVG: latency, where its time goes, what masks and exchanges cost, KV memory, which dcp, what tuning gains.
+    """Draw runs as PNG and SVG: latency, where its time goes, what masks and exchanges cost, memory, which dcp, tuning.
 
     Reads the store alone, so that a picture can be made again years later, on a laptop. What the trials do not allow
     is not drawn, and what would have to be measured is printed.
@@ -55,7 +55,9 @@ def plot(
                 f"unknown figure {name[:40]!r}{nearest(name, FIGURES)}; known: {', '.join(FIGURES)} (--figure)"
             )
     trials, folder = trials_of(run or [], results), to or results / "plots"
-    plots = show_pictures(save_all(trials, folder, command=session_of(invocation).command, names=names, is_dark=dark), quiet=json)
+    plots = show_pictures(
+        save_all(trials, folder, command=session_of(invocation).command, names=names, is_dark=dark), quiet=json
+    )
     if json:
         emit(plots["plots"] | plots["not_drawn"])
     return Exit.DONE

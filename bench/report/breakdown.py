@@ -58,8 +58,8 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         if any(stage.communicates for stage in timed):
             notes[0] += " Hatched: every rank of the group takes part."
         notes.append(
-            "Thin: the host's time, which the device does not wait for unless it is idle: planning a batch, shared by all layers of the "
-            "model, and launching one step where it is not replayed from a CUDA graph (medians)."
+            "Thin: the host's time, which the device does not wait for unless it is idle: planning a batch, shared by all layers "
+            "of the model, and launching one step where it is not replayed from a CUDA graph (medians)."
         )
         if any(not outcome.exchange_timed for _, outcome in measured):
             notes.append("Simulated: the rank with most keys by itself, the exchange's time is not measured.")
@@ -118,9 +118,23 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
         step = outcome.step_us
         errors = [[step.median - step.low], [step.high - step.median]]
         axes.errorbar(
-            step.median, row + _STAGES[1], xerr=errors, color="#111111", marker="D", ms=4, mfc="white", capsize=2, elinewidth=0.9
+            step.median,
+            row + _STAGES[1],
+            xerr=errors,
+            color="#111111",
+            marker="D",
+            ms=4,
+            mfc="white",
+            capsize=2,
+            elinewidth=0.9,
         )
-        axes.text(max(left, step.high) + longest * 0.03, row + _STAGES[1], style.duration(step.median), va="center", fontsize=8)
+        axes.text(
+            max(left, step.high) + longest * 0.03,
+            row + _STAGES[1],
+            style.duration(step.median),
+            va="center",
+            fontsize=8,
+        )
         _draw_host(axes, row, outcome, room=longest * 1.22)
     axes.set_yticks(range(len(bars)), [bar_name(trial, outcome) for trial, outcome in bars])
     for tick, (trial, _) in zip(axes.get_yticklabels(), bars, strict=True):

@@ -57,8 +57,8 @@ Cells = Mapping[tuple[Row, int], Contest]
 def contests(trials: Iterable[Trial]) -> dict[Subject, Cells]:
     """Return of each model, layout and label the batches of like requests that two or more ran, by rows and context.
 
-    A contender is a path with its kernels; the fastest settings stand for it, whatever else they are. Where batches that differ by a
-    few tokens share a cell, that with most contenders is in it.
+    A contender is a path with its kernels; the fastest settings stand for it, whatever else they are. Where batches that
+    differ by a few tokens share a cell, that with most contenders is in it.
     """
     best: dict[tuple[Subject, Workload], dict[tuple[str, str], _Step]] = defaultdict(dict)
     for trial in trials:
@@ -98,9 +98,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         for place, (subject, cells) in zip(axes, shown.items(), strict=True):
             _draw_panel(place, subject, cells)
         style.title(figure, "Who wins where: the fastest path and kernel of a step")
-        kept = [
-            contest for cells in shown.values() for (row, _), contest in cells.items() if row in set(_rows(cells))
-        ]
+        kept = [contest for cells in shown.values() for (row, _), contest in cells.items() if row in set(_rows(cells))]
         paths = {contest.steps[0][0].case.settings.path for contest in kept}
         keys = style.cell_keys(paths, told_apart=all(contest.is_told_apart for contest in kept))
         sources = [trial for contest in kept for trial, _ in contest.steps]
@@ -152,14 +150,14 @@ def _name(trial: Trial) -> str:
 
 
 def _notes(shown: Mapping[Subject, Cells], *, hidden: int) -> list[str]:
-    notes = [
-        "In a cell: the fastest path and kernel of those measured on the same batch, with its median of one layer's step; below, "
-        "who came next and at how many times that. Hatched: their 95 % intervals overlap."
-    ]
+    cell = "In a cell: the fastest path and kernel of those measured on the same batch, with its median of one layer's step;"
+    notes = [f"{cell} below, who came next and at how many times that. Hatched: their 95 % intervals overlap."]
     if any(subject.label is Label.SIMULATED for subject in shown):
         notes.append("Simulated: the rank with most keys by itself on one device, without the exchange's time.")
     if rows := sum(len({row for row, _ in cells}) - len(_rows(cells)) for cells in shown.values()):
         notes.append(f"{rows} more rows were measured and are not shown.")
     if hidden:
-        notes.append(f"{hidden} more models, layouts or labels were measured, most of them on fewer batches, and are not shown.")
+        notes.append(
+            f"{hidden} more models, layouts or labels were measured, most of them on fewer batches, and are not shown."
+        )
     return notes

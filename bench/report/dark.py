@@ -30,7 +30,13 @@ _Colour = tuple[float, float, float, float]
 def darken(figure: Figure) -> None:
     """Turn a figure drawn for white paper into one for a dark page, in place."""
     figure.draw_without_rendering()  # before that, ticks are not all there
-    names = {label: label.get_color() for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()}
+    figure.set_layout_engine("none")  # the room for everything is known now, and stays
+    names = {
+        label: label.get_color()
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for label in axis.get_ticklabels()
+    }
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             _darken_axis(axis)
@@ -72,7 +78,7 @@ def dark(colour: Any) -> _Colour:
 def _darken_axis(axis: Axis) -> None:
     """Turn ticks, those to come too."""
     lines = axis.get_gridlines()
-    grid = {"grid_color": dark(lines[0].get_color())} if lines else {}
+    grid: dict[str, Any] = {"grid_color": dark(lines[0].get_color())} if lines else {}
     axis.set_tick_params(which="both", color=INK, labelcolor=INK, **grid)
 
 

@@ -81,7 +81,9 @@ def _draw_break_even(axes: Axes, x: int, requests: Sequence[int], pays: tuple[in
     for number, line in ((surely, "-"), (at_best if at_best != surely else None, ":")):
         if number is not None:
             y = _below(requests, number)
-            axes.plot((x - 0.5, x + 0.5), (y, y), color=_PAYS, lw=2.4, ls=line, gid="break-even", zorder=3, clip_on=False)
+            axes.plot(
+                (x - 0.5, x + 0.5), (y, y), color=_PAYS, lw=2.4, ls=line, gid="break-even", zorder=3, clip_on=False
+            )
 
 
 def _draw_capacity(axes: Axes, x: int, requests: Sequence[int], fits: Mapping[int, int]) -> None:
@@ -89,7 +91,9 @@ def _draw_capacity(axes: Axes, x: int, requests: Sequence[int], fits: Mapping[in
     for index, (dcp, number) in enumerate(fits.items(), start=1):
         if number < requests[-1]:
             y = _below(requests, number + 1) + _ASIDE * index
-            axes.plot((x - 0.5, x + 0.5), (y, y), color=_FULL, lw=2.4, ls=style.line_of(dcp), gid="capacity", clip_on=False)
+            axes.plot(
+                (x - 0.5, x + 0.5), (y, y), color=_FULL, lw=2.4, ls=style.line_of(dcp), gid="capacity", clip_on=False
+            )
 
 
 def _below(requests: Sequence[int], number: int) -> float:
@@ -154,9 +158,7 @@ def _column(one: Map, context: int, budget: int) -> str:
 def _fits(one: Map, context: int, budget: int) -> dict[int, int]:
     """Return the requests of a context that fit, by legal dcp."""
     shape, tp = one.subject.shape, one.subject.tp
-    return {
-        dcp: KvMemory(shape, DcpLayout(tp, dcp)).requests_in(budget, context + 1) for dcp in legal_dcps(shape, tp)
-    }
+    return {dcp: KvMemory(shape, DcpLayout(tp, dcp)).requests_in(budget, context + 1) for dcp in legal_dcps(shape, tp)}
 
 
 def _labels(one: Map) -> str:

@@ -94,7 +94,14 @@ def _draw_changes(axes: Axes, found: Sequence[Reading]) -> None:
             axes.axvline(tokens, color=COLOURS[exchange], ls=style.line_of(place.dcp), lw=1, gid="break-even")
             name = f"{exchange} from {style.tokens(tokens)}"
             axes.text(
-                tokens, 0.98, f" {name}", transform=axes.get_xaxis_transform(), va="top", rotation=90, ha="right", fontsize=7
+                tokens,
+                0.98,
+                f" {name}",
+                transform=axes.get_xaxis_transform(),
+                va="top",
+                rotation=90,
+                ha="right",
+                fontsize=7,
             )
 
 

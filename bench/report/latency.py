@@ -220,12 +220,19 @@ def _draw_line(axes: Axes, line: Line, points: Sequence[Point], *, axis: Axis, a
             xs, [step.low for step in steps], [step.high for step in steps], color=colour, alpha=0.18, lw=0
         )
         axes.plot(xs, [step.median for step in steps], color=colour, linestyle=style.line_of(line.dcp))
-    for x, step, point in zip(xs, steps, points, strict=True):
-        face = colour if style.LABEL_FILL[line.label] else "white"
-        errors = [[step.median - step.low], [step.high - step.median]]
-        marker = style.KERNEL_MARKERS[point.trial.case.settings.kernel]
-        axes.errorbar(x, step.median, yerr=errors, color=colour, marker=marker, mfc=face, capsize=2, elinewidth=0.9)
-        if not axis.joined:
+    marks = [
+        style.Mark(
+            (x, x, x),
+            (step.low, step.median, step.high),
+            colour,
+            style.KERNEL_MARKERS[point.trial.case.settings.kernel],
+            style.LABEL_FILL[line.label],
+        )
+        for x, step, point in zip(xs, steps, points, strict=True)
+    ]
+    style.scatter(axes, marks, capsize=2, elinewidth=0.9)
+    if not axis.joined:
+        for x, step in zip(xs, steps, strict=True):
             axes.annotate(str(line.dcp), (x, step.high), color=style.ink(colour), **_ABOVE)
 
 

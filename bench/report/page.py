@@ -83,7 +83,10 @@ def _answer(profiles: Sequence[Profile]) -> str:
 
 
 def _pictures(trials: Sequence[Trial], command: str) -> str:
-    """Return every picture that the trials allow, and why others are missing."""
+    """Return every picture that the trials allow, and why others are missing.
+
+    On a dark screen the style sheet inverts them: what ``dcpbench plot --dark`` draws would double the page and its time.
+    """
     parts, missing = [], []
     for picture in draw_all(trials, command=command, formats=("png",)):
         if isinstance(picture, Drawn):

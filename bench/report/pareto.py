@@ -102,7 +102,9 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str
     Returns:
         The figure, or why there is none.
     """
-    found = {one: points for one, points in points_of(trials, budget).items() if len({point.dcp for point in points}) > 1}
+    found = {
+        one: points for one, points in points_of(trials, budget).items() if len({point.dcp for point in points}) > 1
+    }
     if not found:
         return "needs one batch measured with two dcp sizes or more that a server allows, at one tp"
     most = _spread(sorted(found, key=lambda one: (len(front(found[one])), _size(one))))
@@ -142,8 +144,11 @@ def _draw_panel(axes: Axes, subject: Subject, points: Sequence[Point]) -> None:
     ahead = [(_x(point, places, points), point.most_us) for point in best]
     if ahead:
         axes.plot(*zip(*ahead, strict=True), **_FRONT, drawstyle="steps-pre", zorder=1, gid="front")
+    style.scatter(axes, (_mark(point, _x(point, places, points)) for point in points), ms=6, capsize=2, elinewidth=0.9)
     for point in points:
-        _draw_point(axes, point, _x(point, places, points))
+        if point.outcome.step_us.high < point.most_us < math.inf:
+            x, colour = _x(point, places, points), style.PATH_COLOURS[point.path]
+            axes.vlines(x, point.outcome.step_us.high, point.most_us, color=colour, lw=0.9, linestyles=":")
     length = max(subject.workload.total_lens)
     names = [f"dcp {dcp}\n{_count(capacities[dcp])}\n{capacities[dcp] // length} fit" for dcp in places]
     axes.set_xticks(range(len(places)), names)
@@ -156,7 +161,9 @@ def _draw_panel(axes: Axes, subject: Subject, points: Sequence[Point]) -> None:
 
 def _room(axes: Axes, points: Sequence[Point]) -> None:
     """Let y reach over a factor of six or more, so that two figures or more stand beside it."""
-    ends = [point.outcome.step_us.low for point in points] + [point.most_us for point in points if point.most_us < math.inf]
+    ends = [point.outcome.step_us.low for point in points] + [
+        point.most_us for point in points if point.most_us < math.inf
+    ]
     ends += [point.outcome.step_us.high for point in points]
     low, high = min(ends) / 1.3, max(ends) * 1.3
     more = max(1.0, math.sqrt(6 * low / high))
@@ -169,22 +176,10 @@ def _x(point: Point, places: Mapping[int, int], points: Sequence[Point]) -> floa
     return places[point.dcp] + _ASIDE * (beside.index(point.path) - (len(beside) - 1) / 2)
 
 
-def _draw_point(axes: Axes, point: Point, x: float) -> None:
-    colour, step = style.PATH_COLOURS[point.path], point.outcome.step_us
-    face = colour if style.LABEL_FILL[point.outcome.label] else "white"
-    if step.high < point.most_us < math.inf:
-        axes.vlines(x, step.high, point.most_us, color=colour, lw=0.9, linestyles=":")
-    axes.errorbar(
-        x,
-        step.median,
-        yerr=[[step.median - step.low], [step.high - step.median]],
-        color=colour,
-        marker=style.KERNEL_MARKERS[point.trial.case.settings.kernel],
-        mfc=face,
-        ms=6,
-        capsize=2,
-        elinewidth=0.9,
-    )
+def _mark(point: Point, x: float) -> style.Mark:
+    step, marker = point.outcome.step_us, style.KERNEL_MARKERS[point.trial.case.settings.kernel]
+    filled = style.LABEL_FILL[point.outcome.label]
+    return style.Mark((x, x, x), (step.low, step.median, step.high), style.PATH_COLOURS[point.path], marker, filled)
 
 
 def _count(tokens: int) -> str:
@@ -207,17 +202,20 @@ def _keys(points: Sequence[Point]) -> list[object]:
 
 
 def _notes(points: Sequence[Point], budget: int, *, hidden: int) -> list[str]:
-    notes = [
-        f"Capacity: computed for {format_size(budget)} of KV cache on each rank, pages of 16 tokens. Bars: 95 % interval of the median. "
-        "Front: what no other dcp or path beats both in time and in capacity."
-    ]
+    capacity = f"Capacity: computed for {format_size(budget)} of KV cache on each rank, pages of 16 tokens."
+    front = "Front: what no other dcp or path beats both in time and in capacity."
+    notes = [f"{capacity} Bars: 95 % interval of the median. {front}"]
     if any(point.outcome.step_us.high < point.most_us < math.inf for point in points):
         notes.append(
-            "Hollow: without the exchange's time, which was not measured; dotted, up to what it is assumed to take at most (40 µs "
-            "and 27 GB/s a peer, all of it in sight), and by that it stands in the front."
+            "Hollow: without the exchange's time, which was not measured; dotted, up to what it is assumed to take at most "
+            "(40 µs and 27 GB/s a peer, all of it in sight), and by that it stands in the front."
         )
     if any(math.isinf(point.most_us) for point in points):
-        notes.append("Hollow: without the exchange's time, of which nothing is known here; such points are in no front.")
+        notes.append(
+            "Hollow: without the exchange's time, of which nothing is known here; such points are in no front."
+        )
     if hidden:
-        notes.append(f"{hidden} more batches were measured and are not shown: those with most to choose from in the front are, and the largest.")
+        notes.append(
+            f"{hidden} more batches were measured and are not shown: those with most points in the front are, the largest."
+        )
     return notes

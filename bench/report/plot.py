@@ -56,7 +56,7 @@ FORMATS: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Da
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture, on each ground and in each format that was asked for."""
+    """A picture, in each format that was asked for."""
 
     name: str
     contents: tuple[bytes, ...]
@@ -91,7 +91,7 @@ def save_all(
     Raises:
         StorageError: if the folder does not take them.
     """
-    for picture in draw_all(trials, command=command, names=names, grounds=(is_dark,)):
+    for picture in draw_all(trials, command=command, names=names, is_dark=is_dark):
         if isinstance(picture, Drawn):
             files = tuple(folder / f"{picture.name}.{kind}" for kind in FORMATS)
             for file, content in zip(files, picture.contents, strict=True):
@@ -107,36 +107,34 @@ def draw_all(
     command: str,
     names: Sequence[str] = (),
     formats: Sequence[str] = tuple(FORMATS),
-    grounds: Sequence[bool] = (False,),
+    is_dark: bool = False,
 ) -> Iterator[Drawn | NotDrawn]:
-    """Draw pictures, each as it is asked for. The last trial of a case counts; arguments as of ``save_all``.
-
-    Args:
-        grounds: light ones (False) and dark ones (True), light first: a picture has its contents for each, format by format.
-    """
+    """Draw pictures, each as it is asked for. The last trial of a case counts; arguments as of ``save_all``."""
     last = [_presentable(trial) for trial in latest(trials)]
     alike = _timed_alike(last)
     if others := len(last) - len(alike):
         yield NotDrawn("timed otherwise", f"{others} of {len(last)} trials, warm or eager, which no picture mixes")
     for name in names or FIGURES:
         figure = FIGURES[name](last if name in APART else alike)
-        if isinstance(figure, str):
-            yield NotDrawn(name, figure)
-        else:
-            with style.styled():
-                style.sign(figure, command)
-                yield Drawn(name, tuple(_contents(figure, formats, grounds)))
+        yield (
+            NotDrawn(name, figure)
+            if isinstance(figure, str)
+            else Drawn(name, _contents(figure, command, formats, is_dark))
+        )
 
 
-def _contents(figure: Figure, formats: Sequence[str], grounds: Sequence[bool]) -> Iterator[bytes]:
-    """Yield a figure on each ground in each format, the same bytes for the same trials."""
-    for is_dark in grounds:
+def _contents(figure: Figure, command: str, formats: Sequence[str], is_dark: bool) -> tuple[bytes, ...]:
+    """Return a figure in each format, the same bytes for the same trials."""
+    contents = []
+    with style.styled():
+        style.sign(figure, command)
         if is_dark:
             darken(figure)
         for kind in formats:
             picture = BytesIO()
             figure.savefig(picture, format=kind, metadata=FORMATS[kind], bbox_inches="tight", pad_inches=0.08)
-            yield picture.getvalue()
+            contents.append(picture.getvalue())
+    return tuple(contents)
 
 
 def _timed_alike(trials: Sequence[Trial]) -> list[Trial]:

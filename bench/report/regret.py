@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_BATCHES = 40
+MAX_BATCHES = 20
 """Replayed, those with most candidates: each takes a search some milliseconds for each kind of noise."""
 LEAST_REGRET = 1e-4
 """Below which the axis is linear, down to none."""
@@ -77,10 +77,8 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     found = tried(table, chosen)
     with style.styled():
         figure, axes = style.panels(2, width=4.6, height=3.4)
-        for one in found:
-            x = fmean(score.seconds for score in one.scores) + _ASIDE * (list(NOISES).index(one.noise) - len(NOISES) // 2)
-            _draw_point(axes[0], one, x, one.regret, one.regret_interval)
-            _draw_point(axes[1], one, x, one.worst, (one.worst, one.worst))
+        for place, value in zip(axes, (_mean, _worst), strict=True):
+            style.scatter(place, (_mark(one, value(one)) for one in found), capsize=2, elinewidth=0.9)
         for place, name in zip(axes, ("mean of all batches: modelled", "the worst batch: modelled"), strict=True):
             _finish_panel(place, name)
         axes[0].set_ylabel("regret: slower than the best, %")
@@ -91,10 +89,18 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     return figure
 
 
-def _draw_point(axes: Axes, one: Tried, x: float, y: float, interval: tuple[float, float]) -> None:
-    low, high = interval
-    errors = [[y - low], [high - y]] if low < high else None
-    axes.errorbar(x, y, yerr=errors, color=COLOURS[one.strategy], marker=MARKERS[one.noise], capsize=2, elinewidth=0.9)
+def _mean(one: Tried) -> tuple[float, float, float]:
+    low, high = one.regret_interval
+    return low, one.regret, high
+
+
+def _worst(one: Tried) -> tuple[float, float, float]:
+    return (one.worst,) * 3
+
+
+def _mark(one: Tried, y: tuple[float, float, float]) -> style.Mark:
+    x = fmean(score.seconds for score in one.scores) + _ASIDE * (list(NOISES).index(one.noise) - len(NOISES) // 2)
+    return style.Mark((x, x, x), y, COLOURS[one.strategy], MARKERS[one.noise])
 
 
 def _finish_panel(axes: Axes, name: str) -> None:
@@ -124,9 +130,12 @@ def _keys() -> list[object]:
 def _notes(batches: Sequence[Batch], *, hidden: int) -> list[str]:
     sizes = [len(batch.candidates) for batch in batches]
     left_out = f", those with most candidates of {len(batches) + hidden}" if hidden else ""
-    return [
-        f"Modelled: {len(batches)} batches{left_out}, {min(sizes)} to {max(sizes)} candidates each, searched once under each kind of "
-        "noise on a device on paper, which takes the medians measured here with their scatter.",
-        "races: as dcpbench tune searches, confirmation included; each alone: every candidate measured, the best median; one look each: "
-        "a sample of every one; a random third: of the candidates, with the default. Bars: 95 % interval of the mean over batches.",
-    ]
+    how = (
+        f"Modelled: {len(batches)} batches{left_out}, {min(sizes)} to {max(sizes)} candidates each, searched once under each "
+        "kind of noise on a device on paper, which takes the medians measured here with their scatter."
+    )
+    strategies = (
+        "races: as dcpbench tune searches, confirmation included; each alone: every candidate measured, the best median; one "
+        "look each: a sample of every one; a random third: of the candidates, with the default."
+    )
+    return [how, f"{strategies} Bars: 95 % interval of the mean over batches."]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.collective import link_bytes_per_us
 from bench.record import Environment, Label, Measured, StageTime, Trial
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = ("attention", "context", "new", "merge", "gather", "combine")
 """A panel each."""
+_Part = TypeVar("_Part")
 _LIMIT, _PLANNED = "#444444", "#999999"
 
 
@@ -75,15 +76,22 @@ def points_of(trials: Iterable[Trial]) -> dict[str, list[Point]]:
                 best[key] = (trial, outcome)
     found: dict[str, list[Point]] = defaultdict(list)
     for trial, outcome in best.values():
-        work = {one.stage: one for one in step_work(trial.case)}
-        alone = len(work) == len(step_work(trial.case))
-        for stage in timed_stages(outcome):
-            known = work.get(stage.name) if alone else None
-            if known and stage.device_us.low > 0 and (known.wire_bytes or outcome.flushed_bytes):
-                point = Point(trial, outcome, stage, known)
+        works = _apart(step_work(trial.case), lambda one: one.stage)
+        for kind, stage in _apart(timed_stages(outcome), lambda one: style.stage_kind(one.name)).items():
+            work = works.get(kind)
+            if work and stage.device_us.low > 0 and (work.wire_bytes or outcome.flushed_bytes):
+                point = Point(trial, outcome, stage, work)
                 if point.amount:
-                    found[stage.name].append(point)
+                    found[kind].append(point)
     return {name: found[name] for name in STAGES if name in found}
+
+
+def _apart(parts: Iterable[_Part], name: Callable[[_Part], str]) -> dict[str, _Part]:
+    """Return parts by name, those alone that share theirs with no other."""
+    named: dict[str, list[_Part]] = defaultdict(list)
+    for part in parts:
+        named[name(part)].append(part)
+    return {one: group[0] for one, group in named.items() if len(group) == 1}
 
 
 def draw(trials: Sequence[Trial]) -> Figure | str:
@@ -92,66 +100,56 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     Returns:
         The figure, or why there is none.
     """
-    devices = {trial.environment.hard.get("device_name", "") for trial in trials}
-    if len(devices) > 1 or not devices & LIMITS.keys():
-        return f"needs stages timed on one GPU whose datasheet is known here: {', '.join(LIMITS)}"
-    device = devices.pop()
     panels = points_of(trials)
     if not panels:
-        return "needs steps with their stages timed, over a cold cache"
+        return "needs steps with each stage timed, over a cold cache (or between real ranks)"
+    devices = {point.trial.environment.hard.get("device_name", "") for points in panels.values() for point in points}
+    device = devices.pop() if len(devices) == 1 else ""
     with style.styled():
         figure, axes = style.panels(len(panels), width=3.9, height=3.0)
         for place, (name, points) in zip(axes, panels.items(), strict=True):
             _draw_panel(place, name, points, device)
         style.title(figure, "How near each stage comes to the device's limits")
         kept = [point for points in panels.values() for point in points]
-        style.finish(figure, _keys(kept), [point.trial for point in kept], *_notes(kept, device))
+        style.finish(figure, _keys(kept, device), [point.trial for point in kept], *_notes(device))
     return figure
 
 
 def _draw_panel(axes: Axes, name: str, points: Sequence[Point], device: str) -> None:
     work = points[0].work
     per_us, unit = (1e-6, "TFLOP/s") if work.flops else (1e-3, "GB/s")
-    for point in points:
-        _draw_point(axes, point, per_us)
+    style.scatter(axes, (_mark(point, per_us) for point in points), ms=3.5, mew=0.8, elinewidth=0.7)
     axes.set_xscale("log")
     axes.set_yscale("log")
     if work.flops:
-        _draw_roofs(axes, points, LIMITS[device], ceiling_of(device))
+        if device in LIMITS:
+            _draw_roofs(axes, points, LIMITS[device], ceiling_of(device))
         axes.set_xlabel("flops per byte of memory")
     elif work.wire_bytes:
         _draw_link(axes, points[0].trial.environment)
         axes.set_xlabel("bytes received by a rank")
     else:
-        _draw_line(axes, 1e-9 * LIMITS[device].bytes_per_s, "memory")
+        if device in LIMITS:
+            _draw_line(axes, 1e-9 * LIMITS[device].bytes_per_s, "memory")
         axes.set_xlabel("bytes of memory moved")
     _plain(axes)
     axes.set_ylabel(f"reached, {unit}")
     axes.set_title(name, loc="left")
 
 
-def _draw_point(axes: Axes, point: Point, per_us: float) -> None:
+def _mark(point: Point, per_us: float) -> style.Mark:
     settings, time = point.trial.case.settings, point.stage.device_us
+    least, reached, most = (point.amount / us * per_us for us in (time.high, time.median, time.low))
     colour, marker = style.PATH_COLOURS[settings.path], style.KERNEL_MARKERS[_kernel(point)]
     if point.work.wire_bytes:
         colour, marker = COLOURS[settings.exchange], MARKERS[settings.exchange]
-    reached, least, most = (point.amount / us * per_us for us in (time.median, time.high, time.low))
-    axes.errorbar(
-        point.place,
-        reached,
-        yerr=[[reached - least], [most - reached]],
-        color=colour,
-        marker=marker,
-        mfc=colour if style.LABEL_FILL[point.outcome.label] else "white",
-        ms=3.5,
-        mew=0.8,
-        elinewidth=0.7,
-    )
+    place = (point.place,) * 3
+    return style.Mark(place, (least, reached, most), colour, marker, style.LABEL_FILL[point.outcome.label])
 
 
 def _kernel(point: Point) -> KernelName:
     settings = point.trial.case.settings
-    return settings.kernel_for_new if point.stage.name == "new" else settings.kernel
+    return settings.kernel_for_new if style.stage_kind(point.stage.name) == "new" else settings.kernel
 
 
 def _draw_roofs(axes: Axes, points: Sequence[Point], limit: Limit, planned: Ceiling) -> None:
@@ -173,7 +171,9 @@ def _draw_link(axes: Axes, environment: Environment) -> None:
 
 def _draw_line(axes: Axes, height: float, name: str) -> None:
     axes.axhline(height, color=_LIMIT, lw=1.1, gid="limit")
-    axes.annotate(name, (0.02, height), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7)
+    axes.annotate(
+        name, (0.02, height), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7
+    )
 
 
 def _plain(axes: Axes) -> None:
@@ -194,7 +194,7 @@ def _figures(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _keys(points: Sequence[Point]) -> list[object]:
+def _keys(points: Sequence[Point], device: str) -> list[object]:
     from matplotlib.lines import Line2D
 
     passes = [point for point in points if not point.work.wire_bytes]
@@ -208,7 +208,7 @@ def _keys(points: Sequence[Point]) -> list[object]:
         [kernel for kernel in KernelName if kernel in kernels],
         [label for label in Label if label in labels],
     )
-    lines = (("datasheet", _LIMIT, "-"), ("planned with", _PLANNED, "--"))
+    lines = (("datasheet", _LIMIT, "-"), ("planned with", _PLANNED, "--")) if device in LIMITS else ()
     return [
         *keys,
         *(Line2D([], [], color=COLOURS[name], ls="", marker=MARKERS[name], label=str(name)) for name in exchanges),
@@ -216,12 +216,18 @@ def _keys(points: Sequence[Point]) -> list[object]:
     ]
 
 
-def _notes(points: Sequence[Point], device: str) -> list[str]:
+def _notes(device: str) -> list[str]:
+    counted = (
+        "Flops: both products over the (query, key) pairs that a causal kernel must visit. Bytes: keys, values, queries, "
+        "outputs and masks, each once. Stages timed alone, L2 flushed, the fastest settings of each path, batch and exchange. "
+        "Bars: 95 % interval of the median."
+    )
+    if device not in LIMITS:
+        return [f"No limits of arithmetic and memory: known here are those of {', '.join(LIMITS)}.", counted]
     limit, planned = LIMITS[device], ceiling_of(device)
-    return [
-        f"Datasheet: {limit.flops_per_s * 1e-12:.0f} TFLOP/s of dense 16-bit products, {limit.bytes_per_s * 1e-12:.3g} TB/s of memory; "
-        f"planned with: {planned.flops_per_s * 1e-12:.0f} TFLOP/s and {planned.bytes_per_s * 1e-12:.3g} TB/s, from which dcpbench estimates "
-        "how long a run takes. Link: 26.6 GB/s of each NVLink, one way.",
-        "Flops: both products over the (query, key) pairs that a causal kernel must visit. Bytes: keys, values, queries, outputs and masks, "
-        "each once. Stages timed alone, L2 flushed, the fastest settings of each path, batch and exchange. Bars: 95 % interval of the median.",
-    ]
+    limits = (
+        f"Datasheet: {limit.flops_per_s * 1e-12:.0f} TFLOP/s of dense 16-bit products, {limit.bytes_per_s * 1e-12:.3g} TB/s of "
+        f"memory; planned with: {planned.flops_per_s * 1e-12:.0f} TFLOP/s and {planned.bytes_per_s * 1e-12:.3g} TB/s, from which "
+        "dcpbench estimates how long a run takes. Link: 26.6 GB/s of each NVLink, one way."
+    )
+    return [limits, counted]

@@ -6,10 +6,11 @@ colour vision; two of the paths' are darker than theirs, so that all five are gr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.record import Label, Trial
 from dcp_core.settings import KernelName, PathName
@@ -67,6 +68,16 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "dcpbench",
     "figure.dpi": 150,
 }
+
+
+class Mark(NamedTuple):
+    """A point of a picture: its place as (low, middle, high) of x and of y, and how it looks."""
+
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    colour: str
+    marker: str
+    is_filled: bool = True
 
 
 @contextmanager
@@ -151,6 +162,21 @@ def sign(figure: Figure, command: str) -> None:
     figure.text(_LEFT, (_LINE_INCHES + 0.03) / height, "\n".join(lines), va="top", **_SMALL)
 
 
+def scatter(axes: Axes, marks: Iterable[Mark], **look: Any) -> None:
+    """Draw marks with the bars of their intervals; those that look alike at once, since each call costs a picture time."""
+    alike: dict[tuple[str, str, bool], list[Mark]] = defaultdict(list)
+    for mark in marks:
+        alike[mark.colour, mark.marker, mark.is_filled].append(mark)
+    for (colour, marker, is_filled), group in alike.items():
+        errors: dict[str, Any] = {}
+        for name, bars in (("xerr", [one.x for one in group]), ("yerr", [one.y for one in group])):
+            if any(low < high for low, _, high in bars):
+                errors[name] = [[middle - low for low, middle, _ in bars], [high - middle for _, middle, high in bars]]
+        xs, ys = [one.x[1] for one in group], [one.y[1] for one in group]
+        face = colour if is_filled else "white"
+        axes.errorbar(xs, ys, **errors, color=colour, ls="", marker=marker, mfc=face, **look)
+
+
 def lattice(axes: Axes, columns: int, rows: int) -> None:
     """Make a panel a table of cells: neither grid nor spines, whole numbers at the middle of each."""
     axes.set_xlim(-0.5, columns - 0.5)
@@ -180,7 +206,9 @@ def cell_keys(paths: Collection[PathName], *, told_apart: bool) -> list[Artist]:
     from matplotlib.patches import Patch
 
     entries: list[Artist] = [
-        Patch(facecolor=_face(path), edgecolor=PATH_COLOURS[path], label=str(path)) for path in PathName if path in paths
+        Patch(facecolor=_face(path), edgecolor=PATH_COLOURS[path], label=str(path))
+        for path in PathName
+        if path in paths
     ]
     if not told_apart:
         entries.append(Patch(facecolor="white", edgecolor="#999999", hatch=_OPEN, label="not told apart"))

@@ -75,11 +75,27 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
 
 def _draw_panel(axes: Axes, label: Label, rows: Mapping[Row, Sequence[Entry]]) -> None:
     ordered = sorted(rows.items(), key=lambda item: (PHASES.index(item[0].phase), item[0].dcp))
-    for number, (_, entries) in enumerate(ordered):
-        _draw_row(axes, number, sorted(entries, key=lambda entry: entry.ratio_to_default or 1.0))
-    axes.axvline(1, color=_MEAN, lw=0.8)
     means = [mean_ratio(entries) for _, entries in ordered]
-    names = [f"{row.phase}, dcp {row.dcp}\n{_batches(len(entries))}: {mean.value:.2f}×" for (row, entries), mean in zip(ordered, means, strict=True)]
+    for number, ((_, entries), mean) in enumerate(zip(ordered, means, strict=True)):
+        _draw_row(axes, number, sorted(entries, key=lambda entry: entry.ratio_to_default or 1.0))
+        errors = [[mean.value - mean.low], [mean.high - mean.value]]
+        axes.errorbar(
+            mean.value,
+            number,
+            xerr=errors,
+            color=_MEAN,
+            marker="d",
+            mfc="none",
+            ms=9,
+            mew=1.4,
+            capsize=4,
+            elinewidth=1.6,
+        )
+    axes.axvline(1, color=_MEAN, lw=0.8)
+    names = [
+        f"{row.phase}, dcp {row.dcp}\n{_batches(len(entries))}: {mean.value:.2f}×"
+        for (row, entries), mean in zip(ordered, means, strict=True)
+    ]
     axes.set_yticks(range(len(ordered)), names)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -94,21 +110,17 @@ def _batches(count: int) -> str:
 
 
 def _draw_row(axes: Axes, number: int, entries: Sequence[Entry]) -> None:
-    for place, entry in enumerate(entries):
-        ratio, settings = entry.to_default, entry.settings
-        if ratio is None:
-            continue
-        y = number + _HEIGHT * ((place + 0.5) / len(entries) - 0.5)
-        colour = style.PATH_COLOURS[settings.path]
-        errors = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
-        face = colour if style.LABEL_FILL[entry.label] else "white"
-        marker = style.KERNEL_MARKERS[settings.kernel]
-        axes.errorbar(ratio.value, y, xerr=errors, color=colour, marker=marker, mfc=face, ms=3.2, mew=0.8, elinewidth=0.7)
-    mean = mean_ratio(entries)
-    errors = [[mean.value - mean.low], [mean.high - mean.value]]
-    axes.errorbar(
-        mean.value, number, xerr=errors, color=_MEAN, marker="d", mfc="none", ms=9, mew=1.4, capsize=4, elinewidth=1.6
-    )
+    marks = [
+        _mark(entry, ratio, number + _HEIGHT * ((place + 0.5) / len(entries) - 0.5))
+        for place, entry in enumerate(entries)
+        if (ratio := entry.to_default)
+    ]
+    style.scatter(axes, marks, ms=3.2, mew=0.8, elinewidth=0.7)
+
+
+def _mark(entry: Entry, ratio: Ratio, y: float) -> style.Mark:
+    colour, marker = style.PATH_COLOURS[entry.settings.path], style.KERNEL_MARKERS[entry.settings.kernel]
+    return style.Mark((ratio.low, ratio.value, ratio.high), (y, y, y), colour, marker, style.LABEL_FILL[entry.label])
 
 
 def _ratios(axes: Axes) -> None:
@@ -139,11 +151,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     faster = sum(entry.to_default.high < 1 for entry in entries if entry.to_default)
     kept = sum(entry.settings == entry.default for entry in entries)
     slower = sum(entry.to_default.low > 1 for entry in entries if entry.to_default)
+    point = (
+        "A point is a batch on one layout, in the colour of the path and with the marker of the kernel that were chosen"
+    )
+    bars = (
+        "Bars: 95 % interval, of paired rounds where both raced, else of two medians. Diamonds: geometric mean over the batches "
+        "of a row, with the 95 % interval of a mean (bootstrap over batches)."
+    )
     notes = [
-        f"A point is a batch on one layout, in the colour of the path and with the marker of the kernel that were chosen: {len(entries)} in "
-        f"all, {faster} surely faster than the default, {kept} left at it, {slower} surely slower.",
-        "Bars: 95 % interval, of paired rounds where both raced, else of two medians. Diamonds: geometric mean over the batches of a "
-        "row, with the 95 % interval of a mean (bootstrap over batches).",
+        f"{point}: {len(entries)} in all, {faster} surely faster than the default, {kept} left at it, {slower} surely slower.",
+        bars,
     ]
     if any(entry.label is Label.SIMULATED for entry in entries):
         notes.append("Simulated: both without the exchange's time, so that what is gained in it is not seen.")
