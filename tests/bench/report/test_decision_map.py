@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -113,3 +114,22 @@ def test_an_unbounded_exchange_never_makes_dcp_win() -> None:
     found = maps_of(trial(one, environment=CPU) for one in cases(BATCHES, exchanges=("loopback",), kernels=("fa2",)))
     for decision in (decision for one in found for decision in one.cells.values()):
         assert decision.options[1].against(decision.base) is not Standing.FASTER
+
+
+def test_lines_show_from_where_dcp_pays_and_up_to_where_requests_fit() -> None:
+    one = decodes_of(reference())
+    figure = decision_map.draw(one.trials)
+    assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    requests = [row.requests for row in one.rows]
+    lines = [(line.get_gid(), *line.get_xdata(), line.get_ydata()[0]) for line in axes.lines]
+    for column, context in enumerate(one.contexts):
+        drawn = [y for name, left, _, y in lines if (name, left) == ("break-even", column - 0.5)]
+        at_best, surely = one.break_even(context)
+        assert drawn == ([requests.index(surely) - 0.5] if surely else []), context
+        assert at_best == surely  # so that there is one line
+    full = sorted(y for name, left, _, y in lines if (name, left) == ("capacity", one.contexts.index(131072) - 0.5))
+    below = [
+        sum(one <= fits for one in requests) - 0.5 for fits in (6, 13)
+    ]  # what a cache of 40 GiB holds at dcp 1 and 2
+    assert full == pytest.approx(below, abs=0.1)

@@ -145,3 +145,25 @@ def test_without_real_ranks_there_is_nothing_to_draw() -> None:
     assert exchange_cost.draw(exchanged(exchanges=("loopback",))) == (
         "needs decode steps of two batch sizes or more, measured between real ranks"
     )
+
+
+def test_a_line_stands_where_another_exchange_becomes_the_fastest() -> None:
+    found = exchanged(exchanges=("a2a", "direct"))
+
+    def slower(one: Trial) -> Trial:
+        """Make direct lose from 4096 tokens on."""
+        outcome = one.outcome
+        assert isinstance(outcome, Measured)
+        factor = 9.0 if (one.case.settings.exchange, one.case.workload.new_tokens) == ("direct", 4096) else 1.0
+        factor *= 0.5 if one.case.settings.exchange == "direct" else 1.0
+        stages = tuple(replace(stage, device_us=summary(stage.device_us.median * factor)) for stage in outcome.stages)
+        return replace(one, outcome=replace(outcome, stages=stages))
+
+    figure = exchange_cost.draw(list(map(slower, found)))
+    assert isinstance(figure, Figure)
+    for axes in figure.axes:
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_gid() == "break-even"] == [4096]
+        assert [text.get_text().strip() for text in axes.texts] == ["a2a from 4k"]
+    alike = exchange_cost.draw(found)
+    assert isinstance(alike, Figure)
+    assert not [line for axes in alike.axes for line in axes.lines if line.get_gid() == "break-even"]

@@ -19,7 +19,7 @@ from bench.report.plot import FIGURES, NotDrawn, Saved, save_all
 from dcp_core import DcpLayout, ModelShape
 from dcp_core.memory import KvMemory
 from dcp_core.settings import KernelName, PathName
-from tests.bench.made_up import CPU, trials
+from tests.bench.made_up import CPU, summary, trials
 
 CONTEXTS = ("16q1s8k", "16q1s32k", "16q1s128k", "q512s8k", "q512s32k", "64q1s8k", "256q1s8k")
 
@@ -170,6 +170,19 @@ def test_latency_falls_back_to_new_tokens_and_then_to_batches() -> None:
     assert [tick.get_text() for tick in by_batch.axes[0].get_xticklabels()] == ["q512", "8q1s1k", "4q1s1k_q128s640"]
 
 
+def test_latency_is_drawn_over_context_and_over_new_tokens_where_both_vary() -> None:
+    figure = drawn(latency.draw, trials("q512s8k", "q512s32k", "q2ks33k", "q4ks35k", kernels=("fa2",)))
+    names = [axes.get_xlabel() for axes in figure.axes]
+    assert names == ["context per request, tokens", "new tokens per request"]
+    many = trials(
+        *(f"{count}q{new}s{new + context}" for count in range(1, 10) for new in (64, 512) for context in (8192, 16384)),
+        kernels=("fa2",),
+    )
+    names = [axes.get_xlabel() for axes in drawn(latency.draw, many).axes]
+    assert len(names) == latency.MAX_PANELS
+    assert names.count("new tokens per request") == style.PANELS_PER_ROW
+
+
 def test_a_path_has_its_colour_and_a_simulation_hollow_markers() -> None:
     figure = drawn(latency.draw, trials("16q1s8k", "16q1s32k", kernels=("fa2",)))
     entries = {
@@ -223,6 +236,28 @@ def test_the_breakdown_stacks_stages_and_leaves_out_what_was_not_timed() -> None
     simulated = drawn(breakdown.draw, trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("loopback",)))
     assert "gather" not in [text.get_text() for text in simulated.legends[0].get_texts()]
     assert "not measured" in words(simulated)
+
+
+def test_the_host_s_share_of_planning_and_its_launches_lie_below_each_step() -> None:
+    (one,) = trials("q2ks32k", kernels=("fa2",), dcps=(1,))
+    figure = drawn(breakdown.draw, [one, *trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("ag_rs",))])
+    assert isinstance(one.outcome, Measured)
+    planning, launching = breakdown.host_us(one.outcome)
+    assert planning == pytest.approx(one.outcome.plan_us / one.outcome.layers)
+    assert launching == one.outcome.launch_us.median
+    (axes,) = figure.axes
+    widths = [bar.get_width() for bar in axes.patches if bar.get_height() < 0.2]
+    assert widths[:2] == pytest.approx([planning, launching])
+    entries = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert breakdown.HOST_COLOURS.keys() <= entries
+
+
+def test_host_time_beyond_the_panel_is_written() -> None:
+    slow = []
+    for one in trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("ag_rs",)):
+        assert isinstance(one.outcome, Measured)
+        slow.append(replace(one, outcome=replace(one.outcome, launch_us=summary(1e6))))
+    assert "host 1 s →" in words(drawn(breakdown.draw, slow))
 
 
 def test_a_decode_step_is_broken_down_with_each_exchange_and_any_other_with_its_fastest() -> None:

@@ -1,0 +1,52 @@
+"""What a search misses against what it costs: replayed on what was measured, the same each time, and said to be a replay."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from bench.noise import NOISES
+from bench.report import regret
+from bench.report.regret import tried
+from bench.tune.paper import table_of, told_apart
+from bench.tune.replay import STRATEGIES
+from tests.bench.made_up import H200, trials
+
+FOUND = trials("16q1s8k", "16q1s32k", "64q1s8k", exchanges=("ag_rs", "a2a"))
+
+
+def test_every_strategy_meets_every_noise_and_none_chooses_better_than_the_best() -> None:
+    table = table_of(FOUND)
+    found = tried(table, told_apart(table, H200)[:2])
+    assert [(one.strategy, one.noise) for one in found] == [(name, noise) for name in STRATEGIES for noise in NOISES]
+    for one in found:
+        low, high = one.regret_interval
+        assert 0 <= low <= one.regret <= high <= max(one.worst, high)
+        assert one.regret <= one.worst
+    assert {round(score.seconds, 9) for one in found if one.strategy == "each alone" for score in one.scores} == {1.0}
+    assert found == tried(table, told_apart(table, H200)[:2])
+
+
+def test_the_picture_says_how_many_batches_were_replayed_and_that_it_is_no_measurement() -> None:
+    figure = regret.draw(FOUND)
+    assert isinstance(figure, Figure)
+    batches = len(told_apart(table_of(FOUND), H200))
+    assert batches > regret.MAX_BATCHES
+    said = " ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)).replace("\n", " ")
+    assert f"Modelled: {regret.MAX_BATCHES} batches, those with most candidates of {batches}" in said
+    assert all("modelled" in axes.get_title(loc="left") for axes in figure.axes)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == STRATEGIES.keys() | NOISES.keys()
+
+
+def test_every_strategy_and_noise_has_a_mark_of_its_own() -> None:
+    assert regret.COLOURS.keys() == STRATEGIES.keys()
+    assert regret.MARKERS.keys() == NOISES.keys()
+    assert len(set(regret.MARKERS.values())) == len(NOISES)
+
+
+@pytest.mark.parametrize("found", [[], trials("q512s8k", kernels=("fa3",), dcps=(2,))], ids=["none", "no default"])
+def test_without_an_exhaustive_table_the_reason_says_what_to_measure(found: list[object]) -> None:
+    reason = regret.draw(found)  # type: ignore[arg-type]
+    assert isinstance(reason, str)
+    assert "--search exhaustive" in reason
