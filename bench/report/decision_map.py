@@ -183,7 +183,9 @@ def _keys(maps: Sequence[Map]) -> list[Artist]:
     cells = style.cell_keys({_path(left[-1]) for left in winners}, told_apart=all(len(left) == 1 for left in winners))
     decoding = [one for one in maps if one.subject.phase is Phase.DECODE]
     dcps = sorted({dcp for one in decoding for dcp in legal_dcps(one.subject.shape, one.subject.tp)})
-    lines = [("pays from here", _PAYS, "-"), ("or at best", _PAYS, ":")] if decoding else []
+    pays = [one.break_even(context) for one in decoding for context in one.contexts]
+    lines = [("pays from here", _PAYS, "-")] if any(surely for _, surely in pays) else []
+    lines += [("pays at best", _PAYS, ":")] if any(at_best != surely for at_best, surely in pays) else []
     lines += [(f"dcp {dcp} is full", _FULL, style.line_of(dcp)) for dcp in dcps]
     return [*cells, *(Line2D([], [], color=colour, ls=line, lw=2.4, label=name) for name, colour, line in lines)]
 
@@ -198,7 +200,8 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
     pays = (
         "Pays: the least number of requests measured from which on a larger dcp is surely faster than dcp 1 (at best)"
     )
-    notes = [f"{cell} and of all.", f"{capacity}. {pays}."]
+    full = "Above the line of a full dcp they do not fit"
+    notes = [f"{cell} and of all.", f"{capacity}. {full}. {pays}."]
     if Origin.ASSUMED in origins:
         notes.append(
             "Simulated steps lack their exchange: assumed, not measured there, from nothing (all hidden) to 40 µs and 27 GB/s a "
