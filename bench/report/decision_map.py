@@ -200,8 +200,12 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
     pays = (
         "Pays: the least number of requests measured from which on a larger dcp is surely faster than dcp 1 (at best)"
     )
-    full = "Above the line of a full dcp they do not fit"
-    notes = [f"{cell} and of all.", f"{capacity}. {full}. {pays}."]
+    full = (
+        "Above the line of a full dcp they do not fit. "
+        if any(one.subject.phase is Phase.DECODE for one in maps)
+        else ""
+    )
+    notes = [f"{cell} and of all.", f"{capacity}. {full}{pays}."]
     if Origin.ASSUMED in origins:
         notes.append(
             "Simulated steps lack their exchange: assumed, not measured there, from nothing (all hidden) to 40 µs and 27 GB/s a "

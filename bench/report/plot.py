@@ -150,7 +150,7 @@ def _presentable(trial: Trial) -> Trial:
     places = {style.name(name): style.name(value) for name, value in trial.environment.hard.items()}
     outcome = trial.outcome
     if isinstance(outcome, Measured):
-        stages = tuple(replace(stage, name=style.name(stage.name)) for stage in outcome.stages)
+        stages = tuple(replace(stage, name=_stage(stage.name)) for stage in outcome.stages)
         outcome = replace(outcome, stages=stages)
     return replace(
         trial,
@@ -159,3 +159,9 @@ def _presentable(trial: Trial) -> Trial:
         environment=replace(trial.environment, hard=places),
         time=style.name(trial.time),
     )
+
+
+def _stage(name: str) -> str:
+    """Return a stage's name as a picture can hold it: what it does stays whole beside a long name of what it does it for."""
+    part, colon, kind = name.rpartition(": ")
+    return f"{style.name(part)}{colon}{style.name(kind)}"

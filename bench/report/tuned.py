@@ -156,7 +156,8 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     )
     bars = (
         "Bars: 95 % interval, of paired rounds where both raced, else of two medians. Diamonds: geometric mean over the batches "
-        "of a row, with the 95 % interval of a mean (bootstrap over batches)."
+        "of a row, with the 95 % interval of a mean (bootstrap over batches). Where nothing raced, the same medians chose and "
+        "are compared: the best of several is a little flattered."
     )
     notes = [
         f"{point}: {len(entries)} in all, {faster} surely faster than the default, {kept} left at it, {slower} surely slower.",
