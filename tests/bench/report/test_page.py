@@ -108,3 +108,8 @@ def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "report   " in capsys.readouterr().out
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert main(["report", "--results", str(tmp_path / "none"), "-o", str(tmp_path / "page.html")]) == Exit.USAGE
+
+
+def test_pictures_turn_dark_on_a_dark_screen_and_stay_light_on_paper(whole: str) -> None:
+    rules = re.findall(r"@media ([^{]+?) \{[^}]*figure img \{ filter: invert", whole)
+    assert rules == ["screen and (prefers-color-scheme: dark)"]
