@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANELS = 6
-HOST_COLOURS = {"planning, a layer's share": "#CC79A7", "launching, if eager": "#f0c9dd"}
+HOST_COLOURS = {"host: planning": "#CC79A7", "host: launching": "#f0c9dd"}
 """Of the thin bar below the stages."""
 _STAGES, _HOST = (0.5, -0.09), (0.17, 0.28)
 """Height of a bar, and how far below the row's middle it lies."""
@@ -58,8 +58,9 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         if any(stage.communicates for stage in timed):
             notes[0] += " Hatched: every rank of the group takes part."
         notes.append(
-            "Thin: the host's time, which the device does not wait for unless it is idle: planning a batch, shared by all layers "
-            "of the model, and launching one step where it is not replayed from a CUDA graph (medians)."
+            "Thin: the host's time, which the device does not wait for unless it is idle: a layer's share "
+            "of planning a batch, which all layers of the model have together, and launching one step where it "
+            "is not replayed from a CUDA graph (medians)."
         )
         if any(not outcome.exchange_timed for _, outcome in measured):
             notes.append("Simulated: the rank with most keys by itself, the exchange's time is not measured.")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 STAGES = ("attention", "context", "new", "merge", "gather", "combine")
 """A panel each."""
 _Part = TypeVar("_Part")
+_DECADES_ALONE = 500
+"""The ratio of an axis's ends from which on it has room for powers of ten and no more."""
 _LIMIT, _PLANNED = "#444444", "#999999"
 
 
@@ -180,9 +182,10 @@ def _plain(axes: Axes) -> None:
     """Write both axes in plain figures: ``4k``, ``16M``, ``0.5``."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axes.xaxis.set_major_locator(LogLocator(base=10, numticks=9))
-    axes.yaxis.set_major_locator(LogLocator(base=10, numticks=9))
     for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        steps = (1,) if high / low > _DECADES_ALONE else (1, 2, 5)
+        axis.set_major_locator(LogLocator(base=10, subs=steps, numticks=9))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: _figures(value)))
 
