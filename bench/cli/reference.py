@@ -177,9 +177,21 @@ class Command:
         paragraphs = f"{info.help or inspect.getdoc(callback) or ''}\n\n{info.epilog or ''}".split("\n\n")
         told = tuple(part for part in paragraphs if part.strip() and "Examples:" not in part)
         lines = "\n".join(part for part in paragraphs if "Examples:" in part).splitlines()
-        examples = tuple(line.strip() for line in lines if line.strip() not in ("", "\b", "Examples:"))
+        examples = tuple(line for line in _examples(lines) if line not in ("", "\b", "Examples:"))
         panel = info.rich_help_panel if isinstance(info.rich_help_panel, str) else panel
         return cls(f"{group} {name}".strip(), panel, told, examples, tuple(parameters(callback)))
+
+
+def _examples(lines: Sequence[str]) -> Iterator[str]:
+    """Yield each example whole, one continued behind a backslash too."""
+    whole = ""
+    for line in map(str.strip, lines):
+        whole = f"{whole}{line}"
+        if whole.endswith("\\"):
+            whole = f"{whole}\n      "
+        else:
+            yield whole
+            whole = ""
 
 
 def parameters(callback: Any) -> Iterator[Parameter]:

@@ -183,7 +183,6 @@ def _letter(number: int) -> str:
 
 
 def _grid(title: str, rows: Sequence[Row]) -> Grid:
-    between = any(row.outcome.skew_us for row in rows)
     columns = (
         Column("batch", wrap=True),
         Column("dcp"),
@@ -192,25 +191,30 @@ def _grid(title: str, rows: Sequence[Row]) -> Grid:
         Column("via"),
         Column("step µs", right=True),
         Column("95%", right=True),
-        *([Column("skew µs", right=True)] if between else []),
         Column("plan µs", right=True),
         Column("ratio", right=True),
         Column("label", wrap=True),
     )
     footnotes = Footnotes()
-    cells = tuple(_cells(row, footnotes, between=between) for row in rows)
+    cells = tuple(_cells(row, footnotes) for row in rows)
     best = frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0)
-    skew = "skew: how much longer the slowest rank took, and which that was most often"
-    return Grid(title, columns, cells, best, (*footnotes.lines(), *([skew] if between else [])))
+    return Grid(title, columns, cells, best, (*footnotes.lines(), *_skew(rows)))
 
 
-def skew_of(outcome: Measured) -> str:
-    """Return the median skew of a step and its straggler: ``0.42 r1``; a dash for one rank."""
-    skew = outcome.skew_us
-    return f"{micros(median(skew))} r{outcome.straggler}" if skew else NOT_MEASURED
+def _skew(rows: Sequence[Row]) -> list[str]:
+    """Say by how much ranks were apart where they were so most, of their step; nothing where all ran by themselves."""
+    between = [(median(row.outcome.skew_us), row) for row in rows if row.outcome.skew_us]
+    if not between:
+        return []
+    skew_us, row = max(between, key=lambda pair: pair[0] / pair[1].outcome.step_us.median)
+    case, settings = row.case, row.case.settings
+    which = f"{_clipped(str(case.workload))} {path_of(settings)} {kernels_of(settings)} {exchange_of(settings)}"
+    share = skew_us / row.outcome.step_us.median
+    late = f"rank {row.outcome.straggler} took longest most often"
+    return [f"Ranks were {micros(skew_us)} µs apart at most, {share:.1%} of a step, in {which}: {late}."]
 
 
-def _cells(row: Row, footnotes: Footnotes, *, between: bool) -> tuple[str, ...]:
+def _cells(row: Row, footnotes: Footnotes) -> tuple[str, ...]:
     case, outcome, settings = row.case, row.outcome, row.case.settings
     return (
         _clipped(str(case.workload)),
@@ -220,7 +224,6 @@ def _cells(row: Row, footnotes: Footnotes, *, between: bool) -> tuple[str, ...]:
         exchange_of(settings),
         micros(outcome.step_us.median),
         spread(outcome.step_us),
-        *([skew_of(outcome)] if between else []),
         micros(outcome.plan_us),
         f"{row.ratio:.2f}",
         label_of(row.trial, outcome),

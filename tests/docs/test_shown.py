@@ -97,7 +97,7 @@ def shown_in(page: Path) -> list[Shown]:
                 if following.startswith("$ "):
                     break
                 output.append(following.rstrip())
-            found.append(Shown(page.name, re.sub(r"\s+#.*$", "", words).split(" && ")[0], tuple(output)))
+            found.append(Shown(page.name, re.split(r"\s+#| && | > ", words)[0], tuple(output)))
     return found
 
 
@@ -135,7 +135,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         some = run.read_text(encoding="utf-8").splitlines(keepends=True)[:FEW]
         for name in names:
             (tmp_path / name).write_text("".join(some), encoding="utf-8")
-    for name in ("before", "after", "decode", "prefill", "monday", "tuesday", "mine", "downloaded"):
+    for name in ("before", "after", "decode", "prefill", "monday", "tuesday", "mine", "downloaded", "other"):
         shutil.copy(profile, tmp_path / f"{name}.json")
     (tmp_path / "requests.csv").write_text(TRACE)
     (tmp_path / "path/to/your/config.json").write_text(MODEL)

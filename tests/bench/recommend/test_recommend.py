@@ -281,16 +281,3 @@ def test_it_answers_without_torch() -> None:
     program = f"import sys; from bench.cli import main; main({['recommend', *TYPED]!r}); {loaded}"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False False"
-
-
-def test_the_page_on_tuning_shows_what_is_printed(run: Run) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "tuning.md").read_text(encoding="utf-8")
-    parts = re.split(r"^    \$ dcpbench ", page, flags=re.MULTILINE)[1:]
-    blocks = [re.match(r"(.*)\n((?:    .*\n|\n)*)", part) for part in parts]
-    shown = [block.groups() for block in blocks if block and block[2].strip() and block[1].startswith("recommend")]
-    assert len(shown) == 6
-    for command, text in shown:
-        _, out, err = run(*command.split()[1:])
-        printed = [line.rstrip() for line in (out or err).splitlines()]
-        lines = [line.removeprefix("    ").rstrip() for line in text.splitlines()]
-        assert [line for line in lines if line not in ("", "…", *printed)] == []

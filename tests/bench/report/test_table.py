@@ -89,9 +89,8 @@ def test_the_skew_between_ranks_and_its_straggler_stand_in_tables_and_json(
             store.append(one)
     assert main(["show", "--results", str(tmp_path)]) == Exit.DONE
     out = capsys.readouterr().out
-    assert "skew µs" in out
-    assert out.count(" 2.00 r1 ") == len(others)
-    assert max(map(len, out.splitlines())) <= 80
+    assert " 2.00 µs apart at most" in " ".join(out.split())
+    assert "rank 1 took longest most often." in " ".join(out.split())
     assert main(["show", "--results", str(tmp_path), "--json"]) == Exit.DONE
     derived = [one["derived"] for one in json.loads(capsys.readouterr().out)["trials"]]
     assert [one.get("skew_us") for one in derived] == [None, *[2.0] * len(others)]
