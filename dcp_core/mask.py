@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -81,24 +82,24 @@ class MaskRows:
         return cls(visible, request, new, local_seq_lens(total, dcp, rank, interleave).to(torch.int64))
 
     def byte_indptr(self) -> Tensor:
-        """Return ``byte_indptr`` of these rows' requests."""
-        return byte_indptr(self.new_lens, self.widths)
+        """Return ``PackedMask.byte_indptr`` of these rows' requests."""
+        offsets = byte_offsets(self.new_lens.tolist(), self.widths.tolist())
+        return torch.tensor(offsets, dtype=torch.int32, device=self.widths.device)
 
 
-def byte_indptr(new_lens: Tensor, widths: Tensor) -> Tensor:
-    """Return where each request's bytes begin in a packed mask: int32 ``[requests + 1]``, as FlashInfer reads them.
+def byte_offsets(new_lens: Sequence[int], widths: Sequence[int]) -> list[int]:
+    """Return where each request's bytes begin in a packed mask, and where the last one's end, as FlashInfer reads them.
 
     Args:
-        new_lens, widths: int64 ``[requests]``, rows and local keys of each request.
+        new_lens, widths: rows and local keys of each request.
 
     Raises:
         ValueError: if the whole mask has more bytes than int32 counts.
     """
-    sizes = (new_lens * widths + 7) // 8
-    indptr = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
-    if int(indptr[-1]) > torch.iinfo(torch.int32).max:
-        raise ValueError(f"a packed mask of {int(indptr[-1])} bytes is more than int32 offsets reach; split the batch")
-    return indptr.to(torch.int32)
+    offsets = list(accumulate(((new * width + 7) // 8 for new, width in zip(new_lens, widths, strict=True)), initial=0))
+    if offsets[-1] > torch.iinfo(torch.int32).max:
+        raise ValueError(f"a packed mask of {offsets[-1]} bytes is more than int32 offsets reach; split the batch")
+    return offsets
 
 
 def interleaved_causal_mask(

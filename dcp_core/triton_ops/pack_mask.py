@@ -9,12 +9,14 @@ The host knows a few numbers per request, which travel in one small copy; a prog
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 import triton
 import triton.language as tl
 
-from dcp_core.mask import InterleavedMask, PackedMask, byte_indptr
-from dcp_core.shard import local_seq_lens
+from dcp_core.layout import DcpLayout
+from dcp_core.mask import InterleavedMask, PackedMask, byte_offsets
 
 ROWS = 32
 """Rows of a program: what a row costs but once is shared by many words."""
@@ -30,25 +32,28 @@ def pack_mask(rule: InterleavedMask, device: torch.device) -> PackedMask:
     Raises:
         ValueError: if the mask has more bytes than int32 counts.
     """
-    new, total = (torch.tensor(lens, dtype=torch.int64) for lens in (rule.new_lens, rule.total_lens))
-    widths = local_seq_lens(total, rule.dcp, rule.rank, rule.interleave).to(torch.int64)
-    offsets = byte_indptr(new, widths)
-    requests, rows, size = new.numel(), int(new.sum()), int(offsets[-1])
-    if not size:
-        return PackedMask(torch.empty(0, dtype=torch.uint8, device=device), offsets.to(device))
+    # Plain numbers: a tensor's operation costs the host as much as a request here, and planning waits for all of it.
+    layout, new = DcpLayout(1, rule.dcp, rule.interleave), rule.new_lens
+    shares = {total: layout.local_len(total, rule.rank) for total in set(rule.total_lens)}
+    widths = [shares[total] for total in rule.total_lens]
+    contexts = [total - own for own, total in zip(new, rule.total_lens, strict=True)]
+    offsets = byte_offsets(new, widths)
+    requests, rows, size = len(new), sum(new), offsets[-1]
     # int32: a batch of more rows than that counts has more bytes, too.
-    table = torch.cat((offsets, new.cumsum(0), new, total - new, widths)).to(torch.int32).to(device)
-    on_device, row_ends, new_lens, contexts, widths_there = table.split((requests + 1, *[requests] * 4))
+    table = torch.tensor([*offsets, *accumulate(new), *new, *contexts, *widths], dtype=torch.int32).to(device)
+    if not size:
+        return PackedMask(torch.empty(0, dtype=torch.uint8, device=device), table[: requests + 1])
+    on_device, row_ends, new_lens, contexts_there, widths_there = table.split((requests + 1, *[requests] * 4))
     words = torch.empty(triton.cdiv(size, 8), dtype=torch.int64, device=device)
     packed = words.view(torch.uint8)[:size]
-    whole_words = max(int(widths.max()) // 64, 1)
+    whole_words = max(max(widths) // 64, 1)
     columns = min(max(triton.next_power_of_2(whole_words), 32), MOST_WORDS)
     _pack_rows[(triton.cdiv(rows, ROWS), triton.cdiv(whole_words, columns))](
         words,
         packed,
         row_ends,
         new_lens,
-        contexts,
+        contexts_there,
         widths_there,
         on_device,
         rows,
