@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from bench.files import StorageError
 from bench.record import Environment, Failed, Label, Measured, Trial
 from bench.report import breakdown, kv_memory, latency, mask_cost, style
-from bench.report.plot import FIGURES, NotDrawn, Saved, save_all
+from bench.report.plot import FIGURES, Drawn, NotDrawn, Saved, draw_all, save_all
 from dcp_core import DcpLayout, ModelShape
 from dcp_core.memory import KvMemory
 from dcp_core.settings import KernelName, PathName
@@ -66,7 +66,7 @@ def test_the_same_trials_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", ["bell\x07\x1b[2J\n\x00", "x" * 5000, "模型", "a\ud800b", r"$\frac{1}$"], ids=ascii)
-def test_whatever_a_file_calls_things_the_pictures_are_whole(bad: str, tmp_path: Path) -> None:
+def test_whatever_a_file_calls_things_the_pictures_are_whole(bad: str) -> None:
     from xml.etree import ElementTree
 
     found = []
@@ -76,9 +76,9 @@ def test_whatever_a_file_calls_things_the_pictures_are_whole(bad: str, tmp_path:
         stages = tuple(replace(stage, name=f"{bad}: {stage.name}") for stage in outcome.stages)
         found.append(replace(one, outcome=replace(outcome, stages=stages), environment=environment, time=bad))
     names = [name for name in FIGURES if name != "exchange-cost"]  # which looks for stages by their whole names
-    for picture in save_all(found, tmp_path, command=f"dcpbench plot {bad[:9]}", names=names):
-        assert isinstance(picture, Saved)
-        root = ElementTree.parse(picture.files[1]).getroot()  # ours
+    for picture in draw_all(found, command=f"dcpbench plot {bad[:9]}", names=names, formats=("svg",)):
+        assert isinstance(picture, Drawn)
+        root = ElementTree.fromstring(picture.contents[0])  # ours
         width, height = (float(root.get(side, "").removesuffix("pt")) for side in ("width", "height"))
         assert 300 < width < 1300
         assert 150 < height < 1300
