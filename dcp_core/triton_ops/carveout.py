@@ -9,9 +9,8 @@ from typing import Any
 _PREFERRED_SHARED_MEMORY_CARVEOUT = 9  # CUfunction_attribute of the driver's API
 _ALL = 100  # percent
 
-_asked: set[int] = set()
 
-
+@cache  # which keeps the kernel: another one, in its place in memory, is asked for as well
 def ask_for_shared_memory(compiled: Any) -> None:
     """Ask that whenever this kernel runs, multiprocessors are divided as for a kernel that takes all the shared memory there is.
 
@@ -26,12 +25,11 @@ def ask_for_shared_memory(compiled: Any) -> None:
     Raises:
         RuntimeError: if the driver refuses.
     """
-    if compiled is None or id(compiled) in _asked:
+    if compiled is None:
         return
     function = c_void_p(compiled.function)
     if error := _driver().cuFuncSetAttribute(function, c_int(_PREFERRED_SHARED_MEMORY_CARVEOUT), c_int(_ALL)):
         raise RuntimeError(f"the CUDA driver refused to set how a kernel divides shared memory and L1: error {error}")
-    _asked.add(id(compiled))
 
 
 @cache
