@@ -169,9 +169,9 @@ def scatter(axes: Axes, marks: Iterable[Mark], **look: Any) -> None:
         alike[mark.colour, mark.marker, mark.is_filled].append(mark)
     for (colour, marker, is_filled), group in alike.items():
         errors: dict[str, Any] = {}
-        for name, bars in (("xerr", [one.x for one in group]), ("yerr", [one.y for one in group])):
+        for error, bars in (("xerr", [one.x for one in group]), ("yerr", [one.y for one in group])):
             if any(low < high for low, _, high in bars):
-                errors[name] = [[middle - low for low, middle, _ in bars], [high - middle for _, middle, high in bars]]
+                errors[error] = [[middle - low for low, middle, _ in bars], [high - middle for _, middle, high in bars]]
         xs, ys = [one.x[1] for one in group], [one.y[1] for one in group]
         face = colour if is_filled else "white"
         axes.errorbar(xs, ys, **errors, color=colour, ls="", marker=marker, mfc=face, **look)
@@ -261,11 +261,11 @@ def duration(value_us: float) -> str:
     """Return a time as it is written in a picture."""
     if value_us == 0:
         return "0"
-    for limit, scale, unit in ((1, 1e-3, "ns"), (1e3, 1, "µs"), (1e6, 1e3, "ms")):
-        if value_us < limit:
-            shown = value_us / scale if unit != "µs" else value_us
-            return f"{shown:.3g} {unit}"
-    return f"{value_us / 1e6:.3g} s"
+    shown_us = float(f"{value_us:.3g}")  # rounded first: 999.6 µs are 1 ms
+    for least_us, unit in ((1e6, "s"), (1e3, "ms"), (1, "µs"), (1e-3, "ns")):
+        if shown_us >= least_us:
+            break
+    return f"{shown_us / least_us:g} {unit}"
 
 
 def stage_kind(name: str) -> str:
@@ -274,8 +274,11 @@ def stage_kind(name: str) -> str:
 
 
 def tokens(value: float) -> str:
-    """Return a number of tokens as it is written in a picture: 8k (of 8192 and 8191), 1000."""
-    return f"{value / 1024:.3g}k" if value >= 1023 else f"{value:.0f}"
+    """Return a number of tokens as it is written in a picture: 1024k, 8k (of 8192 and 8191), 1000."""
+    thousands = value / 1024
+    if value < 1023:
+        return f"{value:.0f}"
+    return f"{thousands:.0f}k" if thousands >= 100 else f"{thousands:.3g}k"
 
 
 def keys(

@@ -293,3 +293,26 @@ def test_no_words_run_into_each_other() -> None:
             assert not any(caption.overlaps(box) for box in (*boxes, *legends))
         for first, second in pairwise(boxes):
             assert not first.overlaps(second)
+
+
+@pytest.mark.parametrize(
+    ("value_us", "shown"),
+    [
+        (0, "0"),
+        (0.5, "500 ns"),
+        (0.9996, "1 µs"),
+        (12.34, "12.3 µs"),
+        (999.6, "1 ms"),
+        (999_700, "1 s"),
+        (2.5e9, "2500 s"),
+    ],
+)
+def test_times_in_pictures_have_three_figures_and_no_exponent(value_us: float, shown: str) -> None:
+    assert style.duration(value_us) == shown
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"), [(1000, "1000"), (8191, "8k"), (8000, "7.81k"), (131_072, "128k"), (1 << 20, "1024k")]
+)
+def test_tokens_in_pictures_are_told_up_to_the_longest_contexts(tokens: int, shown: str) -> None:
+    assert style.tokens(tokens) == shown
