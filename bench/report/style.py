@@ -262,10 +262,10 @@ def duration(value_us: float) -> str:
     if value_us == 0:
         return "0"
     shown_us = float(f"{value_us:.3g}")  # rounded first: 999.6 µs are 1 ms
-    for least_us, unit in ((1e6, "s"), (1e3, "ms"), (1, "µs"), (1e-3, "ns")):
+    for least_us, unit in ((1e6, "s"), (1e3, "ms"), (1, "µs")):
         if shown_us >= least_us:
-            break
-    return f"{shown_us / least_us:g} {unit}"
+            return f"{shown_us / least_us:g} {unit}"
+    return f"{shown_us * 1e3:g} ns"
 
 
 def stage_kind(name: str) -> str:
