@@ -225,7 +225,8 @@ class Pace:
     def __post_init__(self) -> None:
         if self.readings < 1:
             raise ValueError(f"a pace is of one reading or more, not {self.readings}")
-        if not 0 <= (self.sm_mhz_low or 0) <= (self.sm_mhz_high or 0):
+        is_told = self.sm_mhz_low is not None, self.sm_mhz_high is not None
+        if any(is_told) != all(is_told) or not 0 <= (self.sm_mhz_low or 0) <= (self.sm_mhz_high or 0):
             raise ValueError(f"an SM clock from {self.sm_mhz_low} to {self.sm_mhz_high} MHz")
 
     @classmethod

@@ -76,6 +76,7 @@ def test_a_pace_is_what_states_tell_together() -> None:
     [
         (lambda: Pace(0), "of one reading or more, not 0"),
         (lambda: Pace(1, 1980, 1755), "an SM clock from 1980 to 1755 MHz"),
+        (lambda: Pace(1, None, 1755), "an SM clock from None to 1755 MHz"),
         (lambda: Outliers(above=-1), "counts of outliers should be neither negative"),
         (lambda: replace(summarize([1.0] * 298), p99=1.0), f"from {FEWEST_FOR_P99} samples on, and this is of 298"),
         (lambda: replace(summarize([1.0]), outliers=Outliers(above=1, far_below=1)), "2 outliers among 1 samples"),
