@@ -46,18 +46,23 @@ def audit(case: Case, mesh: Mesh, policy: Policy) -> list[Audited] | Skipped | F
 
 
 def _audited(name: str, call: Callable[[], None], clock: CudaClock) -> Audited:
+    """Time a call with both timers.
+
+    Raises:
+        RuntimeError: if CUPTI never saw as many pieces of work twice.
+    """
     call()
-    sample, work = clock.prepare(call), [(0.0, 0.0)]
+    sample, seen = clock.prepare(call), -1
     for _ in range(ATTEMPTS):
-        before = len(work)
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             times = sample(REPETITIONS)
         work = [
             (event.time_range.start, event.time_range.end)
-            for event in seen.events()
+            for event in profiled.events()
             if event.device_type.name == "CUDA"
         ]
-        if len(work) == before:
-            break
-    spans, kernels = spans_us(work, REPETITIONS, ahead=1 if clock.flushed_bytes else 0)
-    return Audited(name, median(times), median(spans), kernels)
+        if len(work) == seen:
+            spans, kernels = spans_us(work, REPETITIONS, ahead=1 if clock.flushed_bytes else 0)
+            return Audited(name, median(times), median(spans), kernels)
+        seen = len(work)
+    raise RuntimeError(f"CUPTI saw {name} in another number of pieces each time, {ATTEMPTS} times")
