@@ -48,9 +48,8 @@ class Compiles:
 def watch(compiles: Compiles) -> None:
     """Have FlashInfer and Triton report to ``compiles``, as far as they are here and let themselves be watched."""
     for library in (_watch_flashinfer, _watch_triton):
-        with suppress(
-            Exception
-        ):  # of an import, or a version that is unlike those known: the case that needs it will say so
+        # Of an import, or a version that is unlike those known: the case that needs it will say so.
+        with suppress(Exception):
             library(compiles)
 
 

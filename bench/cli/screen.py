@@ -44,11 +44,11 @@ class Screen(Protocol):
         ...
 
 
-class Pace:
+class Headway:
     """How far a run of ``count`` cases has come, and how long the rest should take, ``limit_s`` at most.
 
     What was expected is scaled by the pace so far, without the time that kernels took to compile; the first case, which starts
-    the workers, tells no pace.
+    the workers, tells no headway.
     """
 
     def __init__(self, count: int, seconds: float, limit_s: float | None = None) -> None:
@@ -109,7 +109,7 @@ class Lines:
     """A line per result, with how many remain and how long that should take, ``limit_s`` at most; no colours, no cursor."""
 
     def __init__(self, count: int, seconds: float, out: TextIO, *, limit_s: float | None = None) -> None:
-        self._pace, self._out = Pace(count, seconds, limit_s), out
+        self._headway, self._out = Headway(count, seconds, limit_s), out
 
     def show(self, line: str) -> None:
         """Write a line."""
@@ -120,14 +120,14 @@ class Lines:
 
     def compiling(self, one: Compiling) -> None:
         """Write a line as a kernel is compiled, and one when it is."""
-        self._pace.compiling(one)
+        self._headway.compiling(one)
         self.show(_compiled(one) if one.ended else f"compiling {one.kernel} …")
 
     def advance(self, line: str, seconds: float) -> None:
         """Write a result's line; of results without one, each tenth of the run."""
-        pace = self._pace
-        pace.done += 1
-        is_shown = line or pace.done * 10 // pace.count > (pace.done - 1) * 10 // pace.count
+        headway = self._headway
+        headway.done += 1
+        is_shown = line or headway.done * 10 // headway.count > (headway.done - 1) * 10 // headway.count
         self._pass(line, seconds, is_shown=bool(is_shown))
 
     def spend(self, line: str, seconds: float) -> None:
@@ -135,11 +135,11 @@ class Lines:
         self._pass(line, seconds, is_shown=True)
 
     def _pass(self, line: str, seconds: float, *, is_shown: bool) -> None:
-        pace = self._pace
-        pace.spend(seconds)
+        headway = self._headway
+        headway.spend(seconds)
         if is_shown:
-            left = f", {clock(pace.left_s)} left" if pace.done < pace.count else ""
-            self.show(f"[{pace.done}/{pace.count}{left}] {line}".rstrip())
+            left = f", {clock(headway.left_s)} left" if headway.done < headway.count else ""
+            self.show(f"[{headway.done}/{headway.count}{left}] {line}".rstrip())
 
 
 class Bar:
@@ -149,7 +149,7 @@ class Bar:
         from rich.console import Console
         from rich.live import Live
 
-        self._pace = Pace(count, seconds, limit_s)
+        self._headway = Headway(count, seconds, limit_s)
         self._doing, self._since = "starting", time.monotonic()
         self._compiling: tuple[str, float] | None = None
         self._console = Console(stderr=True, highlight=False)
@@ -174,34 +174,34 @@ class Bar:
 
     def compiling(self, one: Compiling) -> None:
         """Say which kernel is compiled, and for how long; when it is, print that above."""
-        self._pace.compiling(one)
+        self._headway.compiling(one)
         self._compiling = None if one.ended else (f"compiling {printable(one.kernel)}", time.monotonic() - one.seconds)
         if one.ended:
             self.show(_compiled(one))
 
     def advance(self, line: str, seconds: float) -> None:
         """Count a case, and print its result above."""
-        self._pace.done += 1
+        self._headway.done += 1
         self.spend(line, seconds)
 
     def spend(self, line: str, seconds: float) -> None:
         """Move on, and print a line above."""
-        self._pace.spend(seconds)
+        self._headway.spend(seconds)
         if line:
             self.show(line)
 
     def close(self) -> None:
         """Leave of the bar how far it came."""
         self._live.stop()
-        if self._pace.count:
-            self.show(self._pace.told)
+        if self._headway.count:
+            self.show(self._headway.told)
 
     def _drawn(self) -> Text:
         from rich.text import Text
 
         width = self._console.width
         size = min(max(width - 40, 0), 40)
-        full = round(size * self._pace.share)
+        full = round(size * self._headway.share)
         doing, since = self._compiling or (self._doing, self._since)
         after = f", {clock(time.monotonic() - since)}"
         room = max(width - len(after) - 1, 1)
@@ -209,7 +209,7 @@ class Bar:
         told = Text.assemble(
             ("━" * full, "green"),
             ("━" * (size - full), "bright_black"),
-            f" {self._pace.told}"[: width - size],
+            f" {self._headway.told}"[: width - size],
             "\n",
             cut,
         )

@@ -14,7 +14,7 @@ from bench.recommend.decision import NOTHING, Decision, Exchange, Limits, Option
 from bench.recommend.steptime import Span, StepTime
 from bench.record import Label, Measured, Trial
 from dcp_core.settings import Case, ExchangeName
-from dcp_core.shapes import ModelShape
+from dcp_core.shapes import ModelShape, Workload
 
 EXCHANGES = (ExchangeName.AG_RS, ExchangeName.A2A, ExchangeName.DIRECT)
 LEAST_CHUNK = 128
@@ -27,6 +27,13 @@ class Phase(StrEnum):
     DECODE = "decode"
     DRAFTED = "drafted decode"
     CHUNKS = "chunked prefill"
+
+    @classmethod
+    def of(cls, workload: Workload) -> Phase:
+        """Return what a batch does, by its longest request."""
+        if workload.is_decode:
+            return cls.DECODE
+        return cls.CHUNKS if max(workload.new_lens) >= LEAST_CHUNK else cls.DRAFTED
 
 
 class Row(NamedTuple):
@@ -96,8 +103,8 @@ def _place(case: Case) -> tuple[Subject, Row, int] | None:
     if case.synthetic or case.layout.canonical.interleave > 1 or len(set(case.workload.requests)) > 1:
         return None
     request = case.workload.requests[0]
-    phase = Phase.DECODE if request.new == 1 else Phase.CHUNKS if request.new >= LEAST_CHUNK else Phase.DRAFTED
-    return Subject(case.shape, case.layout.tp, phase), Row(request.new, len(case.workload)), rounded(request.context)
+    subject = Subject(case.shape, case.layout.tp, Phase.of(case.workload))
+    return subject, Row(request.new, len(case.workload)), rounded(request.context)
 
 
 def rounded(context: int) -> int:

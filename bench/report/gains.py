@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 from bench.profile.entry import Entry
 from bench.profile.profile import Profile
-from bench.recommend.decision_map import LEAST_CHUNK, Phase
+from bench.recommend.decision_map import Phase
 from bench.report.grid import Column, Grid
 from dcp_core.shapes import Workload
 
@@ -43,11 +43,7 @@ def gains_grid(profile: Profile) -> Grid:
 
 def phase_of(workload: Workload) -> str:
     """Return what a batch does: decode, drafted decode, chunked prefill, or mixed."""
-    if workload.is_mixed:
-        return MIXED
-    if workload.is_decode:
-        return Phase.DECODE
-    return Phase.CHUNKS if max(workload.new_lens) >= LEAST_CHUNK else Phase.DRAFTED
+    return MIXED if workload.is_mixed else Phase.of(workload)
 
 
 def _row(dcp: int, phase: str, label: str, entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.record import Label, Measured, Trial
 from bench.report import style
-from dcp_core.settings import Case, KernelName, PathName
+from dcp_core.settings import Case, PathName
 from dcp_core.shapes import Request, Workload
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -159,9 +160,7 @@ def _figure(panels: Sequence[Panel]) -> Figure:
             place.set_ylabel("one layer's step (median)")
         style.title(figure, "Attention step of one rank, fastest setting of each path")
         notes = _notes(points, hidden=len(panels) - len(shown), joined=joined)
-        paths, dcps, kernels, labels = _in_use(points)
-        keys = style.keys(paths, dcps if joined else [], kernels, labels)
-        style.finish(figure, keys, [point.trial for point in points], *notes)
+        style.finish(figure, _keys(points, joined=joined), [point.trial for point in points], *notes)
     return figure
 
 
@@ -245,17 +244,12 @@ _ABOVE: dict[str, Any] = {
 }
 
 
-def _in_use(points: Sequence[Point]) -> tuple[list[PathName], list[int], list[KernelName], list[Label]]:
+def _keys(points: Sequence[Point], *, joined: bool) -> list[Artist]:
+    """Return legend entries; dcp sizes are told apart only where points are joined by lines."""
     cases = [point.trial.case for point in points]
-    paths = {case.settings.path for case in cases}
-    kernels = {case.settings.kernel for case in cases}
-    labels = {point.outcome.label for point in points}
-    return (
-        [path for path in PathName if path in paths],
-        sorted({case.layout.dcp for case in cases}),
-        [kernel for kernel in KernelName if kernel in kernels],
-        [label for label in Label if label in labels],
-    )
+    paths, kernels = {case.settings.path for case in cases}, {case.settings.kernel for case in cases}
+    dcps = {case.layout.dcp for case in cases} if joined else set[int]()
+    return style.keys(paths, dcps, kernels, {point.outcome.label for point in points})
 
 
 def _notes(points: Sequence[Point], *, hidden: int, joined: bool) -> list[str]:

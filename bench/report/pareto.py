@@ -13,7 +13,7 @@ from bench.record import Label, Measured, Trial
 from bench.report import style
 from bench.report.kv_memory import BUDGET_BYTES
 from dcp_core.memory import KvMemory, format_size
-from dcp_core.settings import ExchangeName, KernelName, PathName
+from dcp_core.settings import ExchangeName, PathName
 from dcp_core.shapes import ModelShape, Workload
 
 if TYPE_CHECKING:
@@ -192,12 +192,7 @@ def _keys(points: Sequence[Point]) -> list[object]:
     settings = [point.trial.case.settings for point in points]
     paths, kernels = {one.path for one in settings}, {one.kernel for one in settings}
     labels = {point.outcome.label for point in points}
-    keys = style.keys(
-        [path for path in PathName if path in paths],
-        [],
-        [kernel for kernel in KernelName if kernel in kernels],
-        [label for label in Label if label in labels],
-    )
+    keys = style.keys(paths, (), kernels, labels)
     return [*keys, Line2D([], [], **_FRONT | {"ms": 9}, label="front")]
 
 

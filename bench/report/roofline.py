@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.collective import link_bytes_per_us
-from bench.record import Environment, Label, Measured, StageTime, Trial
+from bench.record import Environment, Measured, StageTime, Trial
 from bench.report import style
 from bench.report.breakdown import timed_stages
 from bench.report.exchange_cost import COLOURS, MARKERS
 from dcp_core.cost import Ceiling, Work, ceiling_of, step_work
-from dcp_core.settings import KernelName, PathName
+from dcp_core.settings import KernelName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,12 +205,7 @@ def _keys(points: Sequence[Point], device: str) -> list[object]:
     kernels = {_kernel(point) for point in passes}
     exchanges = sorted({point.trial.case.settings.exchange for point in points if point.work.wire_bytes})
     labels = {point.outcome.label for point in points}
-    keys = style.keys(
-        [path for path in PathName if path in paths],
-        [],
-        [kernel for kernel in KernelName if kernel in kernels],
-        [label for label in Label if label in labels],
-    )
+    keys = style.keys(paths, (), kernels, labels)
     lines = (("datasheet", _LIMIT, "-"), ("planned with", _PLANNED, "--")) if device in LIMITS else ()
     return [
         *keys,

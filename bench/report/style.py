@@ -282,18 +282,22 @@ def tokens(value: float) -> str:
 
 
 def keys(
-    paths: Sequence[PathName], dcps: Sequence[int], kernels: Sequence[KernelName], labels: Sequence[Label]
+    paths: Collection[PathName], dcps: Collection[int], kernels: Collection[KernelName], labels: Collection[Label]
 ) -> list[Artist]:
-    """Return legend entries that explain colours, lines, markers and fills, one of each in use."""
+    """Return legend entries that explain colours, lines, markers and fills: one of each in use, in the order of their names."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     grey = "#555555"
-    entries: list[Artist] = [Line2D([], [], color=PATH_COLOURS[path], lw=4, label=str(path)) for path in paths]
-    entries += [Line2D([], [], color=grey, ls=line_of(dcp), label=f"dcp {dcp}") for dcp in dcps]
+    entries: list[Artist] = [
+        Line2D([], [], color=PATH_COLOURS[path], lw=4, label=str(path)) for path in PathName if path in paths
+    ]
+    entries += [Line2D([], [], color=grey, ls=line_of(dcp), label=f"dcp {dcp}") for dcp in sorted(dcps)]
     entries += [
-        Line2D([], [], color=grey, ls="", marker=KERNEL_MARKERS[kernel], label=str(kernel)) for kernel in kernels
+        Line2D([], [], color=grey, ls="", marker=KERNEL_MARKERS[kernel], label=str(kernel))
+        for kernel in KernelName
+        if kernel in kernels
     ]
     # Patches, since a dot would look like the marker of a kernel.
-    fills = [(label, grey if LABEL_FILL[label] else "white") for label in labels]
+    fills = [(label, grey if LABEL_FILL[label] else "white") for label in Label if label in labels]
     return [*entries, *(Patch(facecolor=face, edgecolor=grey, label=str(label)) for label, face in fills)]

@@ -15,7 +15,6 @@ from bench.report import style
 from bench.report.gains import MIXED, phase_of
 from bench.stats import mean_interval
 from bench.tune.pick import pick
-from dcp_core.settings import KernelName, PathName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,12 +137,7 @@ def _keys(entries: Sequence[Entry]) -> list[object]:
 
     paths, kernels = ({getattr(entry.settings, name) for entry in entries} for name in ("path", "kernel"))
     labels = {entry.label for entry in entries}
-    keys = style.keys(
-        [path for path in PathName if path in paths],
-        [],
-        [kernel for kernel in KernelName if kernel in kernels],
-        [label for label in Label if label in labels],
-    )
+    keys = style.keys(paths, (), kernels, labels)
     return [*keys, Line2D([], [], color=_MEAN, ls="", marker="d", mfc="white", ms=8, label="mean")]
 
 

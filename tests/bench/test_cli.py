@@ -24,7 +24,7 @@ from bench.cli.campaign import shuffled
 from bench.cli.exits import Exit
 from bench.cli.obstacle import obstacle
 from bench.cli.options import paragraphs, ranks_here, values_of
-from bench.cli.screen import Bar, Lines, Pace, clock, screen
+from bench.cli.screen import Bar, Headway, Lines, clock, screen
 from bench.cli.searching import Search, Space
 from bench.environment import Device
 from bench.fitness import Finding
@@ -1281,48 +1281,48 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
     return hand
 
 
-def test_what_is_left_follows_the_pace_of_the_cases_behind_the_first(hand: Hand) -> None:
-    pace = Pace(4, 40.0)
+def test_what_is_left_follows_the_headway_of_the_cases_behind_the_first(hand: Hand) -> None:
+    headway = Headway(4, 40.0)
     for seconds in (30, 20):
         hand.now += seconds
-        pace.done += 1
-        pace.spend(10.0)
-    assert pace.left_s == 40.0
+        headway.done += 1
+        headway.spend(10.0)
+    assert headway.left_s == 40.0
     hand.now += 5
-    assert pace.left_s == 35.0
-    assert pace.told == "2 of 4 done, 35 s left"
+    assert headway.left_s == 35.0
+    assert headway.told == "2 of 4 done, 35 s left"
     hand.now += 100
-    assert pace.told == "2 of 4 done, longer than expected"
-    pace.done = 4
-    assert pace.told == "4 of 4 done in 3 min"
+    assert headway.told == "2 of 4 done, longer than expected"
+    headway.done = 4
+    assert headway.told == "4 of 4 done in 3 min"
 
 
-def test_compiling_a_kernel_changes_no_pace(hand: Hand) -> None:
-    pace = Pace(3, 30.0)
+def test_compiling_a_kernel_changes_no_headway(hand: Hand) -> None:
+    headway = Headway(3, 30.0)
     hand.now += 10
-    pace.spend(10.0)
-    pace.compiling(Compiling("decode", 1.0, ended=False))
+    headway.spend(10.0)
+    headway.compiling(Compiling("decode", 1.0, ended=False))
     hand.now += 33
-    assert pace.left_s == 21.0, "the second before it was told counts as compiling too"
-    pace.compiling(Compiling("decode", 34.0, ended=True))
+    assert headway.left_s == 21.0, "the second before it was told counts as compiling too"
+    headway.compiling(Compiling("decode", 34.0, ended=True))
     hand.now += 11
-    pace.spend(10.0)
-    assert pace.left_s == 10.0
+    headway.spend(10.0)
+    assert headway.left_s == 10.0
 
 
 def test_a_kernel_whose_worker_is_lost_is_compiled_no_longer(hand: Hand) -> None:
-    pace = Pace(3, 30.0)
-    pace.compiling(Compiling("decode", 1.0, ended=False))
+    headway = Headway(3, 30.0)
+    headway.compiling(Compiling("decode", 1.0, ended=False))
     hand.now += 300
-    pace.spend(10.0)
+    headway.spend(10.0)
     hand.now += 5
-    assert pace.left_s == 15.0
+    assert headway.left_s == 15.0
 
 
 def test_a_run_ends_with_its_time_budget(hand: Hand) -> None:
-    pace = Pace(2, 100.0, limit_s=30.0)
+    headway = Headway(2, 100.0, limit_s=30.0)
     hand.now += 20
-    assert pace.left_s == 10.0
+    assert headway.left_s == 10.0
 
 
 def test_the_bar_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
