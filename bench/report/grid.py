@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from unicodedata import combining, east_asian_width
 
 WIDTH = 80
 """Columns of a usual terminal; a table that needs more of them stands closer."""
@@ -85,7 +86,7 @@ class Grid:
         lines = zip_longest(*(_fold(cell, size) for cell, size in zip(cells, widths, strict=True)), fillvalue="")
         return "\n".join(
             gap.join(
-                piece.rjust(size) if column.right else piece.ljust(size)
+                " " * (size - taken(piece)) + piece if column.right else piece + " " * (size - taken(piece))
                 for piece, (size, column) in zip(line, places, strict=True)
             )
             for line in lines
@@ -112,15 +113,20 @@ class Grid:
             pieces = _pieces(self.columns[index].heading)
             for row in self.rows:
                 pieces += _pieces(row[index]) if wrap else [row[index]]
-            given = max(0, min(excess, narrowed[index] - max(len(piece.rstrip()) for piece in pieces)))
+            given = max(0, min(excess, narrowed[index] - max(taken(piece.rstrip()) for piece in pieces)))
             narrowed[index], excess = narrowed[index] - given, excess - given
         return narrowed if excess <= 0 else None
 
     def _widths(self, room: int) -> tuple[list[int], str]:
         """Return how wide each column is without folding any cell, and what stands between columns in that much room."""
         cells = [[column.heading for column in self.columns], *self.rows]
-        widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
+        widths = [max(taken(row[index]) for row in cells) for index in range(len(self.columns))]
         return widths, _GAP if sum(widths) + len(_GAP) * (len(widths) - 1) <= room else " "
+
+
+def taken(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for each wide character, as of Chinese, none for an accent."""
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def _pieces(cell: str) -> list[str]:
@@ -130,11 +136,11 @@ def _pieces(cell: str) -> list[str]:
 
 def _fold(cell: str, width: int) -> list[str]:
     """Break a cell into lines no longer than ``width``, as far as its pieces allow."""
-    if len(cell) <= width:
+    if taken(cell) <= width:
         return [cell]
     lines = [""]
     for piece in _pieces(cell):
-        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+        if lines[-1] and taken(lines[-1]) + taken(piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
     return [line.rstrip() for line in lines]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report.grid import Column, Grid, folded, printable
+from bench.report.grid import Column, Grid, folded, printable, taken
 
 GRID = Grid(
     "Fruit",
@@ -129,3 +129,9 @@ def test_printable_text_is_left_alone() -> None:
 def test_a_row_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="2 cells in a table of 1 columns"):
         Grid("t", (Column("x"),), (("1", "2"),))
+
+
+def test_wide_characters_and_accents_shift_no_column() -> None:
+    names = ("千问", "qwen", "e\N{COMBINING ACUTE ACCENT}te\N{COMBINING ACUTE ACCENT}")
+    grid = Grid("", (Column("name"), Column("µs", right=True)), tuple((name, "1.0") for name in names))
+    assert {taken(line) for line in grid.to_text().splitlines()} == {len("qwen") + 2 + len("1.0")}
