@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,6 +164,8 @@ def find_run(folder: str | Path, name: str) -> Path:
         known = (
             nearest(name, runs) or f"; its last is {list(runs)[-1]!r}" if runs else "; it holds none, so give --results"
         )
+        if Path(name).is_dir():
+            known = f", but a folder of that name: give it as --results {shlex.quote(name[:80])}"
         raise FileError(f"{folder}: no run {name[:80]!r}{known}")
     return found
 

@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -229,10 +229,12 @@ def page() -> str:
     if callback is None:
         raise ValueError("the program has no options of its own")
     every = commands()
+    *about, examples = ABOUT.split("\n\n")
     panels = dict.fromkeys(command.panel for command in every)
     parts = [
         HEAD,
-        "\n\n".join(" ".join(part.split()) for part in ABOUT.split("\n\n")),
+        *(" ".join(part.split()) for part in about),
+        _console(line.strip() for line in examples.splitlines()[1:]),
         "\n".join(f"- **{panel}**: {', '.join(_link(one) for one in every if one.panel == panel)}" for panel in panels),
         GRAMMAR,
         "\n".join(_table(tuple(parameters(callback.callback)))),
@@ -254,9 +256,13 @@ def _section(command: Command) -> str:
         f"```text\n{' '.join(words)}\n```",
         *map(_markdown, command.text),
         "\n".join(_table(command.parameters)),
-        "\n".join(["```console", *(f"$ {example}" for example in command.examples), "```"]),
+        _console(command.examples),
     ]
     return "\n\n".join(parts)
+
+
+def _console(examples: Iterable[str]) -> str:
+    return "\n".join(["```console", *(f"$ {example}" for example in examples), "```"])
 
 
 def _table(every: Sequence[Parameter]) -> list[str]:

@@ -24,7 +24,9 @@ from bench.report.table import counted, dcp_of, label_of, micros, notes_of, sett
 _HERE = Path(__file__).parent
 _WIDE = "<div class=wide tabindex=0 role=region aria-label=Table>"
 """Around a table: on a narrow screen it is moved sideways, by keys too."""
-WHAT_LABELS_MEAN = (
+WHAT_WORDS_MEAN = (
+    "batch: 8q4s32k is eight requests with 4 new tokens each, of 32768 in total. via: the exchange between ranks.",
+    "/default: the time over that of what the engine runs by itself. next: the runner-up's time over the chosen one's.",
     "measured: the group ran on as many devices or processes as it has ranks.",
     "simulated: all its ranks ran on one device and were checked; the one with most keys was timed alone, without the exchange.",
     "warm: caches were not emptied before each repetition. eager: launched by the host, not replayed from a CUDA graph.",
@@ -70,16 +72,18 @@ def _answer(profiles: Sequence[Profile]) -> str:
     gains = [entry for entry in entries if (entry.ratio_to_default or 1.0) < 1.0]
     if not entries:
         return "<p class=answer>Nothing here was measured, so there is nothing to choose.</p>"
-    said = f"Of {counted(len(entries), 'choice')}, {len(gains)} are not the engine's default, and faster."
+    said = f"Of {counted(len(entries), 'choice')}, none was shown to be faster than the engine's default."
     if gains:
+        are = "is" if len(gains) == 1 else "are"
+        said = f"Of {counted(len(entries), 'choice')}, {len(gains)} {are} faster than the engine's default."
         best = min(gains, key=lambda entry: entry.ratio_to_default or 1.0)
         said += (
             f" Most so for {best.workload} at dcp {best.layout.dcp}: {settings_line(best.settings)} takes "
             f"{best.ratio_to_default:.0%} of the default's time."
         )
     grids = "".join(_grid(entries_grid(profile)) for profile in profiles)
-    labels = "".join(f"<li>{_text(line)}</li>" for line in WHAT_LABELS_MEAN)
-    return f"<p class=answer>{_text(said)}</p>{grids}<h3>Labels</h3><ul class=soft>{labels}</ul>"
+    words = "".join(f"<li>{_text(line)}</li>" for line in WHAT_WORDS_MEAN)
+    return f"<p class=answer>{_text(said)}</p>{grids}<h3>Words</h3><ul class=soft>{words}</ul>"
 
 
 def _pictures(trials: Sequence[Trial], command: str) -> str:
