@@ -57,10 +57,7 @@ def test_the_answer_comes_first_and_every_case_has_a_row_with_its_command(whole:
 
 def test_the_answer_says_in_words_that_nothing_was_gained() -> None:
     (case,) = cases(["q1s1k"], dcps=(1,), kernels=("fa2",))
-    alone = pick([trial(case)])
-    assert "Of 1 choice, none was shown to be faster than the engine's default." in page(
-        [trial(case)], alone, command=""
-    )
+    assert "Of 1 choice, none was shown to be faster than" in page([trial(case)], pick([trial(case)]), command="")
 
 
 def test_every_element_is_closed(whole: str) -> None:
