@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench import referee
+from bench.audit import NULL, Audited
 from bench.clock import REPETITIONS, Scripted
+from bench.record import Skipped
 
 
 def profiler(counts: list[int]) -> Any:
@@ -40,3 +43,11 @@ def test_what_was_seen_in_as_many_pieces_twice_is_believed(monkeypatch: pytest.M
 def test_what_never_was_is_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="attention in another number of pieces each time, 6 times"):
         audited(monkeypatch, [1, REPETITIONS, 3, 2 * REPETITIONS, 4, REPETITIONS])
+
+
+def test_a_stage_that_runs_nothing_is_left_out_and_a_step_that_seems_to_is_no_audit() -> None:
+    null, step, merge = (Audited(name, 4.0, 1.5, 1) for name in (NULL, "step", "merge"))
+    nothing = Audited("fold", 2.5, 0.0, 0)
+    assert referee._seen([null, step, nothing, merge]) == [null, step, merge]
+    assert isinstance(referee._seen([null, replace(step, kernels=0), merge]), Skipped)
+    assert isinstance(referee._seen([replace(null, kernels=0), step, merge]), Skipped)

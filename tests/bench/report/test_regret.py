@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bench.noise import NOISES
+from bench.record import Trial
 from bench.report import regret
 from bench.report.regret import tried
 from bench.tune.paper import table_of, told_apart
@@ -46,7 +47,7 @@ def test_every_strategy_and_noise_has_a_mark_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("found", [[], trials("q512s8k", kernels=("fa3",), dcps=(2,))], ids=["none", "no default"])
-def test_without_an_exhaustive_table_the_reason_says_what_to_measure(found: list[object]) -> None:
-    reason = regret.draw(found)  # type: ignore[arg-type]
+def test_without_an_exhaustive_table_the_reason_says_what_to_measure(found: list[Trial]) -> None:
+    reason = regret.draw(found)
     assert isinstance(reason, str)
     assert "--search exhaustive" in reason
