@@ -74,7 +74,10 @@ def tune(
         return Exit.DONE
     check_size(wanted.cases)
     if how is Search.EXHAUSTIVE:
-        refuse_of_exhaustive(where is Space.ALL, budget_s is not None)
+        if budget_s is not None:
+            raise UsageError("--time-budget goes with --search race: an exhaustive search measures every candidate")
+        if where is Space.ALL:
+            wanted = plan(wanted, where).campaign
         if running.dry_run:
             return show_plan(wanted, as_json=running.json)
         trials, interrupted = measure(wanted, session.command)
@@ -86,18 +89,3 @@ def tune(
     searched, trials, interrupted = hunt(wanted, where, budget_s=budget_s, command=session.command)
     publish_findings(searched, trials, command=session.command, as_json=running.json, pictures=not interrupted)
     return finish(trials, interrupted=interrupted)
-
-
-def refuse_of_exhaustive(everything: bool, limited: bool) -> None:
-    """Refuse what only a search by races can do.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    from bench.errors import UsageError
-
-    for given, option in ((everything, "--space all"), (limited, "--time-budget")):
-        if given:
-            raise UsageError(
-                f"{option} goes with --search race: an exhaustive search measures what the sweep lists, all of it"
-            )
