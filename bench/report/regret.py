@@ -13,7 +13,7 @@ from bench.report import style
 from bench.stats import mean_interval
 from bench.tune.batch import Batch
 from bench.tune.paper import Table, table_of, told_apart
-from bench.tune.replay import STRATEGIES, Score, replay
+from bench.tune.replay import STRATEGIES, Score, as_searched, replay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,13 +25,16 @@ LEAST_REGRET = 1e-4
 """Below which the axis is linear, down to none."""
 COLOURS = {"races": "#332288", "each alone": "#cc6677", "one look each": "#44aa99", "a random third": "#ddaa33"}
 MARKERS = {"white": "o", "autocorrelated": "s", "drifting": "^", "two clocks": "D", "spiky": "P"}
+SEARCHED = "as searched"
+"""In place of a noise: real searches, on the device that the table was measured on."""
+_STAR = "*"
 _ASIDE = 0.012
 """Between markers of one strategy, so that they do not hide one another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """How a strategy fared under one kind of noise, over some batches."""
+    """How a strategy fared under one kind of noise, or races SEARCHED for real, over some batches."""
 
     strategy: str
     noise: str
@@ -74,7 +77,8 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     if not batches:
         return "needs a batch of which the engine's default and other settings were each measured alone (--search exhaustive)"
     chosen = sorted(batches, key=lambda batch: -len(batch.candidates))[:MAX_BATCHES]
-    found = tried(table, chosen)
+    searched = as_searched(table, batches, trials)
+    found = [*tried(table, chosen), *([Tried("races", SEARCHED, tuple(searched))] if searched else [])]
     with style.styled():
         figure, axes = style.panels(2, width=4.6, height=3.4)
         for place, value in zip(axes, (_mean, _worst), strict=True):
@@ -85,7 +89,8 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         style.title(figure, "What a search costs, and what it misses")
         cases = {case for batch in chosen for case in batch.candidates}
         sources = [trial for trial in trials if trial.case in cases]
-        style.finish(figure, _keys(), sources, *_notes(chosen, hidden=len(batches) - len(chosen)))
+        notes = _notes(chosen, hidden=len(batches) - len(chosen), searched=len(searched))
+        style.finish(figure, _keys(searched=bool(searched)), sources, *notes)
     return figure
 
 
@@ -99,7 +104,10 @@ def _worst(one: Tried) -> tuple[float, float, float]:
 
 
 def _mark(one: Tried, y: tuple[float, float, float]) -> style.Mark:
-    x = fmean(score.seconds for score in one.scores) + _ASIDE * (list(NOISES).index(one.noise) - len(NOISES) // 2)
+    x = fmean(score.seconds for score in one.scores)
+    if one.noise == SEARCHED:
+        return style.Mark((x, x, x), y, COLOURS[one.strategy], _STAR)
+    x += _ASIDE * (list(NOISES).index(one.noise) - len(NOISES) // 2)
     return style.Mark((x, x, x), y, COLOURS[one.strategy], MARKERS[one.noise])
 
 
@@ -120,14 +128,15 @@ def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
 
-def _keys() -> list[object]:
+def _keys(*, searched: bool) -> list[object]:
     from matplotlib.lines import Line2D
 
     colours = [Line2D([], [], color=COLOURS[name], lw=4, label=name) for name in STRATEGIES]
-    return [*colours, *(Line2D([], [], color="#555555", ls="", marker=MARKERS[name], label=name) for name in NOISES)]
+    markers = {**MARKERS, **({SEARCHED: _STAR} if searched else {})}.items()
+    return [*colours, *(Line2D([], [], color="#555555", ls="", marker=one, label=name) for name, one in markers)]
 
 
-def _notes(batches: Sequence[Batch], *, hidden: int) -> list[str]:
+def _notes(batches: Sequence[Batch], *, hidden: int, searched: int) -> list[str]:
     sizes = [len(batch.candidates) for batch in batches]
     left_out = f", those with most candidates of {len(batches) + hidden}" if hidden else ""
     how = (
@@ -138,4 +147,7 @@ def _notes(batches: Sequence[Batch], *, hidden: int) -> list[str]:
         "races: as dcpbench tune searches, confirmation included; each alone: every candidate measured, the best median; one "
         "look each: a sample of every one; a random third: of the candidates, with the default."
     )
-    return [how, f"{strategies} Bars: 95 % interval of the mean over batches."]
+    notes = [how, f"{strategies} Bars: 95 % interval of the mean over batches."]
+    if searched:
+        notes.append(f"Star, measured: what dcpbench tune chose for {searched} of the batches, and how long it took.")
+    return notes

@@ -83,3 +83,8 @@ def changed(settings: Settings, name: str, value: object) -> Settings | None:
 def distance(one: Settings, other: Settings) -> int:
     """Return in how many settings two differ."""
     return sum(1 for _ in one.differences(other))
+
+
+def cache_of(case: Case) -> tuple[int, str]:
+    """Return what the layout of the KV cache depends on: cases alike in it, opened one after another, share one cache."""
+    return case.settings.page_size, case.settings.kv_layout

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from bench.record import VISITS, Failed, Heat, Measured, Skipped, Trial
-from bench.tune.batch import Batch, distance
+from bench.tune.batch import Batch, cache_of, distance
 from bench.verdict import ALPHA, RESOLUTION_US, Comparison, Verdict, compare, rounds_of
 from dcp_core.settings import Case
 
@@ -19,10 +19,10 @@ FINALISTS = 8
 """Raced beside the default."""
 REACH = 1.2
 """A candidate slower than the best by more in the screening is not raced."""
-WIDTH, ALIKE = 2, 1.02
-"""The best ones whose neighbours are screened: so many, if they are no slower than the best by more …"""
+LEAD = 1.01
+"""A best candidate leads no further if all is known around one that is no slower by more."""
 PATH_REACH = 1.3
-"""… and the best of each path that is no slower by more than this."""
+"""Around the best of another path nothing is screened if it is slower than the best by more."""
 
 
 def paired(one: Iterable[Trial], other: Iterable[Trial], heat: Heat) -> Comparison | None:
@@ -81,13 +81,22 @@ class Known:
         return seen.ratio if seen else self.ratios[one] / self.ratios[other]
 
     @property
-    def roots(self) -> list[Case]:
-        """The best of the screening, and the best of each path: what is next to them may be better still."""
+    def leads(self) -> list[Case]:
+        """What to screen next: around the best of the screening, and around the best of each other path on the same cache.
+
+        Around the best only as long as nothing is known all around a case as good: what is left to gain then is little.
+        """
         ordered = sorted(self.ratios, key=self.ratios.__getitem__)
-        of_paths = {case.settings.path: case for case in reversed(ordered)}.values()
-        alike = [case for case in ordered[:WIDTH] if self.ratios[case] <= ALIKE * self.ratios[ordered[0]]]
-        hopeful = [case for case in of_paths if self.ratios[case] <= PATH_REACH * self.ratios[ordered[0]]]
-        return list(dict.fromkeys([*alike, *hopeful]))
+        if not ordered:
+            return []
+        best = ordered[0]
+        as_good = (case for case in ordered if self.ratios[case] <= LEAD * self.ratios[best])
+        found = self._unseen(best) if all(self._unseen(case) for case in as_good) else []
+        of_paths = {case.settings.path: case for case in reversed(ordered)}
+        for case in of_paths.values():
+            if case != best and self.ratios[case] <= PATH_REACH * self.ratios[best]:
+                found += [near for near in self._unseen(case) if cache_of(near) == cache_of(case)]
+        return list(dict.fromkeys(found))
 
     @property
     def finalists(self) -> tuple[Case, ...]:
@@ -137,6 +146,10 @@ class Known:
             if len(rounds) >= MOST_ROUNDS or (rounds and raced_s >= self.times[case][-1].policy.max_seconds):
                 return True
         return False
+
+    def _unseen(self, case: Case) -> list[Case]:
+        """Return the candidates one change of settings away that are to be screened yet."""
+        return [near for near in self.batch.neighbours(case) if self.wants(near)]
 
     def _of(self, case: Case, heat: Heat) -> dict[str, list[float]]:
         if (case, heat) not in self._rounds:

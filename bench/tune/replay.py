@@ -3,18 +3,21 @@
     python -m bench.tune.replay results/reference/h200
 
 Prints regret, false wins, losses over the default, and the share of cases opened and of time, on the tables of some folders,
-and on a made-up one of a space larger than any that was measured. Standard library only.
+and on a made-up one of a space larger than any that was measured. Batches that a real search went over too come first, by what
+it chose and how long it took. Standard library only.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from bench.noise import NOISES, Noise
+from bench.record import Measured, Trial
 from bench.report.grid import Column, Grid
 from bench.tune.batch import Batch
 from bench.tune.loop import search
@@ -89,15 +92,36 @@ def replay(
 ) -> list[Score]:
     """Let a strategy search every batch once for each seed."""
     return [
-        _score(table, batch, strategy, noise, f"{seed} {number}")
+        _replayed(table, batch, strategy, noise, f"{seed} {number}")
         for seed in seeds
         for number, batch in enumerate(batches)
     ]
 
 
-def _score(table: Table, batch: Batch, strategy: Strategy, noise: Callable[[], Noise], seed: str) -> Score:
+def as_searched(table: Table, batches: Sequence[Batch], trials: Iterable[Trial]) -> list[Score]:
+    """Judge by a table what real searches chose and took, those of its batches that were searched and confirmed."""
+    raced: dict[Case, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        if isinstance(trial.outcome, Measured) and trial.outcome.race:
+            raced[trial.case].append(trial)
+    scores = []
+    for batch in batches:
+        own = [trial for case in batch.candidates for trial in raced.get(case, ())]
+        finding = found(batch, own) if own else None
+        if finding and finding.done and finding.chosen and finding.chosen in table:
+            opened = {trial.case for trial in own}
+            scores.append(_score(table, batch, finding.chosen, opened, finding.seconds))
+    return scores
+
+
+def _replayed(table: Table, batch: Batch, strategy: Strategy, noise: Callable[[], Noise], seed: str) -> Score:
     paper = Paper(table, noise(), hash_of(seed))
-    chosen = table[strategy(batch, paper)].step_us
+    chosen = strategy(batch, paper)
+    return _score(table, batch, chosen, paper.opened, paper.seconds)
+
+
+def _score(table: Table, batch: Batch, choice: Case, opened: Collection[Case], seconds: float) -> Score:
+    chosen = table[choice].step_us
     best = min(table[case].step_us for case in batch.candidates)
     default = table[batch.default].step_us if batch.default else None
     exhaustive_s = sum(table[case].trial_s for case in batch.candidates)
@@ -105,8 +129,8 @@ def _score(table: Table, batch: Batch, strategy: Strategy, noise: Callable[[], N
         regret=chosen / best - 1,
         over_default=chosen / default - 1 if default else 0.0,
         false_win=default is not None and chosen != default and chosen >= default,
-        cases=len(paper.opened) / len(batch.candidates),
-        seconds=paper.seconds / exhaustive_s,
+        cases=len(opened) / len(batch.candidates),
+        seconds=seconds / exhaustive_s,
     )
 
 
@@ -161,16 +185,19 @@ def main(folders: Sequence[str]) -> int:
         environment = trials[-1].environment if trials else NOWHERE
         table = table_of(trials)
         batches = told_apart(table, environment)
-        _report(folder, table, batches, range(10))
+        _report(folder, table, batches, range(10), as_searched(table, batches, trials))
     table = made_up_table()
     _report("made up", table, told_apart(table, MADE_UP_ON), range(5))
     return 0
 
 
-def _report(title: str, table: Table, batches: Sequence[Batch], seeds: Sequence[int]) -> None:
+def _report(
+    title: str, table: Table, batches: Sequence[Batch], seeds: Sequence[int], searched: Sequence[Score] = ()
+) -> None:
     candidates = sum(len(batch.candidates) for batch in batches)
     title = f"{title}: {candidates} candidates for {len(batches)} batches, {len(seeds)} times"
-    scores = {
+    scores = {("the device's", f"races of {len(searched)}"): searched} if searched else {}
+    scores |= {
         (noise, name): replay(table, batches, strategy, make, seeds)
         for noise, make in NOISES.items()
         for name, strategy in STRATEGIES.items()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.record import Heat, Measured, Trial
-from bench.tune.batch import Batch
+from bench.tune.batch import Batch, cache_of
 from bench.tune.known import Known
 from bench.verdict import Comparison, Verdict
 from dcp_core.settings import Case
@@ -21,7 +21,7 @@ ROUNDS = 10
 SEATS = 16
 """Cases held open at once while screening."""
 SCREEN_ALL = 24
-"""Candidates that are all screened. Of more, those next to the best ones found are, until nothing next to them is left."""
+"""Candidates that are all screened. Of more, those next to the best ones found are, as long as they lead on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +101,15 @@ def found(batch: Batch, trials: Sequence[Trial]) -> Finding:
 
 
 def _screen(known: Known) -> Step | None:
-    """Screen the likeliest first, then all; of many the neighbours of the best, as long as they lead on."""
+    """Screen the likeliest first, then all; of many what the best ones lead to."""
     batch = known.batch
     unseen = [case for case in batch.likeliest if known.wants(case)]
     if not unseen and len(batch.candidates) <= SCREEN_ALL:
         unseen = [case for case in batch.candidates if known.wants(case)]
     elif not unseen:
-        unseen = [case for one in known.roots for case in batch.neighbours(one) if known.wants(case)]
-        unseen = list(dict.fromkeys(unseen))
+        unseen = known.leads
     # Those with one cache beside one another: laying it out is what a case costs most.
-    unseen.sort(key=lambda case: (case.settings.page_size, case.settings.kv_layout))
-    return _screening(known, unseen)
+    return _screening(known, sorted(unseen, key=cache_of))
 
 
 def _screening(known: Known, cases: Sequence[Case]) -> Step | None:

@@ -10,8 +10,9 @@ from bench.noise import NOISES
 from bench.record import Trial
 from bench.report import regret
 from bench.report.regret import tried
-from bench.tune.paper import table_of, told_apart
-from bench.tune.replay import STRATEGIES
+from bench.tune.loop import search
+from bench.tune.paper import Paper, table_of, told_apart
+from bench.tune.replay import STRATEGIES, as_searched
 from tests.bench.made_up import H200, trials
 
 FOUND = trials("16q1s8k", "16q1s32k", "64q1s8k", exchanges=("ag_rs", "a2a"))
@@ -38,6 +39,21 @@ def test_the_picture_says_how_many_batches_were_replayed_and_that_it_is_no_measu
     assert f"Modelled: {regret.MAX_BATCHES} batches, those with most candidates of {batches}" in said
     assert all("modelled" in axes.get_title(loc="left") for axes in figure.axes)
     assert {text.get_text() for text in figure.legends[0].get_texts()} == STRATEGIES.keys() | NOISES.keys()
+
+
+def test_what_real_searches_chose_and_took_is_a_star_of_its_own() -> None:
+    table = table_of(FOUND)
+    batch = next(one for one in told_apart(table, H200) if len(one.candidates) > 3)
+    paper = Paper(table, NOISES["white"](), seed=1)
+    *_, (_, raced) = search([batch], (), paper, now=lambda: paper.seconds)
+    assert as_searched(table, [batch], FOUND) == []
+    (score,) = as_searched(table, [batch], [*FOUND, *raced])
+    assert score.regret == pytest.approx(0, abs=0.03)
+    assert score.seconds == pytest.approx(paper.seconds / sum(table[case].trial_s for case in batch.candidates))
+    assert as_searched(table, [batch], raced[:3]) == [], "an unfinished search has chosen nothing"
+    figure = regret.draw([*FOUND, *raced])
+    assert isinstance(figure, Figure)
+    assert regret.SEARCHED in {text.get_text() for text in figure.legends[0].get_texts()}
 
 
 def test_every_strategy_and_noise_has_a_mark_of_its_own() -> None:
