@@ -22,7 +22,7 @@ class Audited:
 
     Args:
         events_us: the median between the events around it, as trials have it.
-        cupti_us: the median from the beginning of its first kernel to the end of its last.
+        cupti_us: the median of what events enclose: from the end of the cooling before it to the end of its last kernel.
         kernels: that it consists of, copies and memsets included.
     """
 
@@ -48,6 +48,9 @@ class Audited:
 def spans_us(work: Sequence[tuple[float, float]], repetitions: int, ahead: int) -> tuple[list[float], int]:
     """Return how long each repetition took by what ran on the device, and of how many pieces of work each consisted.
 
+    One begins where what is ahead of it has ended, with the gap before its first kernel, as it does for events: how long a
+    kernel takes to start depends on the kernel. With nothing ahead it begins with its first kernel.
+
     Args:
         work: when each piece of work began and ended, in microseconds, of all repetitions.
         ahead: pieces of work at the beginning of a repetition that are not of it: the cooling of the cache.
@@ -63,8 +66,9 @@ def spans_us(work: Sequence[tuple[float, float]], repetitions: int, ahead: int) 
     ordered = sorted(work)
     spans = []
     for start in range(0, len(work), each):
-        own = ordered[start + ahead : start + each]
-        spans.append(max(end for _, end in own) - own[0][0])
+        before, own = ordered[start : start + ahead], ordered[start + ahead : start + each]
+        begin = max((end for _, end in before), default=own[0][0])
+        spans.append(max(end for _, end in own) - begin)
     return spans, each - ahead
 
 

@@ -39,10 +39,12 @@ def test_repetitions_are_told_apart_whatever_order_their_work_is_reported_in(
 ) -> None:
     work, expected, now = [], [], 0.0
     for _ in range(repetitions):
-        for _ in range(ahead):
-            work.append((now, now + 40.0))
-            now += 41.0
         start = now
+        for _ in range(ahead):
+            start = now + 40.0
+            work.append((now, start))
+            now += source.uniform(40.5, 43)
+        start = start if ahead else now
         for _ in range(kernels):
             long = source.uniform(1, 9)
             work.append((now, now + long))
@@ -56,7 +58,12 @@ def test_repetitions_are_told_apart_whatever_order_their_work_is_reported_in(
 
 
 def test_a_kernel_that_runs_beside_others_ends_its_repetition_if_it_ends_last() -> None:
-    assert spans_us([(0.0, 9.0), (10.0, 30.0), (11.0, 14.0)], 1, 1) == ([20.0], 2)
+    assert spans_us([(0.0, 9.0), (10.0, 30.0), (11.0, 14.0)], 1, 1) == ([21.0], 2)
+
+
+def test_how_long_a_kernel_takes_to_start_after_the_cooling_counts_as_it_does_for_events() -> None:
+    assert spans_us([(0.0, 9.0), (11.0, 30.0)], 1, 1) == ([21.0], 1)
+    assert spans_us([(11.0, 30.0)], 1, 0) == ([19.0], 1)
 
 
 @pytest.mark.parametrize(("kernels", "repetitions", "ahead"), [(7, 3, 0), (8, 3, 1), (3, 3, 2)])
