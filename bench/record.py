@@ -3,8 +3,8 @@
 History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, a stage between ranks holds
 samples of every rank and which way its exchange took, and a case may have been timed in a race; 3, a trial says whether it
 repeats a case to show drift, and how often its case was taken again, an outcome how long it warmed up, how correlated its
-samples are, how many were dropped, its span, its peak of memory, the timer's floor at the end and what clocks did meanwhile, a
-summary p99 and outliers. What an older line lacks has its default.
+samples are, how many were dropped, its span, its peak of memory, the timer's floor at the end, what clocks did meanwhile and
+what ran when, a summary p99 and outliers. What an older line lacks has its default.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ MAX_SAMPLES = 64
 """Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
 FEWEST_FOR_P99 = 299
 """Samples of which, with 95 %, one lies beyond the 99th percentile: 1 - 0.99 ** 299."""
+MAX_PIECES = 256
+"""Pieces of work kept of a step's timeline: ten times what a step of a mixed batch consists of."""
 VISITS = 2
 """To each case in a round of a race, as far from its middle the one as the other: a drift falls on all cases alike."""
 
@@ -240,6 +242,30 @@ class Pace:
         return cls(len(told), min(clocks, default=None), max(clocks, default=None), tuple(reasons)) if told else None
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of work within a step, from when to when: a kernel or a copy as the device ran it, or a stage of those timed alone.
+
+    Args:
+        name: of the stage, of the kernel without its arguments, or of what kind of copy it is.
+        start_us, end_us: since the step's first piece of work began.
+        communicates: it is of the exchange.
+
+    Raises:
+        ValueError: for times that nothing has, or an end before its beginning.
+    """
+
+    name: str
+    start_us: float
+    end_us: float
+    communicates: bool
+
+    def __post_init__(self) -> None:
+        _check_amounts(f"times of {self.name[:40]!r}", (self.start_us, self.end_us))
+        if self.end_us < self.start_us:
+            raise ValueError(f"{self.name[:40]!r} ends at {self.end_us:g} µs, before it begins at {self.start_us:g}")
+
+
 class Heat(StrEnum):
     """What a race was run for: a first look at many cases, telling the best apart, or proof in a fresh process."""
 
@@ -305,6 +331,8 @@ class Measured:
         clocks_during: of each rank's device, where it tells.
         peak_bytes: that torch gave out at most while the case was measured, of the fullest rank's GPU; None on a CPU, in a race,
             or if that was not kept.
+        timeline: what ran when on rank 0, which has most keys, in one repetition of the step, that of median length, as CUPTI
+            saw it; of a step that overlaps between real ranks on GPUs, where it could be had, else empty.
 
     Raises:
         ValueError: for a case that was not right, or numbers that nothing measured has.
@@ -334,6 +362,7 @@ class Measured:
     dropped: int = 0
     clocks_during: tuple[Pace, ...] = ()
     peak_bytes: int | None = None
+    timeline: tuple[Piece, ...] = ()
     kind: str = field(default="measured", init=False)
 
     def __post_init__(self) -> None:
@@ -349,6 +378,8 @@ class Measured:
         _check_amounts("what else a timer reads", (self.timer_floor_end_us or 0.0, self.timer_empty_us or 0.0))
         for samples in self.rank_samples_us:
             _check_amounts("samples of a rank", samples)
+        if len(self.timeline) > MAX_PIECES:
+            raise ValueError(f"a timeline has {MAX_PIECES} pieces of work at most, not {len(self.timeline)}")
         if self.race and {len(samples) for samples in self.rank_samples_us} != {self.step_us.count}:
             raise ValueError(f"a race keeps all samples of every rank, {self.step_us.count}")
         if self.race and self.step_us.count % (VISITS * self.race.repeats):

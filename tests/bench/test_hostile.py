@@ -23,7 +23,7 @@ from bench.cli.screen import Bar
 from bench.files import FileError
 from bench.line import encode
 from bench.recommend.trace_file import read_trace
-from bench.record import SCHEMA, Environment, Failed, Measured, Skipped
+from bench.record import SCHEMA, Environment, Failed, Measured, Piece, Skipped, Trial
 from bench.report.grid import printable
 from bench.shipped import shipped_profiles
 from bench.store import StorageError, Store, read_run
@@ -85,7 +85,14 @@ def sealed_deep(depth: int) -> str:
 
 # --- What is mutated ------------------------------------------------------------------------------------------------
 
-TRIAL = encode(trials("8q1s32k", dcps=(2,), kernels=("fa2",), exchanges=("ag_rs",))[0]).decode()
+
+def traced() -> Trial:
+    (one,) = trials("8q1s32k", dcps=(2,), kernels=("fa2",), exchanges=("ag_rs",))[:1]
+    assert isinstance(one.outcome, Measured)
+    return replace(one, outcome=replace(one.outcome, timeline=(Piece("_rescale", 0.0, 3.5, communicates=True),)))
+
+
+TRIAL = encode(traced()).decode()
 CONFIG = {
     "num_attention_heads": 64,
     "num_key_value_heads": 4,

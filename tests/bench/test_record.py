@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from bench.record import FEWEST_FOR_P99, Measured, Outliers, Pace, Trial
+from bench.record import FEWEST_FOR_P99, MAX_PIECES, Measured, Outliers, Pace, Piece, Trial
 from bench.stats import summarize
 from tests.bench.made_up import cases, trial
 
@@ -49,6 +50,9 @@ def test_a_rule_is_kept_in_fields_that_a_trial_has(number: str, rule: str, field
             assert kind is not None, f"rule {number}: a trial has no {path}"
 
 
+PIECE = Piece("attend", 0.0, 1.0, communicates=False)
+
+
 def measured() -> Measured:
     (case,) = cases(["q8s1k"], dcps=(1,), kernels=("fa2",))
     outcome = trial(case).outcome
@@ -81,6 +85,10 @@ def test_a_pace_is_what_states_tell_together() -> None:
         (lambda: replace(summarize([1.0] * 298), p99=1.0), f"from {FEWEST_FOR_P99} samples on, and this is of 298"),
         (lambda: replace(summarize([1.0]), outliers=Outliers(above=1, far_below=1)), "2 outliers among 1 samples"),
         (lambda: replace(measured(), dropped=-1), "dropped and peak_bytes should be neither negative"),
+        (lambda: Piece("attend", -1.0, 2.0, communicates=False), "times of 'attend' should be neither negative"),
+        (lambda: Piece("attend", 0.0, math.inf, communicates=False), "nor infinite, not inf"),
+        (lambda: Piece("attend", 3.0, 2.5, communicates=False), "'attend' ends at 2.5 µs, before it begins at 3"),
+        (lambda: replace(measured(), timeline=(PIECE,) * (MAX_PIECES + 1)), "has 256 pieces of work at most, not 257"),
         (lambda: replace(measured(), timer_empty_us=-1.0), "what else a timer reads should be neither negative"),
     ],
 )

@@ -25,6 +25,7 @@ from bench.record import (
     Measured,
     Outcome,
     Pace,
+    Piece,
     PlanTime,
     Policy,
     Skipped,
@@ -71,6 +72,7 @@ def measured(median_us: float = 10.0) -> Measured:
         dropped=60,
         clocks_during=(Pace(3, 1755, 1980, ("software power cap",)), Pace(1)),
         peak_bytes=3 << 20,
+        timeline=(Piece("stage_rows", 0.0, 9.125, communicates=True), Piece("attend", 1.5, 270.0, communicates=False)),
     )
 
 
@@ -96,6 +98,7 @@ LATER = {
     "dropped": 0,
     "clocks_during": (),
     "peak_bytes": None,
+    "timeline": (),
 }
 """What the first lines of schema 3 lack of an outcome, and its default."""
 
