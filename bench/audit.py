@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from bench.verdict import FLOORS, Comparison, Verdict
 from dcp_core.settings import Case
 
+T = TypeVar("T", bound=tuple[object, ...])
 TOLERANCE = 0.03
 """By how much two timers may differ and still agree."""
 SHARE = 0.95
@@ -45,6 +47,23 @@ class Audited:
         return abs(self.error(null)) <= TOLERANCE
 
 
+def repetitions_of(work: Sequence[T], repetitions: int, least: int) -> list[list[T]]:
+    """Return the pieces of work of each repetition, in the order in which they began.
+
+    Args:
+        work: of all repetitions, each piece beginning with when it began.
+        least: pieces that a repetition has.
+
+    Raises:
+        ValueError: where repetitions cannot be told apart, since they are not of equally many pieces.
+    """
+    each, rest = divmod(len(work), repetitions)
+    if rest or each < least:
+        raise ValueError(f"{len(work)} kernels are not {repetitions} equal repetitions of {least} or more")
+    ordered = sorted(work)
+    return [ordered[place * each : (place + 1) * each] for place in range(repetitions)]
+
+
 def spans_us(work: Sequence[tuple[float, float]], repetitions: int, ahead: int) -> tuple[list[float], int]:
     """Return how long each repetition took by what ran on the device, and of how many pieces of work each consisted.
 
@@ -56,20 +75,16 @@ def spans_us(work: Sequence[tuple[float, float]], repetitions: int, ahead: int) 
         ahead: pieces of work at the beginning of a repetition that are not of it: the cooling of the cache.
 
     Raises:
-        ValueError: where repetitions cannot be told apart, since they are not of equally many pieces.
+        ValueError: as ``repetitions_of``.
     """
-    each, rest = divmod(len(work), repetitions)
-    if rest or each < ahead:
-        raise ValueError(f"{len(work)} kernels are not {repetitions} equal repetitions of {ahead} or more")
-    if each == ahead:
-        return [0.0] * repetitions, 0
-    ordered = sorted(work)
-    spans = []
-    for start in range(0, len(work), each):
-        before, own = ordered[start : start + ahead], ordered[start + ahead : start + each]
-        begin = max((end for _, end in before), default=own[0][0])
-        spans.append(max(end for _, end in own) - begin)
-    return spans, each - ahead
+    each = repetitions_of(work, repetitions, ahead)
+    return [_span_us(own[:ahead], own[ahead:]) for own in each], len(each[0]) - ahead
+
+
+def _span_us(before: Sequence[tuple[float, float]], own: Sequence[tuple[float, float]]) -> float:
+    if not own:
+        return 0.0
+    return max(end for _, end in own) - max((end for _, end in before), default=own[0][0])
 
 
 def twin(case: Case) -> Case:

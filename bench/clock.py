@@ -79,13 +79,14 @@ class CudaClock:
     and ranks start together. What cannot be captured (a kernel that allocates or synchronises) is timed as it is launched,
     under another timer's name.
 
-    Args:
+    Attributes:
+        graphs: True if it replays graphs.
         repetitions: in one graph. Who samples fewer at a time waits for the others in vain.
     """
 
     def __init__(self, device: torch.device, *, graphs: bool, cold: bool, repetitions: int = REPETITIONS) -> None:
         self.name = "cuda_graph_events" if graphs else "cuda_events"
-        self.graphs, self._device, self._repetitions = graphs, device, repetitions
+        self.graphs, self.repetitions, self._device = graphs, repetitions, device
         size = FLUSH_FACTOR * torch.cuda.get_device_properties(device).L2_cache_size if cold else 0
         self._flush = torch.zeros(size, dtype=torch.uint8, device=device)
         self.flushed_bytes = size
@@ -100,7 +101,7 @@ class CudaClock:
 
     def _replayed(self, call: Callable[[], None], align: Callable[[], None] | None) -> Sampler:
         # External events are recorded by the graph itself, and can be read after each replay.
-        pairs = [_events(external=True) for _ in range(self._repetitions)]
+        pairs = [_events(external=True) for _ in range(self.repetitions)]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         # thread_local: another thread, as the watchdog of NCCL, may query its events meanwhile.

@@ -21,6 +21,7 @@ from bench.record import (
     Measured,
     Outcome,
     Pace,
+    Piece,
     PlanTime,
     Policy,
     Race,
@@ -30,6 +31,7 @@ from bench.record import (
 )
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
+from bench.timeline import timeline_of
 from bench.verdict import FLOORS
 from dcp_core.check import Check
 from dcp_core.memory import format_size
@@ -263,7 +265,19 @@ def outcome_of(
         timer_empty_us=ready.empty_us,
         dropped=step.dropped,
         clocks_during=_clocks_during([step, *(timed for _, timed in stages_timed)]),
+        timeline=_timeline(ready) if stages else (),  # last: nothing of this case is timed once CUPTI has been at work
     )
+
+
+def _timeline(ready: Ready) -> tuple[Piece, ...]:
+    """Return what runs when in a step that overlaps between real ranks and is timed in a graph; nothing of any other."""
+    mesh, clock, settings = ready.stand.mesh, ready.clock, ready.stand.case.settings
+    if not (settings.overlap and mesh.size > 1 and not mesh.is_simulated):
+        return ()
+    if not (isinstance(clock, CudaClock) and clock.graphs):
+        return ()
+    replays = -(-REPETITIONS // clock.repetitions)
+    return timeline_of(clock.prepare(ready.stand.fullest.launch, mesh.align), replays * clock.repetitions, mesh)
 
 
 def sampler_of(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> tuple[Sampler, int]:

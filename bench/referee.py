@@ -7,17 +7,14 @@ from functools import partial
 from statistics import median
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from bench.audit import NULL, Audited, spans_us
 from bench.clock import REPETITIONS, CudaClock
 from bench.measure import Ready, prepare, timing
 from bench.record import Failed, Policy, Skipped
+from bench.timeline import ATTEMPTS, watch
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case
-
-ATTEMPTS = 6
-"""At profiling a call: some work is missed at times, always the first time. What is seen in as many pieces twice is believed."""
 
 
 def audit(case: Case, mesh: Mesh, policy: Policy) -> list[Audited] | Skipped | Failed:
@@ -60,13 +57,8 @@ def _audited(name: str, call: Callable[[], None], clock: CudaClock) -> Audited:
     call()
     sample, seen = clock.prepare(call), -1
     for _ in range(ATTEMPTS):
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            times = sample(REPETITIONS)
-        work = [
-            (event.time_range.start, event.time_range.end)
-            for event in profiled.events()
-            if event.device_type.name == "CUDA"
-        ]
+        times, pieces = watch(sample, REPETITIONS)
+        work = [(piece.start_us, piece.end_us) for piece in pieces]
         if len(work) == seen:
             spans, kernels = spans_us(work, REPETITIONS, ahead=1 if clock.flushed_bytes else 0)
             return Audited(name, median(times), median(spans), kernels)

@@ -49,7 +49,7 @@ FLOORS = {
             "verify",
             "recommend",
         ),
-        ("clock", "stand", "measure", "race", "referee", "compiling", "worker"),
+        ("clock", "stand", "measure", "race", "referee", "timeline", "compiling", "worker"),
         ("group", "launched", "supervisor", "cluster"),
         ("tune", "report"),
         ("cli", "__main__"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import referee
+from bench import referee, timeline
 from bench.audit import NULL, Audited
 from bench.clock import REPETITIONS, Scripted
 from bench.record import Skipped
@@ -24,13 +24,15 @@ def profiler(counts: list[int]) -> Any:
     def profile(**_: object) -> Iterator[Any]:
         spans = [SimpleNamespace(start=10.0 * place, end=10.0 * place + 2) for place in range(next(left))]
         device = SimpleNamespace(name="CUDA")
-        yield SimpleNamespace(events=lambda: [SimpleNamespace(device_type=device, time_range=one) for one in spans])
+        yield SimpleNamespace(
+            events=lambda: [SimpleNamespace(device_type=device, time_range=one, name="kernel") for one in spans]
+        )
 
     return profile
 
 
 def audited(monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> Any:
-    monkeypatch.setattr(referee, "profile", profiler(counts))
+    monkeypatch.setattr(timeline, "profile", profiler(counts))
     clock: Any = Scripted(lambda *_: 2.5)
     return referee._audited("attention", lambda: None, clock)
 
