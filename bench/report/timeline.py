@@ -1,13 +1,16 @@
-"""The picture of what runs when in a step of ``split``: on the links above, on the device's own memory and arithmetic below."""
+"""The picture of what runs when in a step of ``split``: the exchange above, what computes below.
+
+As CUPTI saw it where the trial tells, else put together from stages timed alone.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.record import Measured, Trial
+from bench.record import Measured, Piece, Trial
 from bench.report import style
 from bench.report.breakdown import STAGE_COLOURS, bar_name, colour_of, timed_stages
 from dcp_core.settings import PathName
@@ -19,20 +22,20 @@ if TYPE_CHECKING:
 MAX_PANELS = 4
 _LANE = 0.36
 """Height of a lane; a step has two."""
+_SMALL, _CHARACTERS, _FEWEST = 6, 76, 7
+"""Size of names in a lane, how many characters of it a panel is wide, and below how many none is shown."""
+TRACED = {True: ("exchange", "#6baed6"), False: ("compute", "#c8c8c8")}
+"""What a kernel or copy of a traced step is called and its colour, by whether it communicates: they are too many for one each."""
+HOW = {
+    True: "Traced: each kernel and copy as CUPTI saw it on the rank with most keys, in a repetition of median length.",
+    False: "Not traced: put together from stages each timed alone, one after another; two that run at once, timed together, at "
+    "the lengths they have alone.",
+}
+"""How a step was drawn, by whether its trial has a timeline."""
 _Step = tuple[Trial, Measured]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stage, or one of two that run at once, from when to when. ``communicates``: on the links."""
-
-    name: str
-    start_us: float
-    end_us: float
-    communicates: bool
-
-
-def schedule(outcome: Measured, alone: Mapping[str, float]) -> list[Span]:
+def schedule(outcome: Measured, alone: Mapping[str, float]) -> list[Piece]:
     """Lay a step's stages one after another, in the times that each takes by itself.
 
     Two that run at once, as ``gather beside new``, were timed together: both begin with their stage, and last as long as each
@@ -41,19 +44,19 @@ def schedule(outcome: Measured, alone: Mapping[str, float]) -> list[Span]:
     Args:
         alone: µs of each stage by its whole name, of the same step with nothing at once.
     """
-    spans, now = [], 0.0
+    pieces, now = [], 0.0
     for stage in timed_stages(outcome):
         end = now + stage.device_us.median
         part, colon, kind = stage.name.rpartition(": ")
         first, _, second = kind.partition(" beside ")
         lengths = [alone.get(f"{part}{colon}{name}") for name in (first, second)]
         if second and lengths[0] is not None and lengths[1] is not None:
-            spans.append(Span(first, now, min(end, now + lengths[0]), communicates=True))
-            spans.append(Span(second, now, min(end, now + lengths[1]), communicates=False))
+            pieces.append(Piece(first, now, min(end, now + lengths[0]), communicates=True))
+            pieces.append(Piece(second, now, min(end, now + lengths[1]), communicates=False))
         else:
-            spans.append(Span(kind, now, end, stage.communicates))
+            pieces.append(Piece(kind, now, end, stage.communicates))
         now = end
-    return spans
+    return pieces
 
 
 def draw(trials: Sequence[Trial]) -> Figure | str:
@@ -75,11 +78,9 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
             _draw_panel(place, name, steps, trials)
         style.title(figure, "What runs when in a step of split")
         kept = [step for steps in shown.values() for step in steps]
-        how = (
-            "Put together from stages each timed alone, one after another; two that run at once, timed together, at the "
-            "lengths they have alone. Upper lane: between ranks. Diamond: the whole step, timed in one go."
-        )
-        notes = [how]
+        ways = {bool(outcome.timeline) for _, outcome in kept}
+        notes = [HOW[way] for way in sorted(ways, reverse=True)]
+        notes.append("Upper lane: the exchange. Diamond: the whole step, timed in one go, without CUPTI.")
         if len(panels) > len(shown):
             notes.append(f"{len(panels) - len(shown)} more batches were measured and are not shown.")
         style.finish(figure, _key(kept, trials), [trial for trial, _ in kept], *notes)
@@ -135,23 +136,15 @@ def _alone(trial: Trial, trials: Iterable[Trial]) -> dict[str, float]:
 
 
 def _draw_panel(axes: Axes, name: str, steps: Sequence[_Step], trials: Sequence[Trial]) -> None:
+    drawn = [_pieces(step, trials) for step in steps]
     longest = max(outcome.step_us.high for _, outcome in steps)
-    for row, (trial, outcome) in enumerate(steps):
-        spans = schedule(outcome, _alone(trial, trials))
-        for span in spans:
-            axes.barh(
-                row + (-_LANE if span.communicates else _LANE) / 2,
-                span.end_us - span.start_us,
-                left=span.start_us,
-                height=_LANE,
-                color=colour_of(span.name),
-                hatch="////" if span.communicates else None,
-                edgecolor="white",
-                linewidth=0.4,
-            )
+    longest = max(longest, *(piece.end_us for pieces in drawn for piece in pieces))
+    for row, ((_, outcome), pieces) in enumerate(zip(steps, drawn, strict=True)):
+        for piece in pieces:
+            _draw_piece(axes, row, piece, traced=bool(outcome.timeline), longest=longest)
         step_us = outcome.step_us.median
         axes.plot(step_us, row, color="#111111", marker="D", ms=4, mfc="white")
-        end = max(step_us, *(span.end_us for span in spans))
+        end = max(step_us, *(piece.end_us for piece in pieces))
         axes.text(end + longest * 0.02, row, style.duration(step_us), va="center", fontsize=8)
     axes.set_yticks(range(len(steps)), [_name(trial, outcome) for trial, outcome in steps])
     axes.set_ylim(len(steps) - 0.4, -0.6)
@@ -163,20 +156,46 @@ def _draw_panel(axes: Axes, name: str, steps: Sequence[_Step], trials: Sequence[
     axes.set_title(name, loc="left")
 
 
+def _draw_piece(axes: Axes, row: int, piece: Piece, *, traced: bool, longest: float) -> None:
+    middle, length = row + (-_LANE if piece.communicates else _LANE) / 2, piece.end_us - piece.start_us
+    axes.barh(
+        middle,
+        length,
+        left=piece.start_us,
+        height=_LANE,
+        color=TRACED[piece.communicates][1] if traced else colour_of(piece.name),
+        hatch="////" if piece.communicates else None,
+        edgecolor="white",
+        linewidth=0.4,
+    )
+    fits = int(length / longest * _CHARACTERS)
+    if traced and fits >= _FEWEST:
+        at = (piece.start_us + length / 2, middle)
+        axes.text(*at, style.name(piece.name, fits), ha="center", va="center", fontsize=_SMALL, color="#111111")
+
+
 def _name(trial: Trial, outcome: Measured) -> str:
-    overlap = ", overlap" if trial.case.settings.overlap else ""
-    return f"{bar_name(trial, outcome)}{overlap}"
+    words = [bar_name(trial, outcome)]
+    words += ["overlap"] if trial.case.settings.overlap else []
+    words += ["traced"] if outcome.timeline else []
+    return ", ".join(words)
 
 
-def _key(steps: Iterable[_Step], trials: Sequence[Trial]) -> list[object]:
+def _pieces(step: _Step, trials: Sequence[Trial]) -> Sequence[Piece]:
+    """Return what runs when in a step: as it was traced, else as its stages were timed."""
+    trial, outcome = step
+    return outcome.timeline or schedule(outcome, _alone(trial, trials))
+
+
+def _key(steps: Sequence[_Step], trials: Sequence[Trial]) -> list[object]:
     from matplotlib.patches import Patch
 
-    named = {span.name: span for span in _spans(steps, trials)}
+    named = {piece.name: piece for step in steps if not step[1].timeline for piece in _pieces(step, trials)}
     order = sorted(named, key=lambda name: [*STAGE_COLOURS, name].index(name))
-    hatches = {name: "////" if named[name].communicates else None for name in order}
-    return [Patch(facecolor=colour_of(name), hatch=hatches[name], edgecolor="white", label=name) for name in order]
-
-
-def _spans(steps: Iterable[_Step], trials: Sequence[Trial]) -> Iterator[Span]:
-    for trial, outcome in steps:
-        yield from schedule(outcome, _alone(trial, trials))
+    looks = [(name, colour_of(name), named[name].communicates) for name in order]
+    traced = {piece.communicates for _, outcome in steps for piece in outcome.timeline}
+    looks += [(*TRACED[communicates], communicates) for communicates in sorted(traced, reverse=True)]
+    return [
+        Patch(facecolor=colour, hatch="////" if communicates else None, edgecolor="white", label=name)
+        for name, colour, communicates in looks
+    ]

@@ -1,4 +1,4 @@
-"""The picture of what runs when in a step of split: two that run at once begin together, and nothing is made up."""
+"""The picture of what runs when in a step of split: as it was traced, else two that run at once begin together."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from bench.record import Label, Measured, StageTime, Trial
+from bench.record import Label, Measured, Piece, StageTime, Trial
 from bench.report import timeline
-from bench.report.timeline import Span, schedule
+from bench.report.timeline import schedule
 from tests.bench.made_up import CPU, summary, trials
 
 BATCH = "q8ks32k"
@@ -47,29 +48,29 @@ def words(figure: Figure) -> str:
 
 def test_stages_follow_one_another_each_as_long_as_it_takes_alone() -> None:
     assert schedule(outcome_of(split()), {}) == [
-        Span("gather", 0, 30, communicates=True),
-        Span("context", 30, 930, communicates=False),
-        Span("new", 930, 1130, communicates=False),
-        Span("combine", 1130, 1170, communicates=True),
+        Piece("gather", 0, 30, communicates=True),
+        Piece("context", 30, 930, communicates=False),
+        Piece("new", 930, 1130, communicates=False),
+        Piece("combine", 1130, 1170, communicates=True),
     ]
 
 
 def test_two_that_run_at_once_begin_together_and_what_follows_waits_for_both() -> None:
     assert schedule(outcome_of(split(overlap=True)), TIMES)[:3] == [
-        Span("gather", 0, 30, communicates=True),
-        Span("new", 0, 200, communicates=False),
-        Span("context", 215, 1115, communicates=False),
+        Piece("gather", 0, 30, communicates=True),
+        Piece("new", 0, 200, communicates=False),
+        Piece("context", 215, 1115, communicates=False),
     ]
 
 
 def test_none_of_two_lasts_longer_than_both_together_did() -> None:
     spans = schedule(outcome_of(split(overlap=True)), {**TIMES, "new": 230.0})
-    assert spans[1] == Span("new", 0, 215, communicates=False)
+    assert spans[1] == Piece("new", 0, 215, communicates=False)
 
 
 @pytest.mark.parametrize("alone", [{}, {"gather": 30.0}, {"new": 200.0}])
 def test_where_nobody_timed_each_alone_the_two_stay_one(alone: dict[str, float]) -> None:
-    assert schedule(outcome_of(split(overlap=True)), alone)[0] == Span("gather beside new", 0, 215, communicates=True)
+    assert schedule(outcome_of(split(overlap=True)), alone)[0] == Piece("gather beside new", 0, 215, communicates=True)
 
 
 def test_each_kind_of_a_mixed_batch_finds_its_own_times() -> None:
@@ -95,6 +96,63 @@ def test_the_picture_has_a_step_per_exchange_with_and_without_overlap_and_the_ba
     ]
     assert len(axes.patches) == 1 + 4 * len(TIMES)
     assert "each timed alone" in words(figure)
+
+
+TRACED = (
+    Piece("stage_rows", 0.0, 9.0, communicates=True),
+    Piece("BatchPrefillWithRaggedKVCacheKernel", 1.5, 272.0, communicates=False),
+    Piece("Memcpy DtoD", 10.0, 47.0, communicates=True),
+    Piece("BatchPrefillWithPagedKVCacheKernel", 274.0, 1178.0, communicates=False),
+    Piece("combine_rows", 1172.0, 1236.0, communicates=True),
+)
+
+
+def traced(pieces: tuple[Piece, ...] = TRACED) -> Trial:
+    one = split(overlap=True)
+    return replace(one, outcome=replace(outcome_of(one), timeline=pieces, step_us=summary(1239.0)))
+
+
+def test_a_step_that_was_traced_is_drawn_as_it_ran_and_named_so() -> None:
+    figure = timeline.draw([split(), traced()])
+    assert isinstance(figure, Figure)
+    (axes,) = figure.axes
+    names = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+    assert names == ["split, dcp 2, fa3 direct measured", "split, dcp 2, fa3 direct measured, overlap, traced"]
+    bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)][len(TIMES) :]
+    for bar, piece in zip(bars, TRACED, strict=True):
+        assert (bar.get_x(), bar.get_x() + bar.get_width()) == pytest.approx((piece.start_us, piece.end_us))
+        assert bar.get_y() + bar.get_height() / 2 == pytest.approx(1 - 0.18 if piece.communicates else 1 + 0.18)
+    (step,) = (line for line in axes.lines if line.get_ydata() == 1)
+    assert step.get_xdata() == pytest.approx([1239.0])
+    assert "BatchPrefillWithPagedKVCacheKernel" in words(figure)
+    assert "Traced: each kernel and copy as CUPTI saw it" in words(figure)
+    assert "Not traced: put together from stages each timed alone" in words(figure)
+
+
+def test_the_note_tells_only_of_ways_that_were_drawn() -> None:
+    for steps, told, untold in (([traced()], "Traced:", "Not traced:"), ([split()], "Not traced:", "Traced:")):
+        figure = timeline.draw(steps)
+        assert isinstance(figure, Figure)
+        assert told in words(figure)
+        assert untold not in words(figure)
+
+
+def test_the_panel_holds_a_timeline_that_is_longer_than_the_step() -> None:
+    late = Piece("combine_rows", 1000.0, 5000.0, communicates=True)
+    figure = timeline.draw([traced((late,))])
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].get_xlim()[1] > 5000.0
+
+
+def test_the_name_of_a_kernel_is_drawn_as_text_and_only_where_it_fits() -> None:
+    hostile = Piece("$\\frac{1}{\x1b\u202e" * 40, 0.0, 900.0, communicates=False)
+    narrow = Piece("combine_rows", 900.0, 901.0, communicates=True)
+    figure = timeline.draw([traced((hostile, narrow))])
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    assert "$\\frac{1}{\\x1b\\u202e" in words(figure)
+    assert "…" in words(figure)
+    assert "combine_rows" not in words(figure)
 
 
 def test_times_alone_are_never_those_of_another_machine() -> None:
