@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from statistics import median
+
 import pytest
+import torch
 
 from bench.audit import NULL, Audited
+from bench.clock import REPETITIONS, CudaClock, floor_us
 from bench.record import Policy
 from bench.supervisor import Supervisor
+from bench.timeline import watch
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.settings import canonical
 
@@ -37,3 +43,31 @@ def test_events_and_cupti_agree_on_steps_and_stages_and_see_every_kernel() -> No
         short = [each for each in (step, *stages) if each.is_short(null)]
         assert all(each.agrees(null) for each in (step, *stages) if each not in short), timed
         assert all(abs(each.error(null)) * each.cupti_us < SHORT_US for each in short), timed
+
+
+RESOLUTION_US = 0.5
+"""What the timer resolves."""
+SLOWER = 1.25
+"""How much longer a launch may take on the host: medians of it differ by some percent from one time to another."""
+
+
+def test_what_cupti_watched_is_timed_afterwards_as_before() -> None:
+    device = torch.device("cuda", 0)
+    clock, element = CudaClock(device, graphs=True, cold=True), torch.zeros(1, device=device)
+
+    def launches_us() -> float:
+        times = []
+        for _ in range(300):
+            start = time.perf_counter_ns()
+            element.zero_()
+            times.append((time.perf_counter_ns() - start) / 1e3)
+            torch.cuda.synchronize()
+        return median(times)
+
+    launches_us()
+    before = floor_us(clock, device), launches_us()
+    _, seen = watch(clock.prepare(element.zero_), REPETITIONS)
+    assert seen
+    after = floor_us(clock, device), launches_us()
+    assert after[0] == pytest.approx(before[0], abs=RESOLUTION_US)
+    assert after[1] < before[1] * SLOWER, (before, after)

@@ -133,3 +133,52 @@ def test_a_measurement_on_two_gpus_times_both_and_the_exchange() -> None:
         assert len(found.rank_samples_us) == RANKS
         assert not any("composed" in flag or "synthetic" in flag for flag in found.flags)
     assert first.step_us == second.step_us
+
+
+def measure_overlapped(mesh: Mesh) -> Measured:
+    """Measure a prefill whose gather is large enough to be left to copy engines."""
+    settings = Settings.from_json({"path": "split", "kernel": "fa2", "exchange": "direct", "overlap": True})
+    case = Case(ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS), Workload.parse("q8ks32k"), settings)
+    outcome = measure(case, mesh, POLICY)
+    assert isinstance(outcome, Measured), outcome
+    return outcome
+
+
+def test_the_timeline_of_a_prefill_shows_its_gather_beside_attention_and_is_as_long_as_its_step() -> None:
+    first, second = on_ranks(RANKS, measure_overlapped, cuda=True)
+    assert first.stages[0].variant == "copy engines"
+    assert first.timeline, "CUPTI saw nothing, or never as much twice"
+    assert first.timeline == second.timeline
+    exchange = [piece for piece in first.timeline if piece.communicates]
+    compute = [piece for piece in first.timeline if not piece.communicates]
+    assert {"stage_rows", "combine_rows"} <= {piece.name for piece in exchange}
+    copies = [piece for piece in exchange if piece.name.startswith("Memcpy")]
+    assert len(copies) == RANKS, "a rank fetches the heads of each, its own too"
+    assert any(one.start_us < other.end_us and other.start_us < one.end_us for one in copies for other in compute)
+    assert max(piece.end_us for piece in first.timeline) == pytest.approx(first.step_us.median, rel=0.1)
+
+
+def measure_others(mesh: Mesh) -> dict[tuple[ExchangeName, bool], Measured]:
+    found = {}
+    for case in cases():
+        settings = case.settings
+        if (settings.path, str(case.workload)) == (
+            "split",
+            "q128s4001",
+        ) and settings.exchange is not ExchangeName.DIRECT:
+            outcome = measure(case, mesh, POLICY)
+            assert isinstance(outcome, Measured), outcome
+            found[settings.exchange, settings.overlap] = outcome
+    return found
+
+
+def test_only_a_step_that_overlaps_has_a_timeline_and_the_rendezvous_is_not_in_it() -> None:
+    first, _ = on_ranks(RANKS, measure_others, cuda=True)
+    assert len(first) == 4
+    for (_, overlap), outcome in first.items():
+        assert bool(outcome.timeline) == overlap
+        assert not any("AllReduce" in piece.name for piece in outcome.timeline)
+    for which, own in ((ExchangeName.AG_RS, "_rescale"), (ExchangeName.A2A, "_combine")):
+        exchange = [piece.name for piece in first[which, True].timeline if piece.communicates]
+        assert own in exchange
+        assert any(name.startswith("nccl") for name in exchange)
