@@ -265,7 +265,8 @@ def outcome_of(
         timer_empty_us=ready.empty_us,
         dropped=step.dropped,
         clocks_during=_clocks_during([step, *(timed for _, timed in stages_timed)]),
-        timeline=_timeline(ready) if stages else (),  # last: nothing of this case is timed once CUPTI has been at work
+        # Last: nothing of this case is timed once CUPTI has been at work.
+        timeline=_timeline(ready) if stages and policy.trace else (),
     )
 
 

@@ -63,6 +63,7 @@ class Policy:
         graphs: on a GPU, time what can be captured as replays of a CUDA graph; else all as it is launched, eagerly.
         calls: timed one after another, a sample being their mean; more than one leaves no room to cool the cache between.
         seed: of inputs, page order and case order.
+        trace: keep what runs when in steps that overlap; what is launched after that in the same process takes longer to launch.
 
     Raises:
         ValueError: naming the field that is out of its bounds.
@@ -77,6 +78,7 @@ class Policy:
     seed: int = 0
     graphs: bool = True
     calls: int = 1
+    trace: bool = False
 
     def __post_init__(self) -> None:
         if self.calls > 1 and self.cold:

@@ -143,6 +143,8 @@ class Campaign:
             return True
         if isinstance(trial.outcome, Measured) and not trial.outcome.is_whole:
             return True
+        if self.policy.trace and trial.case.settings.overlap and not trial.policy.trace:
+            return True
         return trial.policy.precision > self.policy.precision
 
     def _key(self, case: Case) -> Key:
@@ -198,6 +200,8 @@ def campaign(asked: Asked, running: Running, ranks: int | None, cluster: Cluster
         policy = replace(policy, precision=parse_precision(running.precision))
     if running.eager:
         policy = replace(policy, graphs=False)
+    if running.trace:
+        policy = replace(policy, trace=True)
     expansion = sweep.expand(machine.ranks)
     if not expansion.cases:
         raise UsageError(f"nothing that was asked for can be measured: {_every_reason(expansion.illegal)}")

@@ -145,6 +145,14 @@ class Running:
             rich_help_panel=_RUN,
         ),
     ] = False
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="Keep what runs when in steps that overlap, as CUPTI sees it; launches take longer from then on.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
     fresh: Annotated[
         bool,
         typer.Option(

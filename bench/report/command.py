@@ -31,6 +31,7 @@ def command_of(trial: Trial) -> str:
             words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
     words += ["--synthetic"] if case.synthetic else []
     words += [] if policy.graphs else ["--eager"]
+    words += ["--trace"] if policy.trace else []
     return shlex.join([*words, "--precision", f"{policy.precision:g}"])
 
 

@@ -519,6 +519,17 @@ def test_eager_is_measured_beside_graphs_and_each_once(scripted: Scripted, resul
     assert len({trial.key for trial in trials}) == len(trials) == len(scripted.measured)
 
 
+def test_what_overlaps_is_measured_again_to_be_traced_and_nothing_else(scripted: Scripted, results: Path) -> None:
+    both = (*TYPED, "--path", "split", "--exchange", "ag_rs", "--set", "overlap=false,true", "--results", results)
+    for more in ((), ("--trace",), ("--trace",), ()):
+        assert run("--ranks", "2", "sweep", *both, *more) == Exit.DONE
+    assert [policy.trace for policy in scripted.policies] == [False, True]
+    assert {case.settings.overlap for case in scripted.measured} == {False, True}
+    again = [case for case in set(scripted.measured) if scripted.measured.count(case) > 1]
+    assert again
+    assert set(again) == {case for case in scripted.measured if case.settings.overlap}
+
+
 def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(
     scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from statistics import median
-
 import pytest
 import torch
 
@@ -47,27 +44,13 @@ def test_events_and_cupti_agree_on_steps_and_stages_and_see_every_kernel() -> No
 
 RESOLUTION_US = 0.5
 """What the timer resolves."""
-SLOWER = 1.25
-"""How much longer a launch may take on the host: medians of it differ by some percent from one time to another."""
 
 
-def test_what_cupti_watched_is_timed_afterwards_as_before() -> None:
+def test_replays_take_as_long_as_before_once_cupti_has_watched() -> None:
     device = torch.device("cuda", 0)
     clock, element = CudaClock(device, graphs=True, cold=True), torch.zeros(1, device=device)
 
-    def launches_us() -> float:
-        times = []
-        for _ in range(300):
-            start = time.perf_counter_ns()
-            element.zero_()
-            times.append((time.perf_counter_ns() - start) / 1e3)
-            torch.cuda.synchronize()
-        return median(times)
-
-    launches_us()
-    before = floor_us(clock, device), launches_us()
+    before = floor_us(clock, device)
     _, seen = watch(clock.prepare(element.zero_), REPETITIONS)
     assert seen
-    after = floor_us(clock, device), launches_us()
-    assert after[0] == pytest.approx(before[0], abs=RESOLUTION_US)
-    assert after[1] < before[1] * SLOWER, (before, after)
+    assert floor_us(clock, device) == pytest.approx(before, abs=RESOLUTION_US)

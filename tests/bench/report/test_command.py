@@ -34,7 +34,7 @@ def cases_asked_for(command: str) -> list[object]:
     app.command()(takes_groups(sweep))
     kept, skip = [], False
     for word in words:
-        if skip or word in ("--precision", "--eager"):
+        if skip or word in ("--precision", "--eager", "--trace"):
             skip = word == "--precision"
             continue
         kept.append(word)
@@ -88,5 +88,6 @@ def test_how_it_was_timed_is_in_it() -> None:
     one = trial(next(iter(cases(["8q1s1k"]))))
     eager = replace(one, policy=replace(one.policy, graphs=False, precision=0.005))
     assert command_of(eager).endswith("--eager --precision 0.005")
+    assert command_of(replace(one, policy=replace(one.policy, trace=True))).endswith(" --trace --precision 0.01")
     warm = replace(one, policy=replace(one.policy, cold=False, calls=20))
     assert " sweep exchange --model" in command_of(warm)
