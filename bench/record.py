@@ -35,7 +35,7 @@ VISITS = 2
 
 
 class Label(StrEnum):
-    """Where a number comes from: ``dcp`` real devices, the rank with most keys by itself on one, or a fitted model."""
+    """Where a number comes from: ``dcp`` real devices, the busiest rank by itself on one, or a fitted model."""
 
     MEASURED = "measured"
     SIMULATED = "simulated"
@@ -311,8 +311,8 @@ class Measured:
         label: measured on ``dcp`` devices, or simulated on one.
         check: why it may be believed.
         timer: what took the times; two trials with different timers are never compared.
-        step_us: device time of the whole step: per repetition, of the slowest rank. In a simulation, of the rank with
-            most keys and without the exchange.
+        step_us: device time of the whole step: per repetition, of the slowest rank. In a simulation, of the busiest rank,
+            by itself and without the exchange.
         launch_us: host time to launch one step, eagerly.
         plan: host time of planning a batch, shared by all ``layers`` of the model.
         stages: the breakdown, each stage timed alone; none where the case was only raced.

@@ -20,6 +20,12 @@ from torch import Tensor
 from dcp_core.lse import Partial
 
 
+def rows_of(new: int, total: int, dcp: int, rank: int) -> range:
+    """Return a request's rows on a rank, each named by the last local key that it sees; one more where both ends are padded."""
+    # Rows must not outnumber keys: with a first row of -1 FlashInfer's unsigned causal bound goes silently wrong.
+    return range(max((total - new - rank) // dcp, 0), (total - 1 - rank) // dcp + 1)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fold:
     """How a batch's queries fold on one rank.
@@ -47,17 +53,15 @@ class Fold:
             raise ValueError(f"rank {rank} is outside a DCP group of {dcp} (ranks 0 to {dcp - 1})")
         if len(new_lens) != len(total_lens) or any(not 1 <= n <= t for n, t in zip(new_lens, total_lens, strict=True)):
             raise ValueError("a fold needs two equally long lists with 1 <= new <= total")
-        contexts = [total - new for new, total in zip(new_lens, total_lens, strict=True)]
-        # Rows must not outnumber keys: with a first row of -1 FlashInfer's unsigned causal bound goes silently wrong.
-        first = [max((context - rank) // dcp, 0) for context in contexts]
-        last = [(total - 1 - rank) // dcp for total in total_lens]
-        rows = tuple(end - start + 1 for start, end in zip(first, last, strict=True))
+        ranges = [rows_of(new, total, dcp, rank) for new, total in zip(new_lens, total_lens, strict=True)]
+        rows = tuple(map(len, ranges))
         begins = accumulate((row * dcp for row in rows), initial=0)
         places = []
-        for new, context, start, begin in zip(new_lens, contexts, first, begins, strict=False):
-            places.append(begin + torch.arange(context, context + new) - (start * dcp + rank))
+        for new, total, own, begin in zip(new_lens, total_lens, ranges, begins, strict=False):
+            context = total - new
+            places.append(begin + torch.arange(context, total) - (own.start * dcp + rank))
             places[-1][: max(rank - context, 0)] = -1
-        return cls(dcp, rows, tuple(end + 1 for end in last), torch.cat(places))
+        return cls(dcp, rows, tuple(own.stop for own in ranges), torch.cat(places))
 
     @property
     def offset(self) -> int | None:

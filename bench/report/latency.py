@@ -257,7 +257,7 @@ def _notes(points: Sequence[Point], *, hidden: int, joined: bool) -> list[str]:
     if not joined:
         notes[0] = "Figures above markers: dcp. Bars: 95 % interval of the median."
     if any(not point.outcome.exchange_timed for point in points if point.trial.case.layout.dcp > 1):
-        notes[0] += " Hollow markers: the rank with most keys by itself on one device, without the exchange's time."
+        notes[0] += " Hollow markers: the busiest rank by itself on one device, without the exchange's time."
     if hidden:
         notes.append(f"{hidden} more batch shapes were measured and are not shown.")
     return notes

@@ -28,7 +28,7 @@ WHAT_WORDS_MEAN = (
     "batch: 8q4s32k is eight requests with 4 new tokens each, of 32768 in total. via: the exchange between ranks.",
     "/default: the time over that of what the engine runs by itself. next: the runner-up's time over the chosen one's.",
     "measured: the group ran on as many devices or processes as it has ranks.",
-    "simulated: all its ranks ran on one device and were checked; the one with most keys was timed alone, without the exchange.",
+    "simulated: all its ranks ran on one device and were checked; the busiest was timed alone, without the exchange.",
     "warm: caches were not emptied before each repetition. eager: launched by the host, not replayed from a CUDA graph.",
 )
 
