@@ -1,5 +1,5 @@
 "use strict";
-// The site's search runs in a worker, which browsers start from no file:. In pages read from a folder a hidden frame is its place.
+// Search runs in a worker, which browsers start from no file:. In a site read from a folder a hidden frame is its place.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
