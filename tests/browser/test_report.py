@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,26 @@ HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</scrip
 TRIALS = [trial(case) for case in cases(["8q1s1k", "16q1s8k", "q512", "q512s8704"], exchanges=("ag_rs",))]
 
 
+A4 = {"width": 703, "height": 1017}
+"""What its margins leave of a sheet, in CSS pixels: 186 by 269 mm."""
+
+
 def named(one: Trial, name: str) -> Trial:
     return replace(one, case=replace(one.case, shape=replace(one.case.shape, name=name)))
 
 
+@cache
+def usual() -> str:
+    return made(TRIALS)
+
+
+def made(trials: Sequence[Trial]) -> str:
+    return page(trials, pick(trials), command="dcpbench report")
+
+
 def opened(browser: Any, folder: Path, trials: Sequence[Trial]) -> Any:
     file = folder / "report.html"
-    file.write_text(page(trials, pick(trials), command="dcpbench report"), encoding="utf-8")
+    file.write_text(usual() if trials is TRIALS else made(trials), encoding="utf-8")
     browser.get(file.as_uri())
     return browser
 
@@ -115,9 +129,47 @@ def test_the_page_fits_a_phone_and_a_desk(browser: Any, tmp_path: Path, width: i
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_on_paper_every_command_stands_and_nothing_to_click(browser: Any, tmp_path: Path) -> None:
-    opened(browser, tmp_path, TRIALS)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert not find(browser, "#filter")[0].is_displayed()
-    assert not find(browser, "nav")[0].is_displayed()
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+@pytest.fixture
+def paper(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """Open the report as it is printed on A4 by somebody who reads it on a dark screen."""
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**A4, "deviceScaleFactor": 1, "mobile": False})
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    yield opened(browser, tmp_path, TRIALS)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_on_paper_every_command_stands_and_nothing_to_click(paper: Any) -> None:
+    for selector in ("#filter", "nav", "#trials summary"):
+        assert not find(paper, selector)[0].is_displayed()
+    seen = "return [...document.querySelectorAll('#trials td code')].filter(c => c.checkVisibility()).map(c => c.innerText)"
+    commands = paper.execute_script(seen)
+    assert len(commands) == len(TRIALS)
+    assert all(command.startswith("dcpbench --ranks ") for command in commands)
+
+
+def test_paper_is_light_and_nothing_is_cut_off_at_its_edge(paper: Any) -> None:
+    body = find(paper, "body")[0]
+    assert body.value_of_css_property("background-color") == "rgba(255, 255, 255, 1)"
+    assert body.value_of_css_property("color") == "rgba(27, 31, 36, 1)"
+    assert find(paper, "figure img")[0].value_of_css_property("filter") == "none"
+    for selector, width in (
+        ("#answer table", A4["width"]),
+        ("figure img", A4["width"]),
+        ("#trials table", A4["height"]),
+    ):
+        assert 0 < max(one.size["width"] for one in find(paper, selector)) <= width  # every case stands sideways
+
+
+def test_the_head_of_a_table_stands_on_each_of_its_pages(paper: Any) -> None:
+    head = find(paper, "#trials thead")[0]
+    assert head.value_of_css_property("display") == "table-header-group"
+    # Chromium repeats a head without the buttons in it.
+    assert {button.value_of_css_property("display") for button in find(paper, "#trials th button")} == {"contents"}
+
+
+def test_of_a_table_that_was_filtered_paper_says_by_which_words(paper: Any) -> None:
+    paper.execute_script("document.querySelector('#filter').value = 'fold'")
+    assert find(paper, "#filter")[0].is_displayed()
+    assert find(paper, "#count")[0].is_displayed()
