@@ -12,6 +12,7 @@ from bench.cli.exits import Exit
 from bench.cli.known import Placed, Sources, find
 from bench.cli.options import Json, Results, add, paragraphs
 from bench.cli.screen import draw, emit, put, put_shell, say, warn
+from bench.report.table import counted
 
 if TYPE_CHECKING:
     from bench.profile.profile import Profile
@@ -203,7 +204,7 @@ def merge(
         raise UsageError(f"{to} is there already, and is not replaced: name a new file, or remove it first")
     joined = merged(Profile.load(a), Profile.load(b))
     joined.write(to)
-    say(f"{len(joined.entries)} entries of {joined.geometry} in {to}")
+    say(f"{counted(len(joined.entries), 'entry', 'entries')} of {joined.geometry} in {to}")
     return Exit.DONE
 
 
@@ -221,7 +222,7 @@ def validate(file: Annotated[Path, typer.Argument(help="A profile.", autocomplet
     text = read_capped(file, MAX_PROFILE_BYTES, "a profile")
     profile = Profile.parse(text, str(file))
     check_derived(text, str(file), profile.entries, profile.regions)
-    say(f"{file}: a profile of {profile.geometry}, {len(profile.entries)} entries, all in order")
+    say(f"{file}: a profile of {profile.geometry}, {counted(len(profile.entries), 'entry', 'entries')}, all in order")
     return Exit.DONE
 
 

@@ -12,6 +12,7 @@ from bench.recommend.batches import Sizes, carrying, remembered
 from bench.recommend.recommend import Recommendation, Room, Traffic
 from bench.recommend.trace_file import read_trace
 from bench.recommend.traffic import Scheduler, Step, replay
+from bench.report.table import counted
 from dcp_core.layout import DcpLayout
 from dcp_core.memory import parse_tokens
 from dcp_core.shapes import ModelShape, Request, Workload
@@ -62,7 +63,7 @@ def write_sweep(path: Path, found: Recommendation) -> str:
     lines = [
         "# The batches that carry the time of some traffic, as 'dcpbench recommend' found them: 'dcpbench tune' takes this file.",
         "",
-        f'description = "{len(found.traffic.batches)} batches, every legal dcp"',
+        f'description = "{counted(len(found.traffic.batches), "batch", "batches")}, every legal dcp"',
         "",
         # As JSON, but that TOML has no pairs of surrogates, and wants DEL escaped.
         f"model = {json.dumps(found.model, ensure_ascii=False)}".replace("\x7f", "\\u007f"),
@@ -109,11 +110,12 @@ def _replayed(
     found = carrying(timed)
     mean = sum(one.computed for one in arrivals) // len(arrivals)
     shares = ", ".join(f"{one.share:.0%} {one.workload}" for one in found)
-    steps = f"{len(arrivals):,} requests make {len(timed):,} steps of up to {most} requests with dcp 1"
+    makes = "makes" if len(arrivals) == 1 else "make"
+    steps = f"{counted(len(arrivals), 'request')} {makes} {counted(len(timed), 'step')} of up to {most:,} at once with dcp 1"
     cost = f"each its attention and {asked.rest_us / 1e3:g} ms (--rest-us)"
     notes = [f"{steps}, {cost}. Batches that stand for them, by their share of attention's time: {shares}."]
     if unknown:
         notes.append(
-            f"{len(unknown)} kinds of steps lie beyond what was measured: timed by what their work allows at best."
+            f"{counted(len(unknown), 'kind')} of steps beyond what was measured: timed by what their work allows at best."
         )
     return Traffic(tuple((one.workload, float(one.steps)) for one in found), most, mean), notes

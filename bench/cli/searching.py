@@ -233,7 +233,7 @@ def _announcement(
     candidates = len(wanted.campaign.cases)
     there = sum(case in known for case in wanted.campaign.cases)
     trials = f", {there} of them measured before" if there else ""
-    batches = "1 batch" if len(wanted.batches) == 1 else f"{len(wanted.batches)} batches"
+    batches = counted(len(wanted.batches), "batch", "batches")
     limit = f"; {clock(budget_s)} at most" if budget_s is not None else ""
     yield (
         f"{wanted.campaign.name}: {counted(candidates, 'candidate')} for {batches}{trials}; about {clock(expected_s)}{limit}."

@@ -12,7 +12,7 @@ from bench.record import Label
 from bench.report.grid import Column, Grid
 from bench.report.style import duration
 from bench.report.style import tokens as short
-from bench.report.table import NOT_MEASURED, counted, kernels_of, micros
+from bench.report.table import NOT_MEASURED, all_layers, counted, kernels_of, micros
 from dcp_core.layout import DcpLayout, IllegalLayout
 from dcp_core.memory import format_size
 from dcp_core.shapes import Workload
@@ -40,7 +40,7 @@ def options_grid(found: Recommendation) -> Grid:
     )
     rows = [row for index, _ in enumerate(found.traffic.batches) for row in _rows(found, index)]
     notes = [
-        f"Step: one layer's attention. All {found.shape.layers} layers: exchange included.",
+        f"Step: one layer's attention. {all_layers(found.shape.layers).capitalize()}: exchange included.",
         *_exchange_notes(found),
         *_model_notes(found),
     ]
@@ -200,7 +200,10 @@ def _capacity(found: Recommendation, answer: Answer) -> Iterator[str]:
     held = ", ".join(f"{room.requests(found.traffic):,} with dcp {dcp}" for dcp, room in rooms.items())
     most = max(rooms)
     if answer.overfull:
-        yield f"{wanted:,} requests of {size} do not fit at once with any size: {bound}{held}."
+        some = (
+            f"A request of {size} does not fit" if wanted == 1 else f"{wanted:,} requests of {size} do not fit at once"
+        )
+        yield f"{some} with any size: {bound}{held}."
     elif most > 1:
         ratio = rooms[most].memory.tokens / max(1, rooms[1].memory.tokens)
         yield f"dcp {most} holds {ratio:.1f} times the KV tokens; of requests of {size}, {bound}{held}."
@@ -322,7 +325,7 @@ def _crossing(found: Recommendation) -> Iterator[str]:
     for dcp in list(found.rooms)[1:]:
         at_best, surely = break_even_requests(found.crossing, dcp)
         if at_best is None:
-            yield f"With this context dcp {dcp} is not faster than dcp 1 up to {last} requests."
+            yield f"With this context dcp {dcp} is not faster than dcp 1 up to {counted(last, 'request')}."
         elif at_best == surely:
             yield f"With this context dcp {dcp} is faster than dcp 1 from {counted(at_best, 'request')} on."
         else:

@@ -10,7 +10,7 @@ from bench.profile.entry import Entry
 from bench.profile.profile import Profile
 from bench.record import Label
 from bench.report.grid import Column, Grid
-from bench.report.table import NOT_MEASURED, settings_line
+from bench.report.table import NOT_MEASURED, counted, settings_line
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 
@@ -73,7 +73,8 @@ def apart_grid(found: Apart) -> Grid:
 def summary(found: Apart) -> tuple[str, ...]:
     """Return what there is to say in sentences."""
     both = len(found.differing) + len(found.alike)
-    lines = [f"Of {both} batches that both hold, {len(found.differing)} differ in their settings."]
+    differ = "differs in its" if len(found.differing) == 1 else "differ in their"
+    lines = [f"Of {counted(both, 'batch', 'batches')} that both hold, {len(found.differing)} {differ} settings."]
     for name, entries in (("A", found.only_first), ("B", found.only_second)):
         if entries:
             batches = ", ".join(f"{entry.workload} dcp {entry.layout.dcp}" for entry in entries[:3])

@@ -65,7 +65,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         if any(not outcome.exchange_timed for _, outcome in measured):
             notes.append("Simulated: the busiest rank by itself, the exchange's time is not measured.")
         if len(panels) > len(shown):
-            notes.append(f"{len(panels) - len(shown)} more batches were measured and are not shown.")
+            notes.append(style.not_shown(len(panels) - len(shown)))
         style.finish(figure, _key(timed), [trial for trial, _ in measured], *notes)
     return figure
 

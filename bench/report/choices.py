@@ -9,7 +9,7 @@ from bench.profile.entry import Entry, Ratio
 from bench.profile.nearest import WAYS, LeftOutRegret
 from bench.profile.profile import Profile
 from bench.report.grid import Column, Grid
-from bench.report.table import NOT_MEASURED, Footnotes, exchange_of, kernels_of, micros
+from bench.report.table import NOT_MEASURED, Footnotes, counted, exchange_of, kernels_of, micros
 from dcp_core.shapes import Workload
 
 Batches = Collection[tuple[int, int, Workload]]
@@ -117,7 +117,7 @@ def regions_grid(profile: Profile) -> Grid:
     unknown = False
     for (dcp, interleave, longer, label), region in sorted(profile.regions.items()):
         where = f"{dcp}i{interleave}" if interleave > 1 else str(dcp)
-        batches = f"{len(region.entries)}{' longer' if longer else ' decodes'}"
+        batches = counted(len(region.entries), "longer one" if longer else "decode")
         unknown = unknown or any(regret.unknown for regret in region.regrets.values())
         regrets = (_regret(region.regrets.get(way)) for way in WAYS)
         rows.append((where, batches, str(label), *regrets, str(region.way)))

@@ -155,7 +155,7 @@ def _notes(shown: Mapping[Subject, Cells], *, hidden: int) -> list[str]:
     if any(subject.label is Label.SIMULATED for subject in shown):
         notes.append("Simulated: the busiest rank by itself on one device, without the exchange's time.")
     if rows := sum(len({row for row, _ in cells}) - len(_rows(cells)) for cells in shown.values()):
-        notes.append(f"{rows} more rows were measured and are not shown.")
+        notes.append(style.not_shown(rows, "row", "rows"))
     if hidden:
         notes.append(
             f"{hidden} more models, layouts or labels were measured, most of them on fewer batches, and are not shown."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench.record import Measured, Trial
 from bench.report import style
-from bench.report.table import dcp_of, exchange_of, kernels_of, path_of
+from bench.report.table import all_layers, dcp_of, exchange_of, kernels_of, path_of
 from dcp_core.settings import PathName
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _key() -> list[object]:
 def _notes(bars: Sequence[Bar], *, hidden: int) -> list[str]:
     layers = max(bar.outcome.layers for bar in bars)
     first = (
-        "Building the mask (or fold's rows) and planning the kernel happen on the host once per batch, for all "
-        f"{layers} layers; running happens in each. Whiskers: 95 % interval of running."
+        "Building the mask (or fold's rows) and planning the kernel happen on the host once per batch, for "
+        f"{all_layers(layers)}; running happens in each. Whiskers: 95 % interval of running."
     )
-    return [first, f"{hidden} more batches were measured and are not shown."] if hidden else [first]
+    return [first, style.not_shown(hidden)] if hidden else [first]

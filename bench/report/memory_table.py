@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.report.grid import Column, Grid
 from bench.report.style import tokens as short
+from bench.report.table import all_layers
 from dcp_core.layout import DcpLayout
 from dcp_core.memory import KvMemory, RankMemory, format_size
 from dcp_core.serving import WRAPPER_BYTES, Server
@@ -145,7 +146,6 @@ class Rank:
 def kv_grid(ranks: Sequence[Rank], length: int) -> Grid:
     """Return what fits, per dcp size; ``length``: tokens of a request."""
     shape, tp = ranks[0].server.shape, ranks[0].server.layout.tp
-    layers = "one layer" if shape.layers == 1 else f"all {shape.layers} layers"
     headings = (
         "dcp",
         "KV bytes per token",
@@ -156,7 +156,11 @@ def kv_grid(ranks: Sequence[Rank], length: int) -> Grid:
         "beside",
     )
     columns = tuple(Column(heading, right=True) for heading in headings)
-    return Grid(f"{shape.name}, tp {tp}: one rank, {layers}", columns, tuple(rank.kv_cells(length) for rank in ranks))
+    return Grid(
+        f"{shape.name}, tp {tp}: one rank, {all_layers(shape.layers)}",
+        columns,
+        tuple(rank.kv_cells(length) for rank in ranks),
+    )
 
 
 def workspace_grid(ranks: Sequence[Rank], gpu: str) -> Grid:

@@ -210,7 +210,5 @@ def _notes(points: Sequence[Point], budget: int, *, hidden: int) -> list[str]:
             "Hollow: without the exchange's time, of which nothing is known here; such points are in no front."
         )
     if hidden:
-        notes.append(
-            f"{hidden} more batches were measured and are not shown: those with most points in the front are, the largest."
-        )
+        notes.append(f"{style.not_shown(hidden)} Drawn are those with most points in the front, the largest.")
     return notes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench.noise import NOISES
 from bench.record import Trial
 from bench.report import style
+from bench.report.table import counted
 from bench.stats import mean_interval
 from bench.tune.batch import Batch
 from bench.tune.paper import Table, table_of, told_apart
@@ -139,8 +140,11 @@ def _keys(*, searched: bool) -> list[object]:
 def _notes(batches: Sequence[Batch], *, hidden: int, searched: int) -> list[str]:
     sizes = [len(batch.candidates) for batch in batches]
     left_out = f", those with most candidates of {len(batches) + hidden}" if hidden else ""
+    between = counted(max(sizes), "candidate")
+    if min(sizes) < max(sizes):
+        between = f"{min(sizes)} to {between}"
     how = (
-        f"Modelled: {len(batches)} batches{left_out}, {min(sizes)} to {max(sizes)} candidates each, searched once under each "
+        f"Modelled: {counted(len(batches), 'batch', 'batches')}{left_out}, {between} each, searched once under each "
         "kind of noise on a device on paper, which takes the medians measured here with their scatter."
     )
     strategies = (

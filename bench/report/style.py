@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.record import Label, Trial
+from bench.report.table import counted
 from dcp_core.settings import KernelName, PathName
 
 if TYPE_CHECKING:
@@ -132,6 +133,13 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0, bottom, 1, 1 - bottom), w_pad=0.12, h_pad=0.08)
+
+
+def not_shown(count: int, noun: str = "batch", nouns: str = "batches") -> str:
+    """Return the note that a picture leaves something out."""
+    return (
+        f"{counted(count, f'more {noun}', f'more {nouns}')} {'was' if count == 1 else 'were'} measured and not drawn."
+    )
 
 
 def name(text: str, longest: int = LONGEST_NAME) -> str:

@@ -250,9 +250,14 @@ def _place(row: Row) -> tuple[object, ...]:
     )
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number of things: ``1 case``, ``2 cases``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """Return a number of things: ``1 case``, ``2 cases``; ``nouns`` where the plural is another: ``batches``."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
+def all_layers(count: int) -> str:
+    """Return what holds for a whole model: ``one layer``, ``all 94 layers``."""
+    return "one layer" if count == 1 else f"all {count} layers"
 
 
 def _alike(sentences: Iterable[str]) -> list[tuple[str, int]]:

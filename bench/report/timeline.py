@@ -82,7 +82,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         notes = [HOW[way] for way in sorted(ways, reverse=True)]
         notes.append("Upper lane: the exchange. Diamond: the whole step, timed in one go, without CUPTI.")
         if len(panels) > len(shown):
-            notes.append(f"{len(panels) - len(shown)} more batches were measured and are not shown.")
+            notes.append(style.not_shown(len(panels) - len(shown)))
         style.finish(figure, _key(kept, trials), [trial for trial, _ in kept], *notes)
     return figure
 

@@ -13,6 +13,7 @@ from bench.recommend.decision_map import Phase
 from bench.record import Label, Trial
 from bench.report import style
 from bench.report.gains import MIXED, phase_of
+from bench.report.table import counted
 from bench.stats import mean_interval
 from bench.tune.pick import pick
 
@@ -105,7 +106,7 @@ def _draw_panel(axes: Axes, label: Label, rows: Mapping[Row, Sequence[Entry]]) -
 
 
 def _batches(count: int) -> str:
-    return f"{count} batch" if count == 1 else f"{count} batches"
+    return counted(count, "batch", "batches")
 
 
 def _draw_row(axes: Axes, number: int, entries: Sequence[Entry]) -> None:

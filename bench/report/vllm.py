@@ -10,6 +10,7 @@ from statistics import geometric_mean
 from bench.errors import UsageError
 from bench.profile.entry import Candidate, Entry, engine_defaults
 from bench.record import Environment, Label
+from bench.report.table import counted
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import ExchangeName, Settings
 
@@ -158,7 +159,7 @@ def _unknown(count: int) -> str:
 
 
 def _batches(count: int) -> str:
-    return f"{count} batch" if count == 1 else f"{count} batches"
+    return counted(count, "batch", "batches")
 
 
 def _named(settings: Settings) -> str:

@@ -11,10 +11,14 @@ import pytest
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.record import Failed, Label, Measured, Skipped, Trial
+from bench.report.choices import regions_grid
+from bench.report.style import not_shown
 from bench.report.table import (
     Footnotes,
+    all_layers,
     case_line,
     case_name,
+    counted,
     kernels_of,
     label_of,
     micros,
@@ -25,6 +29,7 @@ from bench.report.table import (
     trials_grids,
 )
 from bench.store import Store
+from bench.tune.pick import pick
 from dcp_core import Settings
 from tests.bench.made_up import cases, summary, trial, trials
 
@@ -171,3 +176,20 @@ def test_a_trial_fits_a_line_whatever_became_of_it() -> None:
     assert case_line(trial(case)).endswith("% measured")
     assert case_line(trial(case, Skipped("no room"))).endswith("skipped, no room.")
     assert case_line(trial(case, Failed("error", "boom\nline two"))).endswith("FAILED, error: boom.")
+
+
+def test_one_of_something_is_told_in_the_singular() -> None:
+    assert [counted(many, "case") for many in (0, 1, 2, 1134)] == ["0 cases", "1 case", "2 cases", "1,134 cases"]
+    assert [counted(many, "batch", "batches") for many in (1, 2)] == ["1 batch", "2 batches"]
+    assert [all_layers(many) for many in (1, 94)] == ["one layer", "all 94 layers"]
+    assert not_shown(1) == "1 more batch was measured and not drawn."
+    assert not_shown(3, "row", "rows") == "3 more rows were measured and not drawn."
+
+
+def test_a_profile_counts_the_batches_that_answer_for_others() -> None:
+    def told(*batches: str) -> set[str]:
+        (profile,) = pick([one for batch in batches for one in trials(batch, dcps=(2,))])
+        return {row[1] for row in regions_grid(profile).rows}
+
+    assert told("16q1s32k", "q512s8704") == {"1 decode", "1 longer one"}
+    assert told("16q1s32k", "8q1s32k", "q512s8704", "q2k") == {"2 decodes", "2 longer ones"}
