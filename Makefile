@@ -1,7 +1,7 @@
 # Set up and run dcpbench from a checkout. Needs Linux, git and Python >= 3.11; everything else goes into .venv.
 #
-#   make demo     set up, then the main job: dcpbench tune quick
-#   make test     set up, then the tests that this machine can run
+#   make demo     set up what the program needs, then the main job: dcpbench tune quick
+#   make test     set up what its tests need too, then those that this machine can run
 #   make lint     ruff: rules and format          make format   apply them
 #   make types    mypy --strict on both packages
 #   make docs     the pages as a site in build/site; a link or an anchor that leads nowhere fails
@@ -9,6 +9,7 @@
 #
 # Variables:
 #   PYTHON=python3.12         the interpreter for .venv
+#   VENV=PATH                 another environment than .venv; one that is there keeps what fits
 #   CONSTRAINTS=              do not pin torch (or name another constraints file)
 #   TORCH_INDEX=URL           where to take torch from besides the default index. Without a GPU, PyTorch's own index
 #                             of CPU builds saves gigabytes.
@@ -22,7 +23,10 @@ PYTEST_FLAGS ?=
 SWEEP ?= quick
 
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+PROGRAM := $(VENV)/.ready
+READY := $(VENV)/.ready-dev
+INSTALL = $(BIN)/python -m pip install $(PIP_FLAGS) $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
+  $(addprefix --constraint ,$(CONSTRAINTS)) --editable
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types docs clean
@@ -32,16 +36,19 @@ help:
 
 setup: $(READY)
 
-# The stamp comes last, so that an interrupted set-up is taken up again.
-$(READY): pyproject.toml $(CONSTRAINTS)
+# A stamp comes last, so that an interrupted set-up is taken up again.
+$(PROGRAM): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"dcpbench needs Python 3.11 or newer, not {sys.version.split()[0]}: make … PYTHON=python3.12")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
-	  $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev]'
+	$(INSTALL) .
 	@touch $@
 
-demo: $(READY)
+$(READY): $(PROGRAM)
+	$(INSTALL) '.[dev]'
+	@touch $@
+
+demo: $(PROGRAM)
 	$(BIN)/dcpbench tune $(SWEEP)
 
 test: $(READY)
