@@ -28,7 +28,8 @@ def plot(
         ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FOLDER", help="Where to write; else plots/ in the results folder.")
+        Path | None,
+        typer.Option("--to", "-o", metavar="FOLDER", help="Where to write; else plots/ in the results folder."),
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="The same pictures, for a dark page.")] = False,
     results: Results = Path("results"),
