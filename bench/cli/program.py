@@ -129,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     try:
         with _signals_stop():
-            return run(
-                lambda: int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
-            )
+            return run(lambda: _command(words))
     except _TyperMistake as mistake:
         return _complain(_described(mistake), Exit.USAGE)
     except MISTAKES as mistake:
@@ -150,6 +148,17 @@ def _run(words: list[str]) -> int:
         if isinstance(error, LockedError):
             return _complain(str(error), Exit.LOCKED)
         raise
+
+
+def _command(words: list[str]) -> int:
+    try:
+        return int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
+    except OSError as error:
+        if "--install-completion" not in words:
+            raise
+        why = f"{error.filename}: {(error.strerror or str(error)).lower()}"
+        fix = "let HOME be a folder that may be written, or put what --show-completion prints where your shell reads it"
+        raise StorageError(f"cannot install completion: {why}; {fix}") from None
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -6,6 +6,7 @@ colour vision; two of the paths' are darker than theirs, so that all five are gr
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it tells where it keeps a cache if HOME may not be written
 
 PATH_COLOURS: Mapping[PathName, str] = {
     PathName.TP: "#000000",

@@ -239,6 +239,7 @@ def test_every_exit_code_is_told_in_the_docs() -> None:
         ("sweep quikc", "unknown sweep 'quikc'; did you mean 'quick'?"),
         ("sweep nowhere.toml", "no such file"),
         ("sweep quick --model qwen3-23b", "did you mean 'qwen3-32b'?"),
+        ("sweep quick --model mine", "any other by the path of its config.json, or as q64,kv4,d128"),
         ("sweep quick --path fald", "did you mean 'fold'?"),
         ("sweep quick --kernel fa4", "unknown kernel 'fa4'"),
         ("sweep quick --exchange agrs", "did you mean 'ag_rs'?"),
@@ -262,10 +263,12 @@ def test_every_exit_code_is_told_in_the_docs() -> None:
         ("plot --figure latancy", "did you mean 'latency'?"),
         ("show", "holds no trials"),
         ("show /usr", "a folder of that name: give it as --results /usr"),
+        ("show trace.csv", "but a file of that name, which is none: the file of a run ends in .jsonl"),
         ("show last", "no run 'last'"),
         ("profile", "Missing command"),
         ("profile show", "holds no profile"),
         ("profile show absent.json", "no such file"),
+        ("profile show trace.csv", "trace.csv: no profile, for it is not valid JSON"),
         ("verify --path fald", "did you mean 'fold'?"),
         ("verify --dcp x", "--dcp takes whole numbers"),
         ("verify --dcp ,", "--dcp has no value"),
@@ -288,6 +291,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "trace.csv").write_text("arrival,prompt,output\n0,900,40\n")
     assert run(*words.split()) == Exit.USAGE
     out, err = capsys.readouterr()
     assert out == ""
@@ -325,6 +329,21 @@ def test_a_folder_that_cannot_be_written_is_exit_code_5(
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     assert run("sweep", *TYPED, "--results", tmp_path / "file" / "below") == Exit.STORAGE
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_home_that_may_not_be_written_costs_nobody_a_picture_or_a_traceback(results: Path) -> None:
+    with Store.open(results) as store:
+        for one in trials("8q1s1k"):
+            store.append(one)
+    drawn = shell(
+        f"dcpbench plot -o '{results}/pictures' --figure kv-memory --results '{results}'", HOME="/dev/null/none"
+    )
+    assert (drawn.returncode, drawn.stderr) == (Exit.DONE, "")
+    assert (results / "pictures" / "kv-memory.png").exists()
+    told = shell("dcpbench --install-completion", HOME="/dev/null/none")
+    assert told.returncode == Exit.STORAGE
+    assert told.stderr.startswith("dcpbench: cannot install completion: /dev/null/none")
+    assert len(told.stderr.splitlines()) == 1
 
 
 def test_a_folder_in_use_is_exit_code_6(scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
