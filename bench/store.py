@@ -166,6 +166,8 @@ def find_run(folder: str | Path, name: str) -> Path:
         )
         if Path(name).is_dir():
             known = f", but a folder of that name: give it as --results {shlex.quote(name[:80])}"
+        elif Path(name).is_file():
+            known = ", but a file of that name, which is none: the file of a run ends in .jsonl"
         raise FileError(f"{folder}: no run {name[:80]!r}{known}")
     return found
 

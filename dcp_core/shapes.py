@@ -111,7 +111,8 @@ class ModelShape:
         """
         word = _text(name).strip().lower()
         if word not in PRESETS:
-            raise ShapeError(f"unknown model {name!r}{nearest(word, PRESETS)}; known: {', '.join(PRESETS)}")
+            known = f"{', '.join(PRESETS)}; any other by the path of its config.json, or as q64,kv4,d128"
+            raise ShapeError(f"unknown model {name!r}{nearest(word, PRESETS)}; known: {known}")
         return PRESETS[word]
 
     @classmethod

@@ -165,7 +165,7 @@ def _read_json(text: str, where: str) -> dict[str, Any]:
     try:
         data = read_json(text)
     except FileError as error:
-        raise FileError(f"{where}: not valid JSON: {error}") from None
+        raise FileError(f"{where}: no profile, for it is not valid JSON: {error}") from None
     if not isinstance(data, dict) or data.get("kind") != "dcpbench profile":
         raise FileError(f"{where}: no profile: it should be an object whose kind is 'dcpbench profile'")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from io import StringIO
@@ -39,6 +40,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """What a trace must have, by the names that each goes by; capitals, spaces and hyphens do not matter."""
+AS_CSV = "below its headings, as arrival,prompt,output, each line is a request"
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
@@ -52,6 +54,8 @@ def read_trace(path: Path, *, unit: str = "s") -> tuple[Arrival, ...]:
         FileError: naming the line, what is wrong with it and what would be right.
     """
     text = read_capped(path, MAX_TRACE_BYTES, "a trace")
+    if not text.strip():
+        raise FileError(f"{path}: an empty file, where a trace should be: {AS_CSV}")
     rows = _json_rows(text, path) if text.lstrip().startswith("{") else _csv_rows(text, path)
     found: list[tuple[float, int, int]] = []
     for where, row in rows:
@@ -59,9 +63,7 @@ def read_trace(path: Path, *, unit: str = "s") -> tuple[Arrival, ...]:
             raise FileError(f"{where}: more than {MAX_REQUESTS:,} requests; give a shorter stretch of the trace")
         found.append(_request(row, where, UNITS[unit]))
     if not found:
-        raise FileError(
-            f"{path}: a trace without a request: below its headings, as arrival,prompt,output, a line is one"
-        )
+        raise FileError(f"{path}: a trace without a request: {AS_CSV}")
     first = min(at_s for at_s, _, _ in found)
     return tuple(Arrival(at_s - first, prompt, output) for at_s, prompt, output in found)
 
@@ -88,7 +90,8 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, object
         try:
             row = read_json(line)
         except FileError as error:
-            raise FileError(f"{where}: no JSON: {str(error)[:80]}") from None
+            what = re.sub(r": line 1 (column \d+) .*", r", \1", str(error))  # of this line, not of the file
+            raise FileError(f"{where}: no JSON: {what[:80]}") from None
         if not isinstance(row, dict):
             raise FileError(
                 f"{where}: a JSON object should stand here, as {{'arrival': 0, 'prompt': 512, 'output': 64}}"

@@ -133,7 +133,8 @@ def test_arrivals_may_be_in_milliseconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "line 1: no column for arrival"),
+        ("", "trace.csv: an empty file, where a trace should be: below its headings, as arrival,prompt,output,"),
+        ("0,1,1\n", "line 1: no column for arrival; it may be called arrival,"),
         ("arrival,prompt,output\n", "a trace without a request"),
         ("arrival,prompt\n0,1\n", "line 1: no column for output; it may be called output,"),
         ("arrival,prompt,output\n0,1\n", "line 2: 2 cells, where line 1 names more columns"),
@@ -146,6 +147,10 @@ def test_arrivals_may_be_in_milliseconds(tmp_path: Path) -> None:
         ('{"arrival": 0}\n[1]\n', "line 1: no column for prompt"),
         ('{"arrival": 0, "prompt": 1, "output": 1}\n[1]\n', "line 2: a JSON object should stand here"),
         ('{"arrival": 0,\n', "line 1: no JSON"),
+        (
+            '{"arrival": 0, "prompt": 1, "output": 1}\n{"arrival"\n',
+            "line 2: no JSON: Expecting ':' delimiter, column 11$",
+        ),
         ('{"arrival": true, "prompt": 1, "output": 1}\n', "line 1: arrival is a number"),
         ('arrival,prompt,output\n0,"1,1\n', "no CSV"),
     ],
