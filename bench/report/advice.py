@@ -161,7 +161,7 @@ def _times(found: Recommendation) -> Iterator[str]:
     yield f"A step takes {_us(base)}{mean} per layer with dcp 1 ({labels(decision.base)})."
     for one in decision.options[1:]:
         span, local = one.span.times(1 / weight), one.local.times(1 / weight)
-        low, high = base.median_us - span.high_us, base.median_us - span.low_us
+        low, high = base.low_us - span.high_us, base.high_us - span.low_us
         exchange = f" and an exchange of {_exchanges(one, weight)}" if one.exchanges else ""
         yield (f"dcp {one.layout.dcp} takes {_us(local)} ({labels(one)}){exchange}: {_gain(low, high, layers, unit)}.")
 
