@@ -164,7 +164,7 @@ def find_run(folder: str | Path, name: str) -> Path:
         known = (
             nearest(name, runs) or f"; its last is {list(runs)[-1]!r}" if runs else "; it holds none, so give --results"
         )
-        if Path(name).is_dir():
+        if name and Path(name).is_dir():
             known = f", but a folder of that name: give it as --results {shlex.quote(name[:80])}"
         elif Path(name).is_file():
             known = ", but a file of that name, which is none: the file of a run ends in .jsonl"

@@ -18,6 +18,7 @@ from dcp_core.memory import parse_tokens
 
 if TYPE_CHECKING:
     from bench.recommend.recommend import Evidence, Recommendation
+    from bench.record import Environment
     from bench.report.vllm import Serving
     from dcp_core.shapes import ModelShape
 
@@ -58,7 +59,7 @@ def recommend(
     from bench.report import advice
     from bench.report.advice_json import to_json
     from dcp_core.layout import DcpLayout
-    from dcp_core.serving import Limits, multiprocessors_of
+    from dcp_core.serving import Limits
     from dcp_core.shapes import ModelShape
 
     shape = ModelShape.parse(model)
@@ -67,15 +68,16 @@ def recommend(
         parse_tokens(traffic.max_batched_tokens), traffic.max_sequences, parse_tokens(traffic.max_model_len)
     ).captured_as_vllm_does()
     known, notes = _profiles(model, shape, tp, given)
-    device = known[1].profile.environment.hard.get("device_name", "") if known else ""
-    gpu = _gpu(given, device)
+    measured = known[1].profile.environment if known else None
+    device = measured.hard.get("device_name", "") if measured else ""
+    gpu, multiprocessors = _gpu(given, measured)
     rooms = rooms_of(
         shape,
         tp,
         budget=memory.budget(gpu),
         upper=memory.weights is None,
         server=server,
-        multiprocessors=multiprocessors_of(gpu),
+        multiprocessors=multiprocessors,
     )
     evidence = _evidence(known)
     served, said = served_by(traffic, shape, tp, known[1].profile if known else None, rooms[1])
@@ -146,12 +148,25 @@ def _profiles(model: str, shape: ModelShape, tp: int, given: Given) -> tuple[dic
     return found, notes
 
 
-def _gpu(given: Given, device: str) -> str:
-    """Return the GPU's short name: as given, or of the profile's device."""
-    if given.gpu:
-        return given.gpu.strip().lower().removeprefix("nvidia ")
-    words = device.lower().split()
-    return next((name for name in GPU_MEMORY if name in words), words[-1] if words else UNLESS_TOLD)
+def _gpu(given: Given, measured: Environment | None) -> tuple[str, int]:
+    """Return the GPU's name, as given or as a profile tells it, short if it is known, and its multiprocessors.
+
+    Raises:
+        UsageError: for a profile that was measured without a GPU.
+    """
+    from dcp_core.serving import multiprocessors_of
+
+    device = measured.hard.get("device_name", "") if measured else ""
+    words = (given.gpu or device or UNLESS_TOLD).strip().lower().split()
+    known = next((name for name in GPU_MEMORY if name in words), "")
+    if known or given.gpu or not measured:
+        name = known or words[-1]
+        return name, multiprocessors_of(name)
+    if "sm_count" not in measured.soft:
+        raise UsageError(
+            f"{device} is no GPU, and what was measured on it says nothing of one: ask with the profile of a GPU, or --gpu h200"
+        )
+    return device, int(measured.soft["sm_count"])
 
 
 def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:

@@ -103,7 +103,7 @@ class Memory:
         if self.gpu_memory is None and gpu not in GPU_MEMORY:
             known = ", ".join(sorted(GPU_MEMORY))
             raise UsageError(
-                f"the memory of GPU {gpu[:40]!r} is not known{nearest(gpu, GPU_MEMORY)}; known: {known}, or give --gpu-memory"
+                f"the memory of {gpu[:40]!r} is not known{nearest(gpu, GPU_MEMORY)}; known: {known}, or give --gpu-memory"
             )
         whole = parse_size(self.gpu_memory or GPU_MEMORY[gpu])
         left = int(whole * self.gpu_memory_utilization) - (parse_size(self.weights) if self.weights else 0)

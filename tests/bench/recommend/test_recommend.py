@@ -21,7 +21,7 @@ from bench.cli.exits import Exit
 from bench.profile.profile import Profile
 from bench.recommend.decision import Limits, Origin
 from bench.recommend.recommend import Evidence, Recommendation, Traffic, Why, decide, modelled, rooms_of
-from bench.record import Label, Measured, Trial
+from bench.record import Environment, Label, Measured, Trial
 from bench.shipped import shipped_profiles
 from bench.store import Store
 from bench.sweep import Sweep
@@ -30,7 +30,7 @@ from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.serving import Limits as ServerLimits
 from dcp_core.settings import PathName, Settings
 from dcp_core.shapes import ModelShape, Request, Workload
-from tests.bench.made_up import QWEN, cases, trial
+from tests.bench.made_up import CPU, H200, QWEN, cases, trial
 
 
 def of_one_device(dcp: int) -> Evidence:
@@ -242,6 +242,38 @@ def test_what_is_wrong_is_one_sentence(words: tuple[str, ...], complaint: str, r
     (line,) = err.splitlines()
     assert line.startswith("dcpbench: ")
     assert re.search(complaint, line)
+
+
+def measured_on(environment: Environment, folder: Path) -> None:
+    """Write the profiles of one who measured a small model elsewhere than on what ships."""
+    for profile in pick([trial(case, environment=environment) for case in cases(["8q1s1k"], exchanges=("ag_rs",))]):
+        profile.save(folder / "results" / "profiles")
+
+
+def test_what_was_measured_without_a_gpu_advises_nobody(run: Run, tmp_path: Path) -> None:
+    measured_on(CPU, tmp_path)
+    code, out, err = run(*TYPED[:4], "--context", "1k", "--concurrency", "8")
+    assert (code, out) == (Exit.USAGE, "")
+    assert err.startswith("dcpbench: A CPU is no GPU, and what was measured on it says nothing of one")
+
+
+def test_a_gpu_of_which_nothing_ships_needs_its_memory_told(run: Run, tmp_path: Path) -> None:
+    hard = {**H200.hard, "device_name": "NVIDIA Fast Card"}
+    measured_on(Environment(hard, {"sm_count": "100"}), tmp_path)
+    asking = (*TYPED[:4], "--context", "1k", "--concurrency", "8")
+    code, _, err = run(*asking)
+    assert code == Exit.USAGE
+    assert "the memory of 'NVIDIA Fast Card' is not known" in err
+    code, out, _ = run(*asking, "--gpu-memory", "80GiB")
+    assert code == Exit.DONE
+    assert "8q1s1025" in out
+
+
+def test_a_gain_is_told_by_the_intervals_that_the_answer_rests_on(run: Run) -> None:
+    code, out, _ = run(*TYPED[:-1], "4")
+    assert code == Exit.DONE
+    assert "dcp 1 and dcp 2 are not told apart for 4q1s32769" in out
+    assert re.search(r"between [\d.]+ µs a\s+layer lost and [\d.]+ gained", out)
 
 
 def test_a_trace_stands_in_for_context_and_becomes_a_sweep(run: Run, tmp_path: Path) -> None:
