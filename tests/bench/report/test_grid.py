@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,10 @@ def test_no_cell_is_cut_and_no_word_is_broken(width: int) -> None:
 
 def test_a_terminal_too_narrow_for_any_folding_is_said_to_be() -> None:
     assert WIDE.to_text(36) == WIDE.to_text()
+    long = replace(WIDE, footnotes=("a sentence that is longer than thirty-six columns are wide",))
+    *rows, one, other = long.to_text(36).splitlines()
+    assert rows == long.to_text().splitlines()[:-1]
+    assert (one, other) == ("a sentence that is longer than", "thirty-six columns are wide")
 
 
 def test_headings_are_folded_before_any_cell() -> None:
