@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 
 import typer
+
+
+@contextmanager
+def whole_words() -> Iterator[None]:
+    """Join the words that bash takes apart at each ``=``, and offer it only what stands behind the last one, as it wants."""
+    if os.environ.get("_DCPBENCH_COMPLETE") != "complete_bash":
+        yield
+        return
+    words, position = _joined(os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD") or 0))
+    os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(position)}
+    name, equals, _ = words[position].rpartition("=") if position < len(words) else ("", "", "")
+    offered = StringIO()
+    try:
+        with redirect_stdout(offered):
+            yield
+    finally:
+        sys.stdout.writelines(line.removeprefix(name + equals) for line in offered.getvalue().splitlines(keepends=True))
+
+
+def _joined(words: list[str], position: int) -> tuple[list[str], int]:
+    """Return words with those around each ``=`` in one, and where the one at ``position`` is now."""
+    joined: list[str] = []
+    places = []
+    for index, word in enumerate(words):
+        if joined and "=" in (word, words[index - 1]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        places.append(len(joined) - 1)
+    return joined, places[position] if position < len(places) else position
 
 
 def models(incomplete: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import profile
+from bench.cli import completion, profile
 from bench.cli.audit import audit
 from bench.cli.compare import compare
 from bench.cli.doctor import doctor
@@ -152,7 +152,8 @@ def _run(words: list[str]) -> int:
 
 def _command(words: list[str]) -> int:
     try:
-        return int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
+        with completion.whole_words():
+            return int(app(words or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=words) or Exit.DONE)
     except OSError as error:
         if "--install-completion" not in words:
             raise

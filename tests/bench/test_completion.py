@@ -99,6 +99,30 @@ def test_profiles_are_offered_wherever_one_is_taken(
         assert all(file in told for file in files), command
 
 
+def offered_by_bash(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return what bash is told of the last of its words: it takes a line apart at each ``=`` too."""
+    monkeypatch.setenv("_DCPBENCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "\n".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    assert main([]) == 0
+    return capsys.readouterr().out.split()
+
+
+def test_a_setting_and_a_profile_are_offered_behind_their_equals_signs_in_bash(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = ["dcpbench", "sweep", "--set", "kv_layout", "="]
+    assert offered_by_bash(setting, monkeypatch, capsys) == ["NHD", "HND"]
+    assert offered_by_bash([*setting, "N"], monkeypatch, capsys) == ["NHD"]
+    file = min(str(path.relative_to(workplace)) for path in (workplace / "results/profiles").iterdir())
+    before, dtype, device = file.split("=")
+    taken_apart = [before, "=", dtype, "=", device]
+    show = ["dcpbench", "profile", "show", *taken_apart[:-1], device[:3]]
+    assert offered_by_bash(show, monkeypatch, capsys) == [device]
+    diff = ["dcpbench", "profile", "diff", *taken_apart, before]
+    assert file in offered_by_bash(diff, monkeypatch, capsys)
+
+
 def test_gpus_are_offered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("memory", "recommend"):
         assert offered(f"dcpbench {command} --gpu h2", monkeypatch, capsys).split() == ["h20", "h200"]
