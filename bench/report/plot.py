@@ -48,6 +48,8 @@ FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
 """Every picture by the name of its files."""
 APART = ("exchange-cost",)
 """Those that have panels of their own for what was timed otherwise."""
+OF_EVERY_TRIAL = ("regret",)
+"""Those that look at what a case took alone and in a search: not at the last trial of a case, but at every one."""
 
 
 FORMATS: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
@@ -81,7 +83,7 @@ class NotDrawn:
 def save_all(
     trials: Sequence[Trial], folder: Path, *, command: str, names: Sequence[str] = (), is_dark: bool = False
 ) -> Iterator[Saved | NotDrawn]:
-    """Draw pictures and save them, each as it is done. The last trial of a case counts.
+    """Draw pictures and save them, each as it is done. The last trial of a case counts, but for OF_EVERY_TRIAL.
 
     Args:
         command: what makes them again, for the caption.
@@ -115,7 +117,11 @@ def draw_all(
     if others := len(last) - len(alike):
         yield NotDrawn("timed otherwise", f"{others} of {len(last)} trials, warm or eager, which no picture mixes")
     for name in names or FIGURES:
-        figure = FIGURES[name](last if name in APART else alike)
+        if name in OF_EVERY_TRIAL:
+            shown = _timed_alike([_presentable(trial) for trial in trials])
+        else:
+            shown = last if name in APART else alike
+        figure = FIGURES[name](shown)
         yield (
             NotDrawn(name, figure)
             if isinstance(figure, str)

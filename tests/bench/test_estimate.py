@@ -51,22 +51,24 @@ def test_three_trials_correct_the_model_and_failures_do_not() -> None:
     assert seconds_each(found, Policy(), "NVIDIA H200", failed) == plain
 
 
-COMPILED = ("20261128T070905", "20261128T102942")
+COMPILED = ("20261128T070905", "20261128T140846", "20261128T143205", "20261128T143400")
 """Runs in which kernels were compiled."""
 
 
 def test_every_run_that_ships_took_about_what_is_expected_of_it() -> None:
-    """The model alone, without what trials would correct: of runs on an H200, one rank or two, the sum of their trials.
+    """The model alone, without what trials would correct: of sweeps on an H200, one rank or two, the sum of their trials.
 
     What compiles kernels takes longer, as every estimate says.
     """
     off, compiling = [], []
     for run in sorted((reference_folder() / "h200").rglob("*.jsonl")):
         trials = [trial for trial in map(decode, run.read_bytes().splitlines()) if isinstance(trial.outcome, Measured)]
+        if any(isinstance(one.outcome, Measured) and one.outcome.race for one in trials):
+            continue  # a search, which has estimates of its own
         ranks = max(one.ranks for one in trials)
         expected_s = starting_seconds(ranks, H200) + sum(case_seconds(one.case, one.policy, H200) for one in trials)
         has_compiled = run.name.startswith(COMPILED)
         (compiling if has_compiled else off).append(sum(one.seconds for one in trials) / expected_s)
     assert len(off) >= 9
     assert all(1 / 1.5 < ratio < 1.5 for ratio in off)
-    assert all(1.5 < ratio < 2 for ratio in compiling)
+    assert all(1.5 < ratio < 3 for ratio in compiling)

@@ -15,8 +15,8 @@ from bench.store import read_run
 from dcp_core.shapes import Workload
 
 ROOT = Path(__file__).parents[2]
-SEED, DECODE = "20261124T193837.320938Z-fbf692", "20261124T193521.066225Z-ebecb4"
-TWO_GPUS = "20261125T005534.375345Z-6d29aa"
+SEED, DECODE = "20261128T135630.270942Z-92d145", "20261128T141222.234626Z-74a495"
+TWO_GPUS, LONGER = "20261128T143205.292902Z-24cf42", "20261128T143400.608809Z-df1531"
 
 
 @cache
@@ -81,6 +81,11 @@ def test_the_table_of_fold_is_what_was_measured(row: list[str]) -> None:
     for cell, (path, form) in zip(row[1:], (("fold", ""), ("split", ""), ("mask", "packed")), strict=True):
         text, unit = cell.split()
         agree([text], [step_us(run, batch, path, form) / {"µs": 1, "ms": 1000}[unit]])
+
+
+@pytest.mark.parametrize("row", table("docs/fold.md", "| `8q4s32k` |"), ids=lambda row: row[0])
+def test_fold_beside_split_is_what_was_measured_between_two_gpus(row: list[str]) -> None:
+    agree(row[1:], [step_us(LONGER, row[0].strip("`"), path, exchange="direct") for path in ("fold", "split")])
 
 
 @pytest.mark.parametrize("row", table("docs/exchanges.md", "| 1 × 32k |"), ids=lambda row: row[0])

@@ -110,6 +110,10 @@ RUN = list(
 )
 
 
+LAST = "20261130T000000.000000Z-000000.jsonl"
+"""Comes after the other runs: of exchanges, which not every run tells of."""
+
+
 def save_unrendered(figure: Figure, target: BytesIO, **how: object) -> None:
     """Stand in for what takes a picture most of its time."""
     target.write(PIXEL if how["format"] == "png" else b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')
@@ -121,7 +125,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Figure, "savefig", save_unrendered)
     earlier = sorted((REFERENCE / "h200" / "earlier").glob("*.jsonl"))
-    seed = next((REFERENCE / "h200").glob("20261124T193837*.jsonl"))
+    seed = next((REFERENCE / "h200").glob("20261128T135630*.jsonl"))
     (profile,) = shipped_profiles("q16,kv1,d128,dtype=bfloat16")
     for folder in ("results/profiles", "baseline", "path/to/your"):
         (tmp_path / folder).mkdir(parents=True)
@@ -129,8 +133,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(tmp_path / "results" / "profiles", tmp_path / "results" / "reference" / "h200" / "profiles")
     for run, names in (
         (earlier[0], ("before.jsonl", "baseline/run.jsonl")),
-        (earlier[1], ("after.jsonl", f"results/{earlier[1].name}")),
         (seed, (f"results/{seed.name}", f"results/reference/h200/{seed.name}")),
+        (earlier[1], ("after.jsonl", f"results/{LAST}")),
     ):
         some = run.read_text(encoding="utf-8").splitlines(keepends=True)[:FEW]
         for name in names:
