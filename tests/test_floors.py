@@ -28,7 +28,7 @@ FLOORS = {
         ("build",),
     ),
     "bench": (
-        ("shipped", "errors", "record", "stats", "verdict", "noise", "files", "orders", "nvml"),
+        ("shipped", "errors", "record", "stats", "verdict", "noise", "files", "orders", "nvml", "grid"),
         (
             "axes",
             "sweep",

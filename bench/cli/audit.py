@@ -12,8 +12,8 @@ import typer
 from bench.cli.exits import Exit
 from bench.cli.options import Asked, Running, session_of
 from bench.cli.screen import draw, emit, put, say, screen, warn
+from bench.grid import Column, Grid
 from bench.record import Failed, Heat, Skipped
-from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, case_name, counted, micros
 from bench.tune.known import REPEATS, paired
 from bench.tune.search import ROUNDS

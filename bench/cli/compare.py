@@ -46,8 +46,8 @@ def compare(
       dcpbench compare before.jsonl after.jsonl --all --markdown > compared.md
     """
     from bench.compare import compare as compared
+    from bench.grid import markdown
     from bench.report.comparison import comparison_grid, comparison_json, comparison_notes, comparison_rows
-    from bench.report.grid import markdown
     from bench.report.sheet import sheet
 
     tolerance = _share(fail_on)

@@ -11,7 +11,7 @@ import typer
 from bench.cli.exits import Exit
 from bench.cli.options import Json, ranks_here, session_of
 from bench.cli.screen import ASKING, draw, emit, say, waiting, warn
-from bench.report.grid import Column, Grid
+from bench.grid import Column, Grid
 
 if TYPE_CHECKING:
     from bench.fitness import Finding

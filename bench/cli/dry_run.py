@@ -10,8 +10,8 @@ from bench.cli.campaign import left_alone, reasons
 from bench.cli.exits import Exit
 from bench.cli.screen import clock, draw, emit, say
 from bench.estimate import local_ranks
+from bench.grid import Column, Grid
 from bench.need import case_bytes
-from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, Footnotes, counted, dcp_of, exchange_of, kernels_of
 from dcp_core.memory import format_size
 

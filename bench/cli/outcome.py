@@ -18,7 +18,7 @@ from bench.report.table import counted, notes_of, trials_grids
 if TYPE_CHECKING:
     from bench.cli.campaign import Campaign
     from bench.cli.searching import Hunt
-    from bench.report.grid import Grid
+    from bench.grid import Grid
     from bench.report.plot import NotDrawn, Saved
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from bench.grid import WIDTH, Grid, folded, printable
 from bench.orders import Compiling
-from bench.report.grid import WIDTH, Grid, folded, printable
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -56,8 +56,8 @@ def show(
       dcpbench show last --nvbench last.json
     """
     from bench.cli.outcome import show_trials
+    from bench.grid import markdown
     from bench.report.drift import drift_notes
-    from bench.report.grid import markdown
     from bench.report.table import notes_of, trials_grids
 
     everything = trials_of(run or [], results, sentinels=True)

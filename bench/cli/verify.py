@@ -13,8 +13,8 @@ from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Json, ranks_here, session_of, values_of, whole_number
 from bench.cli.screen import ASKING, draw, emit, say, screen, waiting, warn
+from bench.grid import Column, Grid
 from bench.record import Failed, Skipped, Verified
-from bench.report.grid import Column, Grid
 from bench.report.table import case_name, counted, exchange_of, kernels_of, path_of
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from bench.grid import Column, Grid
 from bench.recommend.decision import Decision, Option, Origin, Part, Standing, break_even_requests
 from bench.recommend.recommend import Answer, Recommendation, Why
 from bench.recommend.steptime import Span
 from bench.record import Label
-from bench.report.grid import Column, Grid
 from bench.report.style import duration
 from bench.report.style import tokens as short
 from bench.report.table import NOT_MEASURED, all_layers, counted, kernels_of, micros

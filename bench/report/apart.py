@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
+from bench.grid import Column, Grid
 from bench.profile.entry import Entry
 from bench.profile.profile import Profile
 from bench.record import Label
-from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, counted, settings_line
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload

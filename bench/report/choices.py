@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from bench.grid import Column, Grid
 from bench.profile.entry import Entry, Ratio
 from bench.profile.nearest import WAYS, LeftOutRegret
 from bench.profile.profile import Profile
-from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, Footnotes, counted, exchange_of, kernels_of, micros
 from dcp_core.shapes import Workload
 

@@ -6,8 +6,8 @@ import math
 from collections import Counter
 
 from bench.compare import Comparison, Pair
+from bench.grid import Column, Grid
 from bench.record import Measured, Trial
-from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, case_name, counted, micros, settings_line
 from bench.verdict import Verdict
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.grid import Column, Grid
 from bench.record import Heat
 from bench.report.choices import half_width_percent
-from bench.report.grid import Column, Grid
 from bench.report.table import NOT_MEASURED, dcp_of, exchange_of, kernels_of, path_of
 from bench.tune.search import Finding
 from bench.verdict import MARGIN, UNSTEADY, Comparison, Verdict

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from math import exp, log
 from statistics import fmean, median
 
+from bench.grid import Column, Grid
 from bench.profile.entry import Entry
 from bench.profile.profile import Profile
 from bench.recommend.decision_map import Phase
-from bench.report.grid import Column, Grid
 from dcp_core.shapes import Workload
 
 MIXED = "mixed"

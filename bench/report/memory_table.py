@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.report.grid import Column, Grid
+from bench.grid import Column, Grid
 from bench.report.style import tokens as short
 from bench.report.table import all_layers
 from dcp_core.layout import DcpLayout

@@ -13,11 +13,11 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
+from bench.grid import Column, Grid, printable
 from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Measured, Skipped, Trial, latest
 from bench.report.choices import entries_grid
 from bench.report.command import command_of
-from bench.report.grid import Column, Grid, printable
 from bench.report.plot import Drawn, draw_all
 from bench.report.table import counted, dcp_of, label_of, micros, notes_of, settings_line, spread
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
+from bench.grid import Column, Grid
 from bench.predict import CLOSE, Compared, relative
 from bench.record import Measured
-from bench.report.grid import Column, Grid
 from bench.report.table import case_name, counted, micros
 
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 
+from bench.grid import printable
 from bench.record import Failed, Measured, Skipped, Trial, latest
 from bench.report.command import command_of
-from bench.report.grid import printable
 from bench.report.table import label_of, settings_line
 
 HEADINGS = (

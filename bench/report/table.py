@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from bench.grid import Column, Grid
 from bench.record import Failed, Label, Measured, Skipped, Summary, Trial, latest
-from bench.report.grid import Column, Grid
 from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName, Settings
 
 NOT_MEASURED = "–"

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+from bench.grid import Column, Grid
 from bench.profile.profile import Profile
-from bench.report.grid import Column, Grid
 from dcp_core.layout import DcpLayout
 from dcp_core.shapes import Workload
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from bench.grid import Column, Grid
 from bench.noise import NOISES, Noise
 from bench.record import Measured, Trial
-from bench.report.grid import Column, Grid
 from bench.tune.batch import Batch
 from bench.tune.loop import search
 from bench.tune.paper import LEAST_SAMPLES, MADE_UP_ON, NOWHERE, Paper, Table, made_up_table, table_of, told_apart

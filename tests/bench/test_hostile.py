@@ -21,10 +21,10 @@ from bench.cli import main
 from bench.cli.exits import Exit
 from bench.cli.screen import Bar
 from bench.files import FileError
+from bench.grid import printable
 from bench.line import encode
 from bench.recommend.trace_file import read_trace
 from bench.record import SCHEMA, Environment, Failed, Measured, Piece, Skipped, Trial
-from bench.report.grid import printable
 from bench.shipped import shipped_profiles
 from bench.store import StorageError, Store, read_run
 from bench.sweep import Sweep

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report.grid import Column, Grid, folded, printable, taken
+from bench.grid import Column, Grid, folded, printable, taken
 
 GRID = Grid(
     "Fruit",
