@@ -112,7 +112,7 @@ def _words(decision: Decision, left: Sequence[Option], layers: int) -> str:
     *some, last = [str(one.layout.dcp) for one in left]
     names = f"{', '.join(some)} or {last}" if some else last
     base, span = decision.base.span, rival.span
-    low, high = span.low_us - base.median_us, span.high_us - base.median_us
+    low, high = span.low_us - base.high_us, span.high_us - base.low_us
     lines = [f"dcp {names}, {_path(left[-1])}", _signed(low, high, 1)]
     even = rival.break_even_us(decision.base)
     if left[0] is decision.base and len(left) > 1 and even is not None and even >= LEAST_EVEN_US:

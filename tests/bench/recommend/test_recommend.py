@@ -58,7 +58,7 @@ def asked(
     ("batch", "dcp", "why"),
     [
         ("16q1s128k", 2, Why.FASTEST),  # 254 µs against 175 with ag_rs between two H200s
-        ("q8ks16k", 1, Why.FASTEST),  # dcp 2 loses even with an exchange that costs nothing
+        ("q2ks10k", 1, Why.FASTEST),  # dcp 2 loses even with an exchange that costs nothing
         ("q1s32k", 1, Why.OPEN),
         ("q1s1025", 1, Why.OPEN),
     ],
@@ -185,7 +185,7 @@ def test_the_answer_comes_first_and_the_flags_last(run: Run) -> None:
     code, out, _ = run(*TYPED)
     assert code == Exit.DONE
     assert out.startswith("Run dcp 2: it is the fastest for 64q1s32769")
-    assert "dcp 2 takes 179.3 µs (measured)" in out
+    assert "dcp 2 takes 179.6 µs (measured)" in out
     assert "simulated" not in out
     assert "assumed" not in out
     assert out.rstrip().endswith("--attention-backend FLASHINFER")
@@ -226,8 +226,8 @@ def test_where_tp_is_too_small_it_says_which_would_do(run: Run) -> None:
         ((*TYPED, "--exchange-us", "nan"), "--exchange-us is a time in µs"),
         ((*TYPED, "--weights", "150GiB"), "weights of 150GiB leave nothing of 0.9 of 140GiB"),
         (
-            ("--model", "q32,kv2,d256,l48", "--tp", "8", *TYPED[4:]),
-            "no profile here is for q4,kv1,d256.*there are: .*dcpbench tune",
+            ("--model", "q48,kv2,d128,l48", "--tp", "8", *TYPED[4:]),
+            "no profile here is for q6,kv1,d128.*there are: .*dcpbench tune",
         ),
         (("--model", "qwen3-235b-a22b", "--tp", "6", *TYPED[4:]), "tp must divide the 64 query heads"),
         (

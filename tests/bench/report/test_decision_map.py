@@ -61,7 +61,9 @@ def test_from_how_many_requests_on_dcp_pays_is_said_as_far_as_it_is_known() -> N
 def test_what_two_gpus_took_lies_within_the_bracket_of_what_one_told() -> None:
     runs = [read_run(path)[0] for path in (reference_folder() / "h200").glob("*.jsonl")]
     (everything,) = (
-        run for run in runs if len({trial.ranks for trial in run}) == 2 and len(run) > 100
+        run
+        for run in runs
+        if len({trial.ranks for trial in run}) == 2 and all(trial.case.workload.is_decode for trial in run)
     )  # on one machine
     bracketed = decodes_of(trial for trial in everything if trial.ranks == 1)
     took = {
