@@ -21,8 +21,8 @@ PACKING_BYTES_PER_ELEMENT = 10
 """The torch version of packing a mask holds about ten int64 per byte of eight elements."""
 SPARE_PAGES = 0.25
 """Pages of a measured cache beyond those in use, as a share."""
-ORACLE_SCORES, ORACLE_ROWS = 1 << 26, 64
-"""The oracle checks every row of a batch of up to so many scores, and so many rows of a larger one."""
+ORACLE_SCORES, ORACLE_ROWS, ORACLE_REQUESTS = 1 << 26, 64, 512
+"""The oracle checks every row of a batch of up to so many scores, and so many rows of a larger one, of so many requests."""
 ORACLE_BYTES_PER_SCORE = 24
 """Float64 scores, their exponentials, and a copy while one turns into the other."""
 SHARED_IN_A_RACE = ("keys and values of whole sequences", "the oracle", "KV caches", "queries of every rank")
@@ -129,8 +129,10 @@ def _passes(case: Case) -> int:
 def _oracle_bytes(case: Case) -> int:
     """One request at a time: its keys and values in float64, and scores of the rows that are checked."""
     heads, workload = case.layout.heads(case.shape), case.workload
-    everything = sum(request.new * request.total for request in workload.requests) * heads.query <= ORACLE_SCORES
-    rows = max(workload.new_lens) if everything else min(max(workload.new_lens), ORACLE_ROWS)
+    some = min(len(workload), ORACLE_REQUESTS)
+    scores = sum(request.new * request.total for request in workload.requests) * heads.query
+    everything = scores <= ORACLE_SCORES and some == len(workload)
+    rows = max(workload.new_lens) if everything else min(max(workload.new_lens), max(2, ORACLE_ROWS // some))
     longest = max(workload.total_lens)
     keys_values = 2 * longest * heads.kv * case.shape.head_dim * 8
     return keys_values + rows * heads.query * longest * ORACLE_BYTES_PER_SCORE

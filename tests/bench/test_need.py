@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 
 from bench import clock, need, stand
+from bench.estimate import local_ranks
 from bench.need import case_bytes, case_parts
+from bench.record import Measured
+from bench.shipped import reference_folder
+from bench.store import read_run
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.mesh import Mesh
 from dcp_core.shapes import DType
@@ -56,7 +62,8 @@ def test_what_is_predicted_without_torch_is_what_torch_then_does() -> None:
     from dcp_core import memory, oracle, workspace
     from dcp_core.kernels import flashinfer_workspace, reference
 
-    assert (need.ORACLE_SCORES, need.ORACLE_ROWS) == (oracle.FULL_SCORES, oracle.SAMPLED_ROWS)
+    told = (need.ORACLE_SCORES, need.ORACLE_ROWS, need.ORACLE_REQUESTS)
+    assert told == (oracle.FULL_SCORES, oracle.SAMPLED_ROWS, oracle.SAMPLED_REQUESTS)
     assert need.REFERENCE_SCORES == reference.SCORE_ELEMENTS
     assert memory.PAGED_WORKSPACE_BYTES == flashinfer_workspace.PAGED_BYTES
     assert memory.RAGGED_WORKSPACE_BYTES == flashinfer_workspace.RAGGED_BYTES
@@ -73,6 +80,19 @@ def test_the_parts_of_a_case_are_named_and_add_up() -> None:
         assert case_bytes(one, 2) == sum(size for _, size in parts)
         assert all(name and size >= 0 for name, size in parts)
     assert "FlashInfer's workspaces" not in dict(case_parts(case("q8", kernel="reference"), 1))
+
+
+def test_what_cases_of_the_reference_took_is_what_is_predicted() -> None:
+    """Within a factor of 1.5, which a dry run promises; that of torch's allocator on the busiest rank's GPU."""
+    runs = (read_run(path)[0] for path in (reference_folder() / "h200").glob("*.jsonl"))
+    ratios = [
+        case_bytes(trial.case, local_ranks(trial.case)) / trial.outcome.peak_bytes
+        for trial in chain.from_iterable(runs)
+        if isinstance(trial.outcome, Measured) and trial.outcome.peak_bytes
+    ]
+    assert len(ratios) > 800
+    assert min(ratios) > 1 / 1.5
+    assert max(ratios) < 1.5
 
 
 def test_the_prediction_covers_every_tensor_that_measuring_binds() -> None:
