@@ -94,3 +94,16 @@ def test_the_table_of_decode_steps_is_what_was_measured_between_two_gpus(row: li
     batch = f"{requests}q1s{int(context.removesuffix('k')) * 1024 + 1}"
     measured = [step_us(TWO_GPUS, batch, "decode", exchange=name) for name in ("loopback", "ag_rs", "a2a", "direct")]
     agree(row[1:], [step_us(TWO_GPUS, batch, "tp"), *measured])
+
+
+@pytest.mark.parametrize("row", table("docs/exchanges.md", "| `16q1s8k_q2ks10k` |"), ids=lambda row: row[0])
+def test_the_table_of_mixed_batches_is_what_was_measured_between_two_gpus(row: list[str]) -> None:
+    trials, _ = read_run(reference_folder() / "h200" / "apart" / "20261128T143444.398542Z-24f5f0.jsonl")
+    times = {
+        (str(trial.case.settings.exchange), str(trial.case.settings.batching)): trial.outcome.step_us.median
+        for trial in trials
+        if isinstance(trial.outcome, Measured) and trial.case.workload == Workload.parse(row[0].strip("`"))
+    }
+    apart = [times[name, batching] for name in ("ag_rs", "a2a", "direct") for batching in ("separate", "shared")]
+    shown = [text for cell in row[1:] for text in cell.split(" / ")]
+    agree(shown, [times["alone", "separate"], *apart, times["direct", "joined"]])
