@@ -62,14 +62,14 @@ class Grid:
 
         Args:
             width: of a terminal, where cells are folded and footnotes broken to fit; None for a line per row, however long,
-                as pipes and ``grep`` want it. A terminal too narrow for any folding gets such rows too.
+                as pipes and ``grep`` want it. A terminal too narrow for any folding gets such rows too, without colours.
             colours: headings in bold, and the rows to point out in green.
         """
         natural, gap = self._widths(width or WIDTH)
         excess = 0 if width is None else sum(natural) + len(gap) * (len(natural) - 1) - width
         widths = self._narrowed(natural, excess)
         if widths is None:
-            widths, gap = self._widths(WIDTH)
+            (widths, gap), colours = self._widths(WIDTH), False
         headings = tuple(column.heading for column in self.columns)
         rule = tuple(("─" if colours else "-") * size for size in widths)
         parts = [(folded(self.title, width), _BOLD)] if self.title else []

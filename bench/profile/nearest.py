@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bench.profile.entry import Entry, LeftOut, Source, apart, carried, lent
 from bench.profile.places import Places, Point
-from bench.profile.tree import Sizes, Tree, decide, grow, rows_of
+from bench.profile.tree import Sizes, Tree, decide, grow, leaves_of, rows_of
 from bench.record import Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Settings, canonical, legal_by_kind
@@ -82,6 +82,12 @@ class Loans(NamedTuple):
     mixed: Loan | None
 
     @classmethod
+    def of_leaf(cls, settings: Settings, layout: DcpLayout, like: Workload) -> Loans:
+        """Return what a leaf of a tree of batches like one lends. A tree of longer batches alone knows nothing of decodes."""
+        beside = settings if settings.decode_kernel else apart(settings)
+        return cls(Loan.of(settings, layout, like), Loan.of(beside, layout, _MIXED))
+
+    @classmethod
     def of(cls, entry: Entry, layout: DcpLayout) -> Loans:
         """Return what an entry lends to a layout. Beside longer requests that were measured alone, decodes run apart."""
         settings, workload = lent(entry, layout), entry.workload
@@ -117,7 +123,7 @@ class Region:
 
     ``lenders`` are entries of other dcp that may answer too. ``low`` and ``high`` bound them all, ``EDGE`` away; ``spacing`` is
     the longest way from one of them to its nearest neighbour, at most ``FURTHEST``. ``way`` is that of answering whose mean of
-    ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree.
+    ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree, with what its ``leaves`` lend.
     """
 
     entries: tuple[Entry, ...]
@@ -132,6 +138,7 @@ class Region:
     regrets: Mapping[Source, LeftOutRegret] = field(init=False)
     way: Source = field(init=False)
     tree: Tree | None = field(init=False)
+    leaves: Mapping[Settings, Loans] = field(init=False)
 
     def __post_init__(self) -> None:
         layout, everyone = self.entries[0].layout.canonical, (*self.entries, *self.lenders)
@@ -139,6 +146,8 @@ class Region:
         found = {way: _left_out_regret(self.entries, way) for way in WAYS}
         regrets = {way: regret for way, regret in found.items() if regret is not None}
         way = min(regrets, key=lambda one: round(regrets[one].mean, 6), default=Source.NEIGHBOUR)
+        tree = grow(*rows_of(self.entries)) if way is Source.TREE else None
+        like = _DECODE if self.entries[0].workload.is_decode else _LONGER
         derived = {
             "everyone": everyone,
             "points": tuple(points),
@@ -148,7 +157,8 @@ class Region:
             "high": tuple(max(along) + EDGE for along in zip(*points, strict=True)),
             "regrets": regrets,
             "way": way,
-            "tree": grow(*rows_of(self.entries)) if way is Source.TREE else None,
+            "tree": tree,
+            "leaves": {one: Loans.of_leaf(one, layout, like) for one in leaves_of(tree)} if tree else {},
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from bench.files import FileError, read_capped, write_whole
-from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, apart, carried, default_settings
+from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, default_settings
 from bench.profile.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
 from bench.profile.tree import Sizes, decide
 from bench.record import Environment, Label
@@ -205,12 +205,11 @@ class Profile:
         """Answer for a batch that a region covers."""
         if region.way is Source.DEFAULT:
             return Choice(self._default(workload, layout), Source.DEFAULT, near.distance, region.regret(region.way))
-        told = decide(region.tree, Sizes.of(workload)) if region.tree else None
-        if told and workload.is_mixed and told.decode_kernel is None:
-            told = apart(told)  # a tree of longer batches alone knows nothing of decodes
-        settings = carried(told, layout.canonical, workload) if told else None
-        if settings is not None:
-            return Choice(settings, Source.TREE, near.distance, region.regret(region.way), near.entry)
+        if region.tree:
+            loan = region.leaves[decide(region.tree, Sizes.of(workload))][workload.is_mixed]
+            if loan and loan.serves(workload):
+                settings = loan.run_by(workload)
+                return Choice(settings, Source.TREE, near.distance, region.regret(region.way), near.entry)
         regret = region.regret(Source.NEIGHBOUR)
         return Choice(near.loan.run_by(workload), Source.NEIGHBOUR, near.distance, regret, near.entry)
 

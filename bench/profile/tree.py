@@ -64,6 +64,14 @@ def decide(tree: Tree, sizes: Sizes) -> Settings:
     return tree.settings
 
 
+def leaves_of(tree: Tree) -> Iterator[Settings]:
+    """Yield the settings of every leaf."""
+    if isinstance(tree, Leaf):
+        yield tree.settings
+    else:
+        yield from (*leaves_of(tree.below), *leaves_of(tree.above))
+
+
 class Row(NamedTuple):
     """A measured batch, as a tree learns from it: its sizes, and its regret under each of the settings."""
 

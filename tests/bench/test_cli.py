@@ -911,7 +911,7 @@ def test_a_lookup_says_how_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*asked, "8q4s32k") == Exit.DONE
     out = capsys.readouterr().out
     assert re.search(r": exact, expected 0\.0% over the best$", out, re.MULTILINE)
-    assert re.search(r"^8q4s32k simulated: .* µs .* with fold fa2 ag_rs, case [0-9a-f]{16}, 2026-", out, re.MULTILINE)
+    assert re.search(r"^8q4s32k measured: .* µs .* with fold fa2 direct, case [0-9a-f]{16}, 2026-", out, re.MULTILINE)
     assert re.search(r"^Over the engine's default: 0\.\d\d±", out, re.MULTILINE)
     assert re.search(r"^Runner-up: ", out, re.MULTILINE)
     assert run(*asked, "9q4s32k") == Exit.DONE
@@ -959,7 +959,7 @@ def test_a_profile_becomes_flags_of_vllm(capsys: pytest.CaptureFixture[str]) -> 
     assert run(*asked, "--batch", "8q4s32k", "--json") == Exit.DONE
     answer = json.loads(capsys.readouterr().out)
     assert answer["flags"]["--tensor-parallel-size"] == "8"
-    assert any("(fold fa2)" in note for note in answer["notes"])
+    assert any("(fold fa2 direct)" in note for note in answer["notes"])
     assert run(*asked, "--gpu", "b300") == Exit.USAGE
     assert "no reference ships for GPU 'b300'" in capsys.readouterr().err
 
