@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.profile import Profile
 from bench.record import Measured
 from bench.shipped import reference_folder
 from bench.store import read_run
@@ -46,7 +47,7 @@ def plan_us(batch: str, form: str) -> float:
 def table(page: str, start: str) -> list[list[str]]:
     """Return the rows of the table whose first row begins so, without its head."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-    (first,) = (number for number, line in enumerate(lines) if line.startswith(start))
+    first = next(number for number, line in enumerate(lines) if line.startswith(start))
     rows: list[list[str]] = []
     for line in lines[first:]:
         if not line.startswith("|"):
@@ -107,3 +108,23 @@ def test_the_table_of_mixed_batches_is_what_was_measured_between_two_gpus(row: l
     apart = [times[name, batching] for name in ("ag_rs", "a2a", "direct") for batching in ("separate", "shared")]
     shown = [text for cell in row[1:] for text in cell.split(" / ")]
     agree(shown, [times["alone", "separate"], *apart, times["direct", "joined"]])
+
+
+def test_the_ten_largest_gains_are_those_of_the_profiles_that_ship_and_nothing_is_lost() -> None:
+    profiles = [Profile.load(path) for path in sorted((reference_folder() / "h200" / "profiles").glob("*.json"))]
+    ratios = [
+        (ratio, entry, profile.geometry)
+        for profile in profiles
+        for entry in profile.entries
+        if (ratio := entry.ratio_to_default) is not None
+    ]
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    assert f"{len(ratios)} batches whose default was measured: {sum(one < 1 for one, *_ in ratios)} choices" in page
+    assert max(one for one, *_ in ratios) == 1
+    rows = table("docs/tuning.md", "| `q4s131076` |")
+    for row, (ratio, entry, geometry) in zip(rows, sorted(ratios, key=lambda one: one[0])[:10], strict=True):
+        assert row[0].strip("`") == str(entry.workload)
+        assert row[1] == f"{geometry.q_heads} × {geometry.kv_heads} × {geometry.head_dim}"
+        assert row[2] == str(entry.layout.dcp)
+        assert row[5] == f"{entry.settings.path} {entry.settings.kernel}"
+        agree([row[6], row[7]], [entry.chosen.median_us, ratio])

@@ -78,6 +78,19 @@ def test_real_searches_found_nearly_the_best_of_every_candidate_in_a_tenth_of_th
 
 
 @pytest.mark.parametrize("noise", ["white", "two clocks"])
+def test_replayed_on_every_candidate_of_five_batches_the_search_keeps_its_promises(noise: str) -> None:
+    trials, _ = Store.read(reference_folder() / "h200" / "exhaustive")
+    table = table_of(trials)
+    scores = replay(table, told_apart(table, trials[-1].environment), by_races, NOISES[noise], range(3))
+    found = regrets(scores)
+    assert mean(found) <= 0.01
+    assert p90(found) <= 0.03
+    assert mean(score.false_win for score in scores) <= 0.01
+    assert max(score.over_default for score in scores) <= 0.01
+    assert mean(score.cases for score in scores) <= 0.2
+
+
+@pytest.mark.parametrize("noise", ["white", "two clocks"])
 def test_of_many_candidates_a_tenth_is_measured(noise: str) -> None:
     table, batches = large()
     assert len(table) > 3000
