@@ -329,8 +329,21 @@ def _crossing(found: Recommendation) -> Iterator[str]:
         elif at_best == surely:
             yield f"With this context dcp {dcp} is faster than dcp 1 from {counted(at_best, 'request')} on."
         else:
-            sure = f"surely is from {surely} on" if surely else f"not surely up to {last}"
-            yield f"With this context dcp {dcp} may be faster than dcp 1 from {counted(at_best, 'request')} on, and {sure}."
+            among = [
+                str(requests)
+                for requests, each in found.crossing
+                if _is_sure(each, dcp) and requests < (surely or last + 1)
+            ]
+            here = f"at {', '.join(among)}" if among else ""
+            beyond = f"from {surely} on" if surely else ""
+            sure = " and ".join(filter(None, (here, beyond)))
+            told = f"surely is {sure}" if sure else f"not surely up to {last}"
+            yield f"With this context dcp {dcp} may be faster than dcp 1 from {counted(at_best, 'request')} on, and {told}."
+
+
+def _is_sure(decision: Decision, dcp: int) -> bool:
+    """Tell whether a size is surely faster than dcp 1 in a decision."""
+    return any(one.layout.dcp == dcp and one.against(decision.base) is Standing.FASTER for one in decision.options[1:])
 
 
 def _disagreement(found: Recommendation) -> Iterator[str]:

@@ -193,6 +193,13 @@ def test_the_answer_comes_first_and_the_flags_last(run: Run) -> None:
     assert "dcp 2 is faster than dcp 1 from 16 requests on" in out
 
 
+def test_where_a_size_is_surely_faster_is_said_though_a_larger_batch_is_not_sure(run: Run) -> None:
+    code, out, _ = run("--model", "qwen3-235b-a22b", "--tp", "8", "--context", "32k", "--new", "4", "--concurrency", "1")
+    assert code == Exit.DONE
+    assert out.startswith("Run dcp 2: it is the fastest for q4s32772")
+    assert "may be faster than dcp 1 from 1 request on, and surely is at 1, 2, 4, 8, 16, 32 and from 256 on" in out
+
+
 def test_its_json_says_the_same(run: Run) -> None:
     code, out, _ = run(*TYPED, "--json")
     data: dict[str, Any] = json.loads(out)
