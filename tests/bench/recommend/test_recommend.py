@@ -194,7 +194,9 @@ def test_the_answer_comes_first_and_the_flags_last(run: Run) -> None:
 
 
 def test_where_a_size_is_surely_faster_is_said_though_a_larger_batch_is_not_sure(run: Run) -> None:
-    code, out, _ = run("--model", "qwen3-235b-a22b", "--tp", "8", "--context", "32k", "--new", "4", "--concurrency", "1")
+    code, out, _ = run(
+        "--model", "qwen3-235b-a22b", "--tp", "8", "--context", "32k", "--new", "4", "--concurrency", "1"
+    )
     assert code == Exit.DONE
     assert out.startswith("Run dcp 2: it is the fastest for q4s32772")
     assert "may be faster than dcp 1 from 1 request on, and surely is at 1, 2, 4, 8, 16, 32 and from 256 on" in out
