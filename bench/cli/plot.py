@@ -22,7 +22,7 @@ def plot(
         typer.Option(
             "--figure",
             metavar="NAME",
-            help="latency, mask-cost, crossover, breakdown, timeline, exchange-cost, kv-memory, decision-map, pareto, roofline, "
+            help="decision-map, pareto, latency, mask-cost, crossover, breakdown, timeline, exchange-cost, kv-memory, roofline, "
             "tuned, regret; all possible if none.",
             autocompletion=completion.figures,
         ),

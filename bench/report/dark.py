@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 GROUND, INK = (0.051, 0.067, 0.09), (0.93, 0.95, 0.97)
 PATHS = {
-    PathName.DECODE: "#2E8AD0",
+    PathName.DECODE: "#2578BC",
     PathName.SPLIT: "#FFCB52",
-    PathName.MASK: "#EE6F3C",
-    PathName.FOLD: "#2CC69A",
+    PathName.MASK: "#E8622E",
+    PathName.FOLD: "#38CFA2",
 }
 """Each a grey of its own too; ``tp`` is the ink."""
 _DEEP = 0.65

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
+    "decision-map": decision_map.draw,
+    "pareto": pareto.draw,
     "latency": latency.draw,
     "mask-cost": mask_cost.draw,
     "crossover": crossover.draw,
@@ -39,8 +41,6 @@ FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
     "timeline": timeline.draw,
     "exchange-cost": exchange_cost.draw,
     "kv-memory": kv_memory.draw,
-    "decision-map": decision_map.draw,
-    "pareto": pareto.draw,
     "roofline": roofline.draw,
     "tuned": tuned.draw,
     "regret": regret.draw,

@@ -26,9 +26,9 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it tells where it 
 
 PATH_COLOURS: Mapping[PathName, str] = {
     PathName.TP: "#000000",
-    PathName.DECODE: "#00558F",
+    PathName.DECODE: "#004C80",
     PathName.SPLIT: "#E69F00",
-    PathName.MASK: "#C84A00",
+    PathName.MASK: "#A83600",
     PathName.FOLD: "#009E73",
 }
 KERNEL_MARKERS: Mapping[KernelName, str] = {

@@ -84,6 +84,13 @@ def test_in_grey_they_are_apart_and_off_the_ground(name: str) -> None:
     assert all(contrast(colour, ground) > 2.2 for colour in PALETTES[name])
 
 
+@pytest.mark.parametrize("name", ["paths", "paths on dark"])
+def test_paths_are_apart_in_the_grey_that_printers_make_of_colours(name: str) -> None:
+    """Rec. 601's luma, of 255."""
+    greys = sorted(255 * (0.299 * red + 0.587 * green + 0.114 * blue) for red, green, blue in PALETTES[name])
+    assert min(high - low for low, high in pairwise(greys)) > 15
+
+
 def test_white_turns_to_the_ground_black_to_ink_and_each_path_to_its_own() -> None:
     assert dark("white")[:3] == pytest.approx(GROUND)
     assert dark("black")[:3] == pytest.approx(INK)
