@@ -17,7 +17,7 @@ from bench.errors import UsageError
 from bench.files import FileError
 from bench.profile.entry import Candidate, Entry, Geometry, LeftOut, Paired, Ratio, default_settings
 from bench.profile.file import check_derived
-from bench.profile.nearest import Region, leave_each_out, place
+from bench.profile.nearest import Region, leave_each_out, place, regions_of
 from bench.profile.profile import MAX_PROFILE_BYTES, Profile, Source, merged
 from bench.profile.tree import Cut, Tree, decide, grow, rows_of
 from bench.record import Environment, Label
@@ -25,6 +25,7 @@ from bench.report.answer import answer_json, source_line
 from bench.report.apart import apart_grid, compare
 from bench.report.choices import entries_grid, regions_grid
 from bench.report.vllm import serving
+from bench.shipped import reference_folder
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.shapes import DType
 
@@ -693,3 +694,14 @@ def test_a_mutated_profile_gives_a_sentence_or_a_profile(tmp_path: Path) -> None
     assert len(refused) > MUTATIONS / 2, "mutations are wrong enough to tell"
     assert len(refused) < MUTATIONS, "and some leave a profile that can be used"
     assert all(sentence.isprintable() and len(sentence) < 1000 for sentence in refused)
+
+
+def test_batches_left_out_of_the_profiles_that_ship_are_answered_within_three_percent_of_their_best() -> None:
+    """In the mean over all that are left out, as each region answers."""
+    regrets = []
+    for path in sorted((reference_folder() / "h200" / "profiles").glob("*.json")):
+        for region in regions_of(Profile.load(path).entries).values():
+            regret = region.regret(region.way)
+            regrets += [] if regret is None else [regret] * len(region.entries)
+    assert len(regrets) > 300
+    assert sum(regrets) / len(regrets) <= 0.03
