@@ -9,6 +9,7 @@ it chose and how long it took. Standard library only.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections import defaultdict
@@ -134,6 +135,11 @@ def _score(table: Table, batch: Batch, choice: Case, opened: Collection[Case], s
     )
 
 
+def p90(ordered: Sequence[float]) -> float:
+    """Return the least of ascending numbers that nine tenths of them do not exceed: of fewer than ten the largest."""
+    return ordered[math.ceil(0.9 * len(ordered)) - 1]
+
+
 def hash_of(text: str) -> int:
     """Return a number for a text, the same in every process."""
     return random.Random(text).getrandbits(32)
@@ -159,7 +165,7 @@ def _cells(noise: str, strategy: str, scores: Sequence[Score]) -> tuple[str, ...
     regrets = sorted(score.regret for score in scores)
     numbers = (
         mean(regrets),
-        regrets[int(0.9 * (len(regrets) - 1))],
+        p90(regrets),
         regrets[-1],
         mean(score.false_win for score in scores),
         mean(score.over_default > WORTH_SAYING for score in scores),
