@@ -84,7 +84,9 @@ def test_a_cluster_writes_the_store_that_one_process_writes_though_a_node_is_los
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     process, folder = alone
-    assert process.wait(120) == Exit.DONE, [one.outcome for one in kept(folder) if not isinstance(one.outcome, Measured)]
+    assert process.wait(120) == Exit.DONE, [
+        one.outcome for one in kept(folder) if not isinstance(one.outcome, Measured)
+    ]
     lost = nodes.list_all_nodes()[-1]
 
     def lose_a_node() -> None:
