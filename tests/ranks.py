@@ -22,12 +22,18 @@ DEADLINE_SECONDS = 100.0
 
 
 def on_ranks(
-    ranks: int, work: Callable[..., T], *arguments: Any, cuda: bool = False, join: Callable[[], Mesh] = Mesh.from_env
+    ranks: int,
+    work: Callable[..., T],
+    *arguments: Any,
+    cuda: bool = False,
+    join: Callable[[], Mesh] = Mesh.from_env,
+    dies: int | None = None,
 ) -> list[T]:
     """Call ``work(mesh, *arguments)`` on every rank of a real group, and return what each made of it.
 
     The group talks through gloo, on the CPU; with ``cuda`` through NCCL, a device each, or as ``join`` forms it. ``work``
     and ``join`` are functions of a module, and everything that goes in or comes out can be sent to another process.
+    Nothing is returned for the rank that ``dies``, as it must.
 
     Raises:
         AssertionError: with the traceback of the first rank that fails, or if one does not answer in time.
@@ -49,8 +55,19 @@ def on_ranks(
             assert ready, f"rank(s) {sorted(waiting.values())} did not answer within {DEADLINE_SECONDS:.0f} s"
             for connection in ready:
                 rank = waiting.pop(connection)
-                answers[rank] = _receive(connection, rank)
-    return [answers[rank] for rank in range(ranks)]
+                if rank == dies:
+                    _expect_death(connection, rank)
+                else:
+                    answers[rank] = _receive(connection, rank)
+    return [answers[rank] for rank in sorted(answers)]
+
+
+def _expect_death(connection: Connection, rank: int) -> None:
+    try:
+        connection.recv_bytes()
+    except EOFError:
+        return
+    raise AssertionError(f"rank {rank} answered, and should have died")
 
 
 def _receive(connection: Connection, rank: int) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
+import signal
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -14,8 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dcp_core.build import open_exchange
 from dcp_core.exchange.base import interleave_ranks
 from dcp_core.exchange.copies import gather_by_copies
+from dcp_core.exchange.direct import Direct, PeerLost
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
@@ -75,16 +79,25 @@ def doubled(element):
     tl.store(element, 2 * tl.load(element))
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 256])
-@pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_layer_after_layer_is_right_on_concurrent_ranks(ranks: int, tokens: int) -> None:
-    group = Group(ranks, 1, 8, 128, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("group", "tokens", "layers"),
+    [
+        *((Group(ranks, 1, 8, 128, torch.bfloat16), tokens, 12) for ranks in (2, 4, 8) for tokens in (1, 64, 256)),
+        (Group(4, 1, 8, 256, torch.float16), 8192, 3),
+        (Group(8, 1, 8, 128, torch.bfloat16), 8192, 3),
+        (Group(4, 2, 2, 80, torch.float16), 8192, 3),
+        (Group(8, 1, 4, 80, torch.bfloat16), 1024, 6),
+        (Group(8, 1, 2, 256, torch.float16), 1024, 6),
+    ],
+    ids=str,
+)
+def test_layer_after_layer_is_right_on_concurrent_ranks(group: Group, tokens: int, layers: int) -> None:
+    ranks, heads, shape = group.ranks, group.heads, (tokens, group.ranks * group.heads, group.head_dim)
     here = Ranks(group, tokens)
-    layers = 12
     q = [queries(group, tokens, layer, "cuda") for layer in range(layers)]
-    given = [partials(group, tokens, ranks * group.heads, layer, "cuda") for layer in range(layers)]
-    beside = [partials(group, tokens, group.heads, layer + 50, "cuda") for layer in range(layers)]
-    room = [[torch.empty(tokens, ranks * 8, 128, dtype=torch.bfloat16, device="cuda") for _ in here.boxes] for _ in q]
+    given = [partials(group, tokens, ranks * heads, layer, "cuda") for layer in range(layers)]
+    beside = [partials(group, tokens, heads, layer + 50, "cuda") for layer in range(layers)]
+    room = [[torch.empty(shape, dtype=group.dtype, device="cuda") for _ in here.boxes] for _ in q]
     torch.cuda.synchronize()
     results: list[list[Partial]] = []
     for layer in range(layers):
@@ -96,7 +109,7 @@ def test_layer_after_layer_is_right_on_concurrent_ranks(ranks: int, tokens: int)
         results.append([partial for partial in combined if isinstance(partial, Partial)])
     here.assert_nobody_lost()
     for layer in range(layers):
-        whole = interleave_ranks(torch.stack(q[layer]), 1)
+        whole = interleave_ranks(torch.stack(q[layer]), group.kv_heads)
         for rank in range(ranks):
             assert room[layer][rank].equal(whole)
             assert_same(results[layer][rank], expected_of(given[layer], group, rank, beside[layer][rank]))
@@ -283,3 +296,49 @@ def test_processes_exchange_through_symmetric_memory_what_the_loopback_gives(
         assert torch.equal(got[name].gathered, expected.gathered)
         agree(got[name].combined, expected.combined, TRAFFIC[name], ExchangeName.DIRECT)
         agree(got[name].into, expected.combined, TRAFFIC[name], ExchangeName.DIRECT)
+
+
+def allocate_in_steps(mesh: Mesh) -> list[int]:
+    """Return how often torch's allocator was asked for memory in a gather and a combine of 64 tokens, layer after layer."""
+    traffic = Traffic(dcp=2, query=8, kv=1, dtype="bfloat16", head_dim=128, tokens=64)
+    opened = open_exchange(traffic.case(ExchangeName.DIRECT), mesh)
+    opened.reserve(64)
+    q, partial = traffic.queries()[mesh.rank].cuda(), traffic.partials()[mesh.rank]
+    partial = Partial(partial.out.cuda(), partial.lse.cuda())
+    asked = []
+    for _ in range(5):
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        opened.gather_heads(q)
+        opened.combine(partial)
+        asked.append(torch.cuda.memory_stats()["allocation.all.allocated"] - before)
+    torch.cuda.synchronize()
+    return asked
+
+
+def test_a_gather_and_a_combine_allocate_nothing() -> None:
+    assert on_ranks(2, allocate_in_steps, cuda=True, join=one_device) == [[0] * 5] * 2
+
+
+def outlive_a_peer(mesh: Mesh) -> str:
+    """Exchange once; then one process is killed, and the other says what it is told of that."""
+    traffic = Traffic(dcp=2, query=8, kv=1, dtype="bfloat16", head_dim=128, tokens=64)
+    heads = traffic.case(ExchangeName.DIRECT).layout.heads(traffic.case(ExchangeName.DIRECT).shape)
+    opened = Direct(mesh, heads, 128, torch.bfloat16, polls=100_000)
+    opened.reserve(64)
+    q = traffic.queries()[mesh.rank].cuda()
+    whole = opened.gather_heads(q)
+    partial = Partial(whole, torch.zeros(whole.shape[:2], device="cuda"))
+    opened.combine(partial)
+    opened.check()
+    mesh.barrier()
+    if mesh.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    opened.gather_heads(q)
+    with pytest.raises(PeerLost) as lost:
+        opened.check()
+    return str(lost.value)
+
+
+def test_a_rank_whose_peer_is_killed_is_told_which() -> None:
+    (told,) = on_ranks(2, outlive_a_peer, cuda=True, join=one_device, dies=1)
+    assert re.match(r"rank 1 did not come to turn \d+ of exchange direct", told)

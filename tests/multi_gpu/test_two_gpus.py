@@ -16,6 +16,7 @@ from dcp_core.check import Check
 from dcp_core.layout import DcpLayout
 from dcp_core.lse import LseBase
 from dcp_core.mesh import Mesh
+from dcp_core.oracle import judge
 from dcp_core.settings import Case, ExchangeName, IllegalSettings, Settings
 from dcp_core.shapes import ModelShape, Workload
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
@@ -32,8 +33,10 @@ TRAFFIC = {
     "float16, base two": Traffic(dcp=RANKS, dtype="float16", base=LseBase.TWO, head_dim=256),
     "float32": Traffic(dcp=RANKS, head_dim=64),
 }
-BATCHES = ("8q1s1037", "q128s4001", "q4s133_q17s130_q2s3", "q512", "q7s9_q1s17_q4s600")
+BATCHES = ("8q1s1037", "q128s4001", "q4s133_q17s130_q2s3", "q512", "q7s9_q1s17_q4s600", "16q1s900_q700s1900")
 PATHS = ("decode", "split", "mask", "fold")
+WAYS = ((False, "separate"), (True, "separate"), (False, "shared"))
+"""To go through ``split``: new tokens beside the gather or after it, and one exchange for decodes and the others."""
 POLICY = Policy(precision=0.1, max_samples=60, max_seconds=1.0)
 TRACING = replace(POLICY, trace=True)
 
@@ -65,8 +68,8 @@ def cases() -> Iterator[Case]:
     for batch in BATCHES:
         for path in PATHS:
             for which in EXCHANGES:
-                for overlap in (False, True) if path == "split" else (False,):
-                    data = {"path": path, "kernel": "fa2", "exchange": which, "overlap": overlap}
+                for overlap, batching in WAYS if path == "split" else WAYS[:1]:
+                    data = {"path": path, "kernel": "fa2", "exchange": which, "overlap": overlap, "batching": batching}
                     try:
                         yield Case(shape, layout, Workload.parse(batch), Settings.from_json(data))
                     except IllegalSettings:
@@ -114,6 +117,51 @@ def test_a_path_is_right_launched_and_replayed(index: int, ran: list[list[Ran]])
         found = ran[rank][index]
         assert found.check.passed, f"{list(cases())[index]}: {found.check}"
         assert found.replay_difference == 0.0
+
+
+FOLLOWING = (("decode", "8q1s4k", "8q1s3001"), ("split", "4q8s4k", "4q8s3001"), ("mask", "4q8s4k", "4q8s3001"))
+"""Paths that serve the next batch of a size from one graph, with a batch to capture and one to replay it for."""
+
+
+def replay_for_another_batch(mesh: Mesh) -> list[Check]:
+    return [replayed_for(mesh, *following, which) for following in FOLLOWING for which in EXCHANGES]
+
+
+def replayed_for(mesh: Mesh, path: str, first: str, second: str, which: ExchangeName) -> Check:
+    """Capture a step of one batch, plan another, replay the graph, and compare what it gives with the oracle."""
+    settings = Settings.from_json({"path": path, "kernel": "fa2", "exchange": which, "replayable": True})
+    captured, following = (
+        Stand(Case(ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS), Workload.parse(batch), settings), mesh, seed=0)
+        for batch in (first, second)
+    )
+    captured.plan()
+    captured.launch()
+    ((seat,), (other,)) = captured.seats, following.seats
+    torch.cuda.synchronize()
+    mesh.barrier()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seat.launch()
+    seat.path.plan(following.case.workload, other.table)
+    seat.step.cache.pages[: len(other.step.cache.pages)].copy_(other.step.cache.pages)
+    for tensor in ("q", "k_new", "v_new"):
+        getattr(seat.step, tensor).copy_(getattr(other.step, tensor))
+    seat.step.out.fill_(float("nan"))
+    mesh.align()
+    graph.replay()
+    torch.cuda.synchronize()
+    return judge(seat.result(), following.sequences.truth(following.case, mesh.rank, seed=0))
+
+
+@pytest.fixture(scope="module")
+def replayed() -> list[list[Check]]:
+    return on_ranks(RANKS, replay_for_another_batch, cuda=True)
+
+
+@pytest.mark.parametrize("index", range(len(FOLLOWING) * len(EXCHANGES)))
+def test_a_replayed_graph_serves_the_next_batch_of_its_size(index: int, replayed: list[list[Check]]) -> None:
+    for rank in range(RANKS):
+        assert replayed[rank][index].passed, replayed[rank][index]
 
 
 def measure_one(mesh: Mesh) -> Measured:
