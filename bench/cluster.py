@@ -18,7 +18,8 @@ from typing import Any, Self
 from bench.errors import UnfitError, UsageError
 from bench.line import decode, encode
 from bench.machine import Machine
-from bench.record import Failed, Policy, Trial
+from bench.policy import Policy
+from bench.record import Failed, Trial
 from bench.supervisor import Supervisor, ranks_for
 from dcp_core.settings import Case
 

@@ -10,7 +10,8 @@ from math import log
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bench.record import Environment, Measured, StageTime, Summary, Trial
+from bench.record import Environment, Measured, Trial
+from bench.times import StageTime, Summary
 from dcp_core.settings import Case, ExchangeName, PathName
 
 OPERATIONS = ("gather", "combine")

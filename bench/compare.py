@@ -14,8 +14,9 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.errors import UsageError
-from bench.record import Failed, Measured, Summary, Trial, latest
+from bench.record import Failed, Measured, Trial, latest
 from bench.stats import median_interval, signed_rank_p
+from bench.times import Summary
 from bench.verdict import ALPHA, Verdict
 
 TOLERANCE = 0.02

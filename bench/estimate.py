@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from bench.need import case_bytes
-from bench.record import Measured, Policy, Trial
+from bench.policy import Policy
+from bench.record import Measured, Trial
 from dcp_core.cost import CPU, Ceiling, ceiling_of, plan_bytes, step_work
 from dcp_core.settings import Case, ExchangeName
 

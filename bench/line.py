@@ -13,7 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.files import FileError, read_json
-from bench.record import SCHEMA, Environment, Failed, Measured, Outcome, Policy, Skipped, Trial
+from bench.policy import Policy
+from bench.record import SCHEMA, Environment, Failed, Measured, Outcome, Skipped, Trial
 from dcp_core.settings import Case
 
 _PLAIN = {"ranks": int, "seconds": float, "time": str, "protocol": int, "is_sentinel": bool, "retakes": int}

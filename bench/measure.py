@@ -15,23 +15,12 @@ import torch
 from bench.clock import REPETITIONS, Clock, CudaClock, HostClock, Sampler, empty_us, floor_us
 from bench.environment import slowdowns
 from bench.need import case_bytes
-from bench.record import (
-    Failed,
-    Label,
-    Measured,
-    Outcome,
-    Pace,
-    Piece,
-    PlanTime,
-    Policy,
-    Race,
-    Skipped,
-    StageTime,
-    StopReason,
-)
+from bench.policy import Policy
+from bench.record import Failed, Label, Measured, Outcome, Race, Skipped, StopReason
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from bench.timeline import timeline_of
+from bench.times import Pace, Piece, PlanTime, StageTime
 from bench.verdict import FLOORS
 from dcp_core.check import Check
 from dcp_core.memory import format_size

@@ -21,7 +21,8 @@ from bench.collective import (
     model_for,
     readings,
 )
-from bench.record import Label, Measured, StageTime, Summary, Trial
+from bench.record import Label, Measured, Trial
+from bench.times import StageTime, Summary
 from dcp_core.cost import step_work
 from dcp_core.settings import Case, ExchangeName, canonical
 

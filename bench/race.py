@@ -21,7 +21,8 @@ from bench.measure import (
     spoilt,
     timing,
 )
-from bench.record import Failed, Outcome, Policy, Race, Skipped, StopReason
+from bench.policy import Policy
+from bench.record import Failed, Outcome, Race, Skipped, StopReason
 from bench.stats import is_precise, summarize
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case

@@ -9,13 +9,14 @@ what ran when, a summary p99 and outliers. What an older line lacks has its defa
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from bench.policy import Policy
+from bench.times import Pace, Piece, PlanTime, StageTime, Summary, check_amounts, skew
 from dcp_core.check import Check
 from dcp_core.settings import Case
 
@@ -24,10 +25,6 @@ SCHEMA = 3
 PROTOCOL = 3
 """Version of how a case is measured. Trials of different protocols are never compared. History: 1, the first; 2, planning
 is timed from taking the batch on, and inputs hold planted keys; 3, repetitions, rendezvous and events are inside the graph."""
-MAX_SAMPLES = 64
-"""Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
-FEWEST_FOR_P99 = 299
-"""Samples of which, with 95 %, one lies beyond the 99th percentile: 1 - 0.99 ** 299."""
 MAX_PIECES = 256
 """Pieces of work kept of a step's timeline: ten times what a step of a mixed batch consists of."""
 VISITS = 2
@@ -48,224 +45,6 @@ class StopReason(StrEnum):
     PRECISE = "precise"
     CAP = "cap"
     ROUNDS = "rounds"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How long and how carefully to measure.
-
-    Args:
-        precision: half width of the median's 95 % interval, relative, at which sampling stops.
-        min_samples, max_samples: bounds on repetitions, whatever the precision.
-        min_warmup: calls before the first sample.
-        max_seconds: of sampling one case.
-        cold: flush the L2 cache before every repetition.
-        graphs: on a GPU, time what can be captured as replays of a CUDA graph; else all as it is launched, eagerly.
-        calls: timed one after another, a sample being their mean; more than one leaves no room to cool the cache between.
-        seed: of inputs, page order and case order.
-        trace: keep what runs when in steps that overlap; what is launched after that in the same process takes longer to launch.
-
-    Raises:
-        ValueError: naming the field that is out of its bounds.
-    """
-
-    precision: float = 0.01
-    min_samples: int = 30
-    max_samples: int = 300
-    min_warmup: int = 10
-    max_seconds: float = 5.0
-    cold: bool = True
-    seed: int = 0
-    graphs: bool = True
-    calls: int = 1
-    trace: bool = False
-
-    def __post_init__(self) -> None:
-        if self.calls > 1 and self.cold:
-            raise ValueError(f"{self.calls} calls one after another cannot be cold; set cold to false, or calls to 1")
-        if not 0 < self.precision < 1:
-            raise ValueError(f"precision is between 0 and 1, not {self.precision:g}")
-        if not 0 < self.max_seconds < math.inf:
-            raise ValueError(f"max_seconds is a positive number, not {self.max_seconds:g}")
-        for name, (least, most) in _BOUNDS.items():
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is a whole number from {least} to {most}, not {getattr(self, name)}")
-        if self.min_samples > self.max_samples:
-            raise ValueError(f"min_samples {self.min_samples} exceeds max_samples {self.max_samples}")
-
-
-_REPETITIONS = (1, 1_000_000)
-_BOUNDS: Mapping[str, tuple[int, int]] = {
-    "min_samples": _REPETITIONS,
-    "max_samples": _REPETITIONS,
-    "min_warmup": _REPETITIONS,
-    "calls": (1, 1000),
-    "seed": (0, (1 << 32) - 1),
-}
-"""Of a policy's whole numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outliers:
-    """Samples beyond the quartiles by more than 1.5 times what these are apart, ``far`` ones by more than 3 times; all are kept.
-
-    Source: Tukey, Exploratory Data Analysis, 2C.
-    """
-
-    far_below: int = 0
-    below: int = 0
-    above: int = 0
-    far_above: int = 0
-
-    def __post_init__(self) -> None:
-        _check_amounts("counts of outliers", (self.far_below, self.below, self.above, self.far_above))
-
-    @property
-    def count(self) -> int:
-        """All of them."""
-        return self.far_below + self.below + self.above + self.far_above
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A sample of one quantity. ``low`` and ``high`` bound the median: the 95 % order-statistic interval.
-
-    Args:
-        p99: None of fewer than FEWEST_FOR_P99 samples, or if that was not kept.
-        outliers: None if they were not counted.
-
-    Raises:
-        ValueError: for numbers that no sample of times has.
-    """
-
-    count: int
-    median: float
-    low: float
-    high: float
-    min: float
-    p10: float
-    p90: float
-    mad: float
-    p99: float | None = None
-    outliers: Outliers | None = None
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"a summary is of one sample or more, not {self.count}")
-        if not 0 <= self.min <= self.low <= self.median <= self.high < math.inf:
-            raise ValueError(
-                f"a summary's 0 <= min <= low <= median <= high do not hold: "
-                f"min {self.min:g}, low {self.low:g}, median {self.median:g}, high {self.high:g}"
-            )
-        _check_amounts("a summary's p10, p90, mad and p99", (self.p10, self.p90, self.mad, self.p99 or 0.0))
-        if self.p99 is not None and self.count < FEWEST_FOR_P99:
-            raise ValueError(f"a summary has a p99 from {FEWEST_FOR_P99} samples on, and this is of {self.count}")
-        if self.outliers is not None and self.outliers.count > self.count:
-            raise ValueError(f"{self.outliers.count} outliers among {self.count} samples")
-
-
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    """Device time of one stage of a step timed alone, slowest rank; raw samples thinned as ``MAX_SAMPLES`` says.
-
-    Args:
-        rank_samples_us: of a stage between real ranks, each rank's samples of the same repetitions; else empty.
-        variant: which way of several the exchange took, in words; empty where there is one, or before that was kept.
-        dropped: samples that are in none of these, since the device was slowed down while they were taken.
-    """
-
-    name: str
-    device_us: Summary
-    communicates: bool = False
-    samples_us: tuple[float, ...] = ()
-    rank_samples_us: tuple[tuple[float, ...], ...] = ()
-    variant: str = ""
-    dropped: int = 0
-
-    def __post_init__(self) -> None:
-        _check_amounts(f"dropped samples of stage {self.name[:40]!r}", (self.dropped,))
-        for samples in (self.samples_us, *self.rank_samples_us):
-            _check_amounts(f"samples of stage {self.name[:40]!r}", samples)
-        if len({len(samples) for samples in self.rank_samples_us}) > 1:
-            raise ValueError(f"ranks of stage {self.name[:40]!r} have different numbers of samples")
-
-    @property
-    def pure_us(self) -> tuple[float, ...]:
-        """The quickest rank's time of each repetition kept: it came last, so that it waited for nobody."""
-        return tuple(map(min, zip(*self.rank_samples_us, strict=True)))
-
-    @property
-    def skew_us(self) -> tuple[float, ...]:
-        """How much longer the slowest rank took than the quickest, in each repetition kept: what it waited for the others."""
-        return _skew(self.rank_samples_us)
-
-
-@dataclass(frozen=True, slots=True)
-class PlanTime:
-    """Host time of one stage of planning, with the device work it waits for."""
-
-    name: str
-    host_us: Summary
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """What a rank's device told of its clocks between the blocks of samples that were kept, those of stages too.
-
-    Args:
-        readings: how often it was asked.
-        sm_mhz_low, sm_mhz_high: between which its SM clock was; None if it does not tell.
-        event_reasons: for which it lowered its clocks, each once; empty if for none.
-
-    Raises:
-        ValueError: for no reading, or clocks that no device has.
-    """
-
-    readings: int
-    sm_mhz_low: int | None = None
-    sm_mhz_high: int | None = None
-    event_reasons: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.readings < 1:
-            raise ValueError(f"a pace is of one reading or more, not {self.readings}")
-        is_told = self.sm_mhz_low is not None, self.sm_mhz_high is not None
-        if any(is_told) != all(is_told) or not 0 <= (self.sm_mhz_low or 0) <= (self.sm_mhz_high or 0):
-            raise ValueError(f"an SM clock from {self.sm_mhz_low} to {self.sm_mhz_high} MHz")
-
-    @classmethod
-    def of(cls, states: Sequence[Mapping[str, str]]) -> Pace | None:
-        """Return what states tell, each as ``bench.environment.pace`` reads it; None if none tells anything."""
-        told = [state for state in states if state]
-        clocks = [int(state["sm_mhz"]) for state in told if "sm_mhz" in state]
-        reasons = sorted(
-            {reason for state in told for reason in state.get("event_reasons", "none").split(", ")} - {"none"}
-        )
-        return cls(len(told), min(clocks, default=None), max(clocks, default=None), tuple(reasons)) if told else None
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of work within a step, from when to when: a kernel or a copy as the device ran it, or a stage of those timed alone.
-
-    Args:
-        name: of the stage, of the kernel without its arguments, or of what kind of copy it is.
-        start_us, end_us: since the step's first piece of work began.
-        communicates: it is of the exchange.
-
-    Raises:
-        ValueError: for times that nothing has, or an end before its beginning.
-    """
-
-    name: str
-    start_us: float
-    end_us: float
-    communicates: bool
-
-    def __post_init__(self) -> None:
-        _check_amounts(f"times of {self.name[:40]!r}", (self.start_us, self.end_us))
-        if self.end_us < self.start_us:
-            raise ValueError(f"{self.name[:40]!r} ends at {self.end_us:g} µs, before it begins at {self.start_us:g}")
 
 
 class Heat(StrEnum):
@@ -373,13 +152,13 @@ class Measured:
         if self.layers < 1:
             raise ValueError(f"a model has one layer or more, not {self.layers}")
         amounts = (self.flushed_bytes, self.kv_bytes, self.warmup, self.dropped, self.peak_bytes or 0)
-        _check_amounts("flushed_bytes, kv_bytes, warmup, dropped and peak_bytes", amounts)
+        check_amounts("flushed_bytes, kv_bytes, warmup, dropped and peak_bytes", amounts)
         if not -1 <= (self.correlation or 0.0) <= 1:
             raise ValueError(f"a correlation is between -1 and 1, not {self.correlation:g}")
-        _check_amounts("timer_floor_us", (self.timer_floor_us,))
-        _check_amounts("what else a timer reads", (self.timer_floor_end_us or 0.0, self.timer_empty_us or 0.0))
+        check_amounts("timer_floor_us", (self.timer_floor_us,))
+        check_amounts("what else a timer reads", (self.timer_floor_end_us or 0.0, self.timer_empty_us or 0.0))
         for samples in self.rank_samples_us:
-            _check_amounts("samples of a rank", samples)
+            check_amounts("samples of a rank", samples)
         if len(self.timeline) > MAX_PIECES:
             raise ValueError(f"a timeline has {MAX_PIECES} pieces of work at most, not {len(self.timeline)}")
         if self.race and {len(samples) for samples in self.rank_samples_us} != {self.step_us.count}:
@@ -397,7 +176,7 @@ class Measured:
     @property
     def skew_us(self) -> tuple[float, ...]:
         """How much longer the slowest rank's step took than the quickest's, in each repetition kept; of one rank nothing."""
-        return _skew(self.rank_samples_us)
+        return skew(self.rank_samples_us)
 
     @property
     def straggler(self) -> int | None:
@@ -427,16 +206,6 @@ class Failed:
     message: str
     traceback: str = ""
     kind: str = field(default="failed", init=False)
-
-
-def _skew(ranks_us: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    return tuple(max(times) - min(times) for times in zip(*ranks_us, strict=False)) if len(ranks_us) > 1 else ()
-
-
-def _check_amounts(what: str, values: Iterable[float]) -> None:
-    for value in values:
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{what} should be neither negative nor infinite, not {value:g}")
 
 
 Outcome = Measured | Skipped | Failed
@@ -522,7 +291,7 @@ class Trial:
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise ValueError(f"a trial takes one rank or more, not {self.ranks}")
-        _check_amounts("a trial's seconds and retakes", (self.seconds, self.retakes))
+        check_amounts("a trial's seconds and retakes", (self.seconds, self.retakes))
 
     @property
     def key(self) -> Key:

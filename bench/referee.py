@@ -11,7 +11,8 @@ import torch
 from bench.audit import NULL, Audited, spans_us
 from bench.clock import REPETITIONS, CudaClock
 from bench.measure import Ready, prepare, timing
-from bench.record import Failed, Policy, Skipped
+from bench.policy import Policy
+from bench.record import Failed, Skipped
 from bench.timeline import ATTEMPTS, watch
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case

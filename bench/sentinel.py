@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import NormalDist
 
-from bench.record import Measured, Summary, Trial
+from bench.record import Measured, Trial
 from bench.stats import CONFIDENCE
+from bench.times import Summary
 from bench.verdict import MARGIN
 from dcp_core.settings import Case
 

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import groupby, pairwise
 from statistics import fmean, median
 
-from bench.record import FEWEST_FOR_P99, MAX_SAMPLES, Outliers, Summary
+from bench.times import FEWEST_FOR_P99, MAX_SAMPLES, Outliers, Summary
 
 CONFIDENCE = 0.95
 """Of the interval of the median."""

@@ -17,7 +17,8 @@ from bench.group import WORKER, GroupLost
 from bench.launched import Group, launched_ranks, open_group
 from bench.line import read_outcome
 from bench.orders import Compiling, Order, unheard
-from bench.record import Failed, Heat, Measured, Outcome, Policy, Skipped, Trial, Verified
+from bench.policy import Policy
+from bench.record import Failed, Heat, Measured, Outcome, Skipped, Trial, Verified
 from dcp_core.check import Check
 from dcp_core.settings import Case, ExchangeName
 

@@ -17,7 +17,7 @@ from typing import Any
 from bench.axes import AXES, Part
 from bench.errors import UsageError
 from bench.files import FileError, check_keys, read_capped
-from bench.record import Policy
+from bench.policy import Policy
 from bench.shipped import sweeps_folder
 from dcp_core.layout import DcpLayout, IllegalLayout
 from dcp_core.settings import (

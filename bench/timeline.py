@@ -10,7 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.audit import repetitions_of
 from bench.clock import Sampler
-from bench.record import MAX_PIECES, Piece
+from bench.record import MAX_PIECES
+from bench.times import Piece
 from dcp_core.mesh import Mesh
 
 ATTEMPTS = 6

@@ -25,8 +25,9 @@ from bench.clock import Clock, CudaClock, HostClock, floor_us
 from bench.compiling import Compiles, watch
 from bench.measure import measure, synchronize, verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
+from bench.policy import Policy
 from bench.race import Course
-from bench.record import Failed, Outcome, Policy, Race, Skipped, Verified
+from bench.record import Failed, Outcome, Race, Skipped, Verified
 from bench.stand import Sequences, apart
 from dcp_core.build import open_kernel
 from dcp_core.exchange import direct, flashinfer_fused

@@ -28,7 +28,20 @@ FLOORS = {
         ("build",),
     ),
     "bench": (
-        ("shipped", "errors", "record", "stats", "verdict", "noise", "files", "orders", "nvml", "grid"),
+        (
+            "shipped",
+            "errors",
+            "policy",
+            "times",
+            "record",
+            "stats",
+            "verdict",
+            "noise",
+            "files",
+            "orders",
+            "nvml",
+            "grid",
+        ),
         (
             "axes",
             "sweep",

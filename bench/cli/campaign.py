@@ -14,7 +14,8 @@ from bench.cli.obstacle import obstacle
 from bench.cli.options import Asked, Running, ranks_here
 from bench.cli.screen import Screen, clock, hint, screen, warn
 from bench.errors import UsageError
-from bench.record import PROTOCOL, Failed, Key, Measured, Policy, Skipped, Trial, latest
+from bench.policy import Policy
+from bench.record import PROTOCOL, Failed, Key, Measured, Skipped, Trial, latest
 from bench.report.drift import drift_notices
 from bench.report.table import case_line, case_name, counted
 

@@ -31,7 +31,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     from bench.environment import clocks, devices, fingerprint
     from bench.errors import UnfitError
     from bench.fitness import fitness, timer
-    from bench.record import Policy
+    from bench.policy import Policy
     from bench.supervisor import Supervisor
 
     found, environment = devices(), fingerprint()

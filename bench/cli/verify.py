@@ -80,7 +80,7 @@ def verify(
     """
     from bench.cli.campaign import said
     from bench.environment import devices
-    from bench.record import Policy
+    from bench.policy import Policy
     from bench.supervisor import Supervisor
 
     on_gpu = devices()

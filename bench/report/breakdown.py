@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.record import Measured, StageTime, Trial
+from bench.record import Measured, Trial
 from bench.report import style
 from bench.report.table import dcp_of, exchange_of, kernels_of, path_of
+from bench.times import StageTime
 from dcp_core.settings import PathName
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from bench.collective import OPERATIONS, CollectiveModel, Kind, Reading, Row, Way, fit_all, readings
 from bench.grid import Column, Grid
-from bench.record import Summary, Trial
+from bench.record import Trial
 from bench.report.table import NOT_MEASURED, micros, spread
+from bench.times import Summary
 from dcp_core.memory import format_size
 from dcp_core.settings import ExchangeName
 

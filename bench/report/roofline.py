@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.collective import link_bytes_per_us
-from bench.record import Environment, Measured, StageTime, Trial
+from bench.record import Environment, Measured, Trial
 from bench.report import style
 from bench.report.breakdown import timed_stages
 from bench.report.exchange_cost import COLOURS, MARKERS
+from bench.times import StageTime
 from dcp_core.cost import Ceiling, Work, ceiling_of, step_work
 from dcp_core.settings import KernelName
 

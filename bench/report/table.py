@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.grid import Column, Grid
-from bench.record import Failed, Label, Measured, Skipped, Summary, Trial, latest
+from bench.record import Failed, Label, Measured, Skipped, Trial, latest
+from bench.times import Summary
 from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName, Settings
 
 NOT_MEASURED = "–"

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.record import Measured, Piece, Trial
+from bench.record import Measured, Trial
 from bench.report import style
 from bench.report.breakdown import STAGE_COLOURS, bar_name, colour_of, timed_stages
+from bench.times import Piece
 from dcp_core.settings import PathName
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from bench.estimate import case_seconds, opening_seconds, racing_seconds, starting_seconds
-from bench.record import VISITS, Policy, Trial
+from bench.policy import Policy
+from bench.record import VISITS, Trial
 from bench.tune.batch import Batch
 from bench.tune.known import FINALISTS, REPEATS
 from bench.tune.search import ROUNDS, SCREEN_ALL, next_step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.record import Policy
+from bench.policy import Policy
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 
 QUICK = Policy(precision=0.5, min_samples=6, max_samples=12, min_warmup=2, max_seconds=0.2)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bench import worker
 from bench.measure import measure
-from bench.record import Outcome, Policy
+from bench.policy import Policy
+from bench.record import Outcome
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case
 from tests.bench.scripted_worker import misbehave

@@ -18,8 +18,8 @@ from typing import Any, cast
 from bench.clock import Scripted
 from bench.measure import CORRELATED, _time, sampler_of
 from bench.noise import NOISES, Noise, autocorrelated, drifting, spiky, two_clocks, white
+from bench.policy import Policy
 from bench.race import Runner, _run
-from bench.record import Policy
 from bench.stats import lag1_correlation, summarize
 from bench.tune.known import MOST_ROUNDS, REPEATS
 from bench.verdict import Comparison, Verdict, compare, rounds_of

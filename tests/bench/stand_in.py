@@ -10,19 +10,8 @@ from typing import Self
 
 from bench.audit import Audited
 from bench.errors import UnfitError
-from bench.record import (
-    VISITS,
-    Failed,
-    Heat,
-    Measured,
-    Outcome,
-    Policy,
-    Race,
-    Skipped,
-    StopReason,
-    Trial,
-    Verified,
-)
+from bench.policy import Policy
+from bench.record import VISITS, Failed, Heat, Measured, Outcome, Race, Skipped, StopReason, Trial, Verified
 from bench.stats import summarize
 from dcp_core.check import Check
 from dcp_core.settings import Case

@@ -19,7 +19,8 @@ from bench.cli.exits import Exit
 from bench.cluster import Cluster
 from bench.errors import UsageError
 from bench.machine import Machine
-from bench.record import Environment, Failed, Measured, Policy, Trial
+from bench.policy import Policy
+from bench.record import Environment, Failed, Measured, Trial
 from bench.store import Store
 from dcp_core.settings import Case
 from tests.bench.cases import QUICK, tiny

@@ -8,7 +8,8 @@ import pytest
 
 from bench.estimate import case_seconds, local_ranks, seconds_each, starting_seconds
 from bench.line import decode
-from bench.record import Failed, Measured, Policy
+from bench.policy import Policy
+from bench.record import Failed, Measured
 from bench.shipped import reference_folder
 from dcp_core.cost import ceiling_of
 from tests.bench.made_up import cases, trial

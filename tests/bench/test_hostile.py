@@ -24,10 +24,11 @@ from bench.files import FileError
 from bench.grid import printable
 from bench.line import encode
 from bench.recommend.trace_file import read_trace
-from bench.record import SCHEMA, Environment, Failed, Measured, Piece, Skipped, Trial
+from bench.record import SCHEMA, Environment, Failed, Measured, Skipped, Trial
 from bench.shipped import shipped_profiles
 from bench.store import StorageError, Store, read_run
 from bench.sweep import Sweep
+from bench.times import Piece
 from bench.tune.pick import pick
 from dcp_core import ModelShape
 from tests.bench.made_up import H200, QWEN, trials

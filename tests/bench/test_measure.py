@@ -17,7 +17,9 @@ from torch import Tensor
 from bench import measure as measuring
 from bench.clock import Scripted
 from bench.measure import measure
-from bench.record import MAX_SAMPLES, Failed, Label, Measured, Outcome, Pace, Policy, Skipped, StopReason
+from bench.policy import Policy
+from bench.record import Failed, Label, Measured, Outcome, Skipped, StopReason
+from bench.times import MAX_SAMPLES, Pace
 from dcp_core import build
 from dcp_core.kernels.base import PassBatch, PassSpec
 from dcp_core.kernels.reference import Reference, ReferencePass

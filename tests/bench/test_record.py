@@ -10,8 +10,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from bench.record import FEWEST_FOR_P99, MAX_PIECES, Measured, Outliers, Pace, Piece, Trial
+from bench.record import MAX_PIECES, Measured, Trial
 from bench.stats import summarize
+from bench.times import FEWEST_FOR_P99, Outliers, Pace, Piece
 from tests.bench.made_up import cases, trial
 
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.record import Outliers
 from bench.stats import is_precise, lag1_correlation, summarize, thin
+from bench.times import Outliers
 
 samples = st.lists(st.floats(min_value=1e-3, max_value=1e9), min_size=1, max_size=200)
 

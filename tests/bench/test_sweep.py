@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.errors import UsageError
 from bench.files import FileError
-from bench.record import Policy
+from bench.policy import Policy
 from bench.sweep import Expansion, Sweep, parse_precision, shipped_sweeps
 from dcp_core import Case
 from dcp_core.settings import ExchangeName, KernelName, MaskForm, PathName, canonical

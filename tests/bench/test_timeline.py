@@ -15,8 +15,9 @@ import torch
 from bench import measure as measuring
 from bench import timeline
 from bench.clock import REPETITIONS, CudaClock, HostClock
-from bench.record import MAX_PIECES, Piece
+from bench.record import MAX_PIECES
 from bench.timeline import ATTEMPTS, Seen, communicates, median_repetition, short_name, timeline_of
+from bench.times import Piece
 from dcp_core.mesh import Mesh
 from dcp_core.triton_ops import combine, merge, pack_mask, rows, words
 

@@ -18,7 +18,8 @@ import torch
 from bench import worker
 from bench.measure import verify
 from bench.orders import REPLY_VARIABLE, SUPERVISOR_VARIABLE, Order
-from bench.record import Failed, Outcome, Policy, Skipped, Verified
+from bench.policy import Policy
+from bench.record import Failed, Outcome, Skipped, Verified
 from bench.worker import Companion, group_for
 from dcp_core.check import Check
 from dcp_core.lse import Partial

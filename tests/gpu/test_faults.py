@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.record import Failed, Measured, Policy
+from bench.policy import Policy
+from bench.record import Failed, Measured
 from bench.supervisor import Supervisor
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 

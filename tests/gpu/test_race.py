@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.record import Heat, Label, Measured, Policy
+from bench.policy import Policy
+from bench.record import Heat, Label, Measured
 from bench.supervisor import Supervisor
 from bench.tune.known import REPEATS, paired
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload

@@ -7,7 +7,7 @@ import torch
 
 from bench.audit import NULL, Audited
 from bench.clock import REPETITIONS, CudaClock, floor_us
-from bench.record import Policy
+from bench.policy import Policy
 from bench.supervisor import Supervisor
 from bench.timeline import watch
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload

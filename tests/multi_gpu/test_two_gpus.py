@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench.measure import measure
-from bench.record import Label, Measured, Policy
+from bench.policy import Policy
+from bench.record import Label, Measured
 from bench.stand import Stand, row_difference
 from bench.worker import group_for
 from dcp_core.check import Check

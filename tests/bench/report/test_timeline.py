@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from bench.record import Label, Measured, Piece, StageTime, Trial
+from bench.record import Label, Measured, Trial
 from bench.report import timeline
 from bench.report.timeline import schedule
+from bench.times import Piece, StageTime
 from tests.bench.made_up import CPU, summary, trials
 
 BATCH = "q8ks32k"

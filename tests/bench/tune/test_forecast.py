@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from bench.policy import Policy
 from bench.profile.entry import default_settings
-from bench.record import Environment, Policy
+from bench.record import Environment
 from bench.tune.forecast import Forecast, forecast, whole_seconds
 from bench.tune.loop import search
 from bench.tune.paper import MADE_UP_ON, Paper, made_up_table, told_apart

@@ -1,0 +1,187 @@
+"""What is kept of samples: of a step, of its stages and of planning, of the device's clocks meanwhile. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+MAX_SAMPLES = 64
+"""Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
+FEWEST_FOR_P99 = 299
+"""Samples of which, with 95 %, one lies beyond the 99th percentile: 1 - 0.99 ** 299."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outliers:
+    """Samples beyond the quartiles by more than 1.5 times what these are apart, ``far`` ones by more than 3 times; all are kept.
+
+    Source: Tukey, Exploratory Data Analysis, 2C.
+    """
+
+    far_below: int = 0
+    below: int = 0
+    above: int = 0
+    far_above: int = 0
+
+    def __post_init__(self) -> None:
+        check_amounts("counts of outliers", (self.far_below, self.below, self.above, self.far_above))
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.far_below + self.below + self.above + self.far_above
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A sample of one quantity. ``low`` and ``high`` bound the median: the 95 % order-statistic interval.
+
+    Args:
+        p99: None of fewer than FEWEST_FOR_P99 samples, or if that was not kept.
+        outliers: None if they were not counted.
+
+    Raises:
+        ValueError: for numbers that no sample of times has.
+    """
+
+    count: int
+    median: float
+    low: float
+    high: float
+    min: float
+    p10: float
+    p90: float
+    mad: float
+    p99: float | None = None
+    outliers: Outliers | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"a summary is of one sample or more, not {self.count}")
+        if not 0 <= self.min <= self.low <= self.median <= self.high < math.inf:
+            raise ValueError(
+                f"a summary's 0 <= min <= low <= median <= high do not hold: "
+                f"min {self.min:g}, low {self.low:g}, median {self.median:g}, high {self.high:g}"
+            )
+        check_amounts("a summary's p10, p90, mad and p99", (self.p10, self.p90, self.mad, self.p99 or 0.0))
+        if self.p99 is not None and self.count < FEWEST_FOR_P99:
+            raise ValueError(f"a summary has a p99 from {FEWEST_FOR_P99} samples on, and this is of {self.count}")
+        if self.outliers is not None and self.outliers.count > self.count:
+            raise ValueError(f"{self.outliers.count} outliers among {self.count} samples")
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Device time of one stage of a step timed alone, slowest rank; raw samples thinned as ``MAX_SAMPLES`` says.
+
+    Args:
+        rank_samples_us: of a stage between real ranks, each rank's samples of the same repetitions; else empty.
+        variant: which way of several the exchange took, in words; empty where there is one, or before that was kept.
+        dropped: samples that are in none of these, since the device was slowed down while they were taken.
+    """
+
+    name: str
+    device_us: Summary
+    communicates: bool = False
+    samples_us: tuple[float, ...] = ()
+    rank_samples_us: tuple[tuple[float, ...], ...] = ()
+    variant: str = ""
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        check_amounts(f"dropped samples of stage {self.name[:40]!r}", (self.dropped,))
+        for samples in (self.samples_us, *self.rank_samples_us):
+            check_amounts(f"samples of stage {self.name[:40]!r}", samples)
+        if len({len(samples) for samples in self.rank_samples_us}) > 1:
+            raise ValueError(f"ranks of stage {self.name[:40]!r} have different numbers of samples")
+
+    @property
+    def pure_us(self) -> tuple[float, ...]:
+        """The quickest rank's time of each repetition kept: it came last, so that it waited for nobody."""
+        return tuple(map(min, zip(*self.rank_samples_us, strict=True)))
+
+    @property
+    def skew_us(self) -> tuple[float, ...]:
+        """How much longer the slowest rank took than the quickest, in each repetition kept: what it waited for the others."""
+        return skew(self.rank_samples_us)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTime:
+    """Host time of one stage of planning, with the device work it waits for."""
+
+    name: str
+    host_us: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a rank's device told of its clocks between the blocks of samples that were kept, those of stages too.
+
+    Args:
+        readings: how often it was asked.
+        sm_mhz_low, sm_mhz_high: between which its SM clock was; None if it does not tell.
+        event_reasons: for which it lowered its clocks, each once; empty if for none.
+
+    Raises:
+        ValueError: for no reading, or clocks that no device has.
+    """
+
+    readings: int
+    sm_mhz_low: int | None = None
+    sm_mhz_high: int | None = None
+    event_reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.readings < 1:
+            raise ValueError(f"a pace is of one reading or more, not {self.readings}")
+        is_told = self.sm_mhz_low is not None, self.sm_mhz_high is not None
+        if any(is_told) != all(is_told) or not 0 <= (self.sm_mhz_low or 0) <= (self.sm_mhz_high or 0):
+            raise ValueError(f"an SM clock from {self.sm_mhz_low} to {self.sm_mhz_high} MHz")
+
+    @classmethod
+    def of(cls, states: Sequence[Mapping[str, str]]) -> Pace | None:
+        """Return what states tell, each as ``bench.environment.pace`` reads it; None if none tells anything."""
+        told = [state for state in states if state]
+        clocks = [int(state["sm_mhz"]) for state in told if "sm_mhz" in state]
+        reasons = sorted(
+            {reason for state in told for reason in state.get("event_reasons", "none").split(", ")} - {"none"}
+        )
+        return cls(len(told), min(clocks, default=None), max(clocks, default=None), tuple(reasons)) if told else None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of work within a step, from when to when: a kernel or a copy as the device ran it, or a stage of those timed alone.
+
+    Args:
+        name: of the stage, of the kernel without its arguments, or of what kind of copy it is.
+        start_us, end_us: since the step's first piece of work began.
+        communicates: it is of the exchange.
+
+    Raises:
+        ValueError: for times that nothing has, or an end before its beginning.
+    """
+
+    name: str
+    start_us: float
+    end_us: float
+    communicates: bool
+
+    def __post_init__(self) -> None:
+        check_amounts(f"times of {self.name[:40]!r}", (self.start_us, self.end_us))
+        if self.end_us < self.start_us:
+            raise ValueError(f"{self.name[:40]!r} ends at {self.end_us:g} µs, before it begins at {self.start_us:g}")
+
+
+def skew(ranks_us: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return how much longer the slowest rank took than the quickest, in each repetition; of one rank nothing."""
+    return tuple(max(times) - min(times) for times in zip(*ranks_us, strict=False)) if len(ranks_us) > 1 else ()
+
+
+def check_amounts(what: str, values: Iterable[float]) -> None:
+    """Refuse what is negative, infinite or NaN, where ``what`` can be neither."""
+    for value in values:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{what} should be neither negative nor infinite, not {value:g}")
