@@ -107,7 +107,6 @@ class Mesh:
         """
         if not isinstance(dcp, int) or dcp < 1:
             raise MeshError(f"a simulated group needs a whole number of ranks, at least one, not {dcp!r}")
-        _settle_math()
         return cls(0, dcp, _usable(device), board=Board(dcp), whole=True)
 
     @classmethod
@@ -319,15 +318,6 @@ class Mesh:
             "reduce_scatter": lambda: self.reduce_scatter(out[0], own),
         }
         return frozenset(name for name, attempt in attempts.items() if not _is_there(attempt))
-
-
-def _settle_math() -> None:
-    """Have the host's math library choose its functions, before threads do so at once.
-
-    Of two threads that are the first of a process to ask MKL for a logarithm or an exponential, one gets, in one process of
-    two hundred, results that are off by 2e-5.
-    """
-    torch.zeros(1).exp_()
 
 
 def _node() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -215,3 +217,25 @@ def test_what_is_no_tensor_no_partial_or_no_base_is_refused() -> None:
         merge(Partial(outs[0], lses[0]), (outs[1], lses[1]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="combine needs two tensors, not list and Tensor"):
         combine([outs[0]], lses)  # type: ignore[arg-type]
+
+
+FRESH = """
+import os, sys
+import numpy, torch
+from dcp_core import lse
+
+torch.set_num_threads(2)
+
+numbers = torch.from_numpy(numpy.linspace(1, 40, 200_000, dtype=numpy.float32))  # so many that both threads take some
+for _ in range(int(sys.argv[1])):
+    if not (child := os.fork()):
+        first = numbers.log()
+        os._exit(not torch.equal(first, numbers.log()))
+    if os.waitpid(child, 0)[1]:
+        sys.exit("the first logarithms of a process are others than the next")
+"""
+
+
+@pytest.mark.parametrize("processes", [50, pytest.param(2000, marks=[pytest.mark.endurance, pytest.mark.timeout(600)])])
+def test_the_first_logarithms_of_a_process_are_as_precise_as_the_next(processes: int) -> None:
+    subprocess.run([sys.executable, "-c", FRESH, str(processes)], check=True)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import datetime
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -55,25 +53,6 @@ def test_seats_meet_and_take_everybody_s_value_again_and_again() -> None:
 
     expected = [[10 * meeting + rank for rank in range(5)] for meeting in range(20)]
     assert mesh.each(work) == [expected] * 5
-
-
-FRESH = """
-import os, sys, torch
-from dcp_core.mesh import Mesh
-
-numbers = torch.linspace(1, 40, 8192)
-for _ in range(int(sys.argv[1])):
-    if not (child := os.fork()):
-        first = Mesh.simulated(2).each(lambda _: numbers.log())
-        os._exit(any(not torch.equal(found, numbers.log()) for found in first))
-    if os.waitpid(child, 0)[1]:
-        sys.exit("the first logarithms of a process are others than the next")
-"""
-
-
-@pytest.mark.parametrize("processes", [50, pytest.param(3000, marks=[pytest.mark.endurance, pytest.mark.timeout(600)])])
-def test_the_first_results_of_a_process_are_as_precise_as_the_next(processes: int) -> None:
-    subprocess.run([sys.executable, "-c", FRESH, str(processes)], check=True)
 
 
 def test_a_seat_that_fails_is_reported_and_the_group_goes_on() -> None:
