@@ -43,12 +43,18 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What may run along x: how to read it off a request, and what is then held fixed. ``joined``: it is a quantity."""
+    """What may run along x: how to read it off a request, and what is then held fixed.
+
+    Args:
+        joined: it is a quantity.
+        has: whether a request belongs on it.
+    """
 
     name: str
     read: Callable[[Request], int]
     fixed: Callable[[Request], str]
     joined: bool = True
+    has: Callable[[Request], bool] = lambda _: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,12 @@ class Panel:
 
 _AXES = (
     Axis("context per request, tokens", lambda one: one.context, lambda one: f"{style.tokens(one.new)} new"),
-    Axis("new tokens per request", lambda one: one.new, lambda one: f"context {style.tokens(one.context)}"),
+    Axis(
+        "new tokens per request",
+        lambda one: one.new,
+        lambda one: f"context {style.tokens(one.context)}",
+        has=lambda one: one.new > 1,  # a decode has paths of its own: no line leads from it to longer requests
+    ),
 )
 _BATCHES = Axis("batch", lambda one: one.total, lambda one: "", joined=False)
 
@@ -100,8 +111,8 @@ def _panels(best: Sequence[tuple[Trial, Measured]], axis: Axis) -> dict[str, lis
     panels: dict[str, list[Point]] = defaultdict(list)
     for trial, outcome in best:
         requests = set(trial.case.workload.requests)
-        if len(requests) == 1:
-            request = requests.pop()
+        request = requests.pop()
+        if not requests and axis.has(request):
             panels[_panel_name(trial.case, axis.fixed(request))].append(Point(axis.read(request), trial, outcome))
     return panels
 
@@ -259,5 +270,6 @@ def _notes(points: Sequence[Point], *, hidden: int, joined: bool) -> list[str]:
     if any(not point.outcome.exchange_timed for point in points if point.trial.case.layout.dcp > 1):
         notes[0] += " Hollow markers: the busiest rank by itself on one device, without the exchange's time."
     if hidden:
-        notes.append(f"{hidden} more batch shapes were measured and are not shown.")
+        were, are = ("shape was", "is") if hidden == 1 else ("shapes were", "are")
+        notes.append(f"{hidden} more batch {were} measured and {are} not shown.")
     return notes

@@ -177,6 +177,12 @@ def test_latency_is_drawn_over_context_and_over_new_tokens_where_both_vary() -> 
     assert names.count("new tokens per request") == style.PANELS_PER_ROW
 
 
+def test_no_line_leads_from_a_decode_to_more_new_tokens() -> None:
+    figure = drawn(latency.draw, trials("8q1s8k", "8q1s32k", "8q4s8195", "8q8s8199", kernels=("fa2",)))
+    over_new = next(axes for axes in figure.axes if axes.get_xlabel().startswith("new tokens"))
+    assert [tick.get_text() for tick in over_new.get_xticklabels()] == ["4", "8"]
+
+
 def test_a_path_has_its_colour_and_a_simulation_hollow_markers() -> None:
     figure = drawn(latency.draw, trials("16q1s8k", "16q1s32k", kernels=("fa2",)))
     entries = {
