@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from bench.recommend.decision import Decision, Option, Origin
 from bench.recommend.decision_map import Map, Phase, Row, maps_of
-from bench.record import Trial
+from bench.record import Label, Trial
 from bench.report import style
+from dcp_core.cost import exchanged
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.memory import KvMemory, format_size
-from dcp_core.settings import PathName
+from dcp_core.settings import Case, PathName
+from dcp_core.shapes import ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -61,7 +63,7 @@ def _draw_panel(axes: Axes, one: Map, budget: int) -> None:
     for y, row in enumerate(rows):
         for x, context in enumerate(contexts):
             if decision := one.cells.get((row, context)):
-                _draw_cell(axes, x, y, decision, one.subject.shape.layers)
+                _draw_cell(axes, x, y, decision, one.subject.shape)
     style.lattice(axes, len(contexts), len(rows))
     if one.subject.phase is Phase.DECODE:
         requests = [row.requests for row in rows]
@@ -101,23 +103,24 @@ def _below(requests: Sequence[int], number: int) -> float:
     return sum(one < number for one in requests) - 0.5
 
 
-def _draw_cell(axes: Axes, x: int, y: int, decision: Decision, layers: int) -> None:
+def _draw_cell(axes: Axes, x: int, y: int, decision: Decision, shape: ModelShape) -> None:
     left = decision.unbeaten()
-    style.cell(axes, (x, y), _path(left[-1]), _words(decision, left, layers), told_apart=len(left) == 1)
+    style.cell(axes, (x, y), _path(left[-1]), _words(decision, left, shape), told_apart=len(left) == 1)
 
 
-def _words(decision: Decision, left: Sequence[Option], layers: int) -> str:
+def _words(decision: Decision, left: Sequence[Option], shape: ModelShape) -> str:
     """Say who wins, and what the best of the larger sizes gains in one layer and in all of them."""
     rival = left[-1] if left[-1] is not decision.base else min(decision.options[1:], key=lambda one: one.span.median_us)
     *some, last = [str(one.layout.dcp) for one in left]
     names = f"{', '.join(some)} or {last}" if some else last
     base, span = decision.base.span, rival.span
     low, high = span.low_us - base.high_us, span.high_us - base.low_us
-    lines = [f"dcp {names}, {_path(left[-1])}", _signed(low, high, 1)]
+    lines = [f"dcp {names}, {_way(left[-1], shape)}", _signed(low, high, 1)]
     even = rival.break_even_us(decision.base)
     if left[0] is decision.base and len(left) > 1 and even is not None and even >= LEAST_EVEN_US:
         return "\n".join([*lines, f"if exchange < {_short(even)}"])
-    return "\n".join([*lines, f"× {layers}: {_signed(low, high, layers)}"])
+    of_all = [f"× {shape.layers}: {_signed(low, high, shape.layers)}"] if shape.layers > 1 else []
+    return "\n".join([*lines, *of_all])
 
 
 def _signed(low: float, high: float, times: int) -> str:
@@ -137,6 +140,14 @@ def _short(value_us: float) -> str:
 
 def _path(one: Option) -> PathName:
     return one.parts[0].step.settings.path
+
+
+def _way(one: Option, shape: ModelShape) -> str:
+    """Name the path, and the exchange if there is one and its time is known."""
+    (part,) = one.parts
+    step, known = part.step, part.exchange.origin in (Origin.MEASURED, Origin.MODELLED)
+    shown = known and any(exchanged(Case(shape, step.layout, step.workload, step.settings)))
+    return f"{_path(one)} via {step.settings.exchange}" if shown else str(_path(one))
 
 
 def _row(row: Row, phase: Phase) -> str:
@@ -162,14 +173,13 @@ def _fits(one: Map, context: int, budget: int) -> dict[int, int]:
 
 
 def _labels(one: Map) -> str:
-    """Say of each dcp size where its numbers come from."""
-    found = {
-        (each.layout.dcp, part.step.label)
-        for decision in one.cells.values()
-        for each in decision.options
-        for part in each.parts
-    }
-    return ", ".join(f"dcp {dcp} {label}" for dcp, label in sorted(found))
+    """Say where numbers come from, and of which dcp sizes."""
+    found: dict[Label, set[int]] = {}
+    for decision in one.cells.values():
+        for each in decision.options:
+            for part in each.parts:
+                found.setdefault(part.step.label, set()).add(each.layout.dcp)
+    return "; ".join(f"{label}: dcp {', '.join(map(str, sorted(found[label])))}" for label in Label if label in found)
 
 
 def _count(number: int) -> str:
@@ -195,7 +205,7 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
         part for one in maps for decision in one.cells.values() for each in decision.options for part in each.parts
     ]
     origins = {part.exchange.origin for part in parts}
-    cell = "In a cell: the fastest dcp and path; the best larger dcp's step less dcp 1's, where negative is a gain, of one layer"
+    cell = "In a cell: the fastest dcp, path and exchange; the best larger dcp's step less dcp 1's (negative: gain), of one layer"
     capacity = f"Fits: requests of that context in {format_size(budget)} of KV cache on each rank, by legal dcp"
     pays = (
         "Pays: the least number of requests measured from which on a larger dcp is surely faster than dcp 1 (at best)"

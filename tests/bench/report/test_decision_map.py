@@ -96,8 +96,9 @@ def decodes_of(found: Iterable[Trial]) -> Map:
 
 def test_the_picture_says_what_is_simulated_assumed_and_open() -> None:
     shown = words(trials(*BATCHES, **SIMULATED))
-    assert "dcp 1 measured, dcp 2 simulated" in shown
+    assert "measured: dcp 1; simulated: dcp 2" in shown
     assert "assumed, not measured there" in shown
+    assert " via " not in shown, "of a simulation no exchange is known"
     assert "if exchange <" in shown
     assert "fits " in shown
     assert "pays from" in shown
@@ -123,6 +124,7 @@ def test_lines_show_from_where_dcp_pays_and_up_to_where_requests_fit() -> None:
     figure = decision_map.draw(one.trials)
     assert isinstance(figure, Figure)
     axes = figure.axes[0]
+    assert any("dcp 2, decode via direct" in text.get_text() for text in axes.texts)
     requests = [row.requests for row in one.rows]
     lines = [(line.get_gid(), *line.get_xdata(), line.get_ydata()[0]) for line in axes.lines]
     for column, context in enumerate(one.contexts):
