@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 
 from bench.clock import REPETITIONS, Clock, CudaClock, HostClock, Sampler, empty_us, floor_us
-from bench.environment import slowdowns
 from bench.need import case_bytes
 from bench.policy import Policy
 from bench.record import Failed, Label, Measured, Outcome, Race, Skipped, StopReason
+from bench.samples import Samples, Timed
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from bench.timeline import timeline_of
@@ -37,64 +37,6 @@ LAUNCH_SAMPLES = 20
 WARM_UP_BLOCKS = 10
 CORRELATED = 0.2
 """Lag-1 correlation of samples above which the interval of their median is said not to hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """Samples of one call on every rank: per repetition, what the slowest took.
-
-    Args:
-        warmup: repetitions before the first.
-        dropped: samples that are not here, since a rank's device was slowed down.
-        states: what each rank's device told of its clocks after each block of samples that is here.
-    """
-
-    ranks_us: tuple[tuple[float, ...], ...]
-    stop: StopReason
-    warmup: int
-    dropped: int = 0
-    states: tuple[tuple[Mapping[str, str], ...], ...] = ()
-
-    @property
-    def slowest_us(self) -> list[float]:
-        """The group's time of each repetition."""
-        return [max(times) for times in zip(*self.ranks_us, strict=True)]
-
-
-class Samples:
-    """Samples of one call in blocks, each of every rank, as they are taken."""
-
-    def __init__(self) -> None:
-        self._clean: list[_Block] = []
-        self._slowed: list[_Block] = []
-
-    def add(self, ranks_us: Sequence[Sequence[float]], states: Sequence[Mapping[str, str]]) -> None:
-        """Take a block: each rank's times of the same repetitions, and what its device tells of its clocks after them."""
-        slowed = slowdowns(state.get("event_reasons", "") for state in states)
-        (self._slowed if slowed else self._clean).append((ranks_us, states))
-
-    @property
-    def taken(self) -> int:
-        """Repetitions in all, kept or not."""
-        return _repetitions(self._clean) + _repetitions(self._slowed)
-
-    @property
-    def is_clean(self) -> bool:
-        """True once there is a block during which no rank's device was slowed down."""
-        return bool(self._clean)
-
-    def timed(self, stop: StopReason, warmup: int) -> Timed:
-        """Return the samples of clean blocks; of all if none is, as the states among them tell."""
-        blocks, dropped = (self._clean, _repetitions(self._slowed)) if self._clean else (self._slowed, 0)
-        times, states = (tuple(zip(*each, strict=True)) for each in zip(*blocks, strict=True))
-        return Timed(tuple(tuple(chain(*own)) for own in times), stop, warmup, dropped, states)
-
-
-_Block = tuple[Sequence[Sequence[float]], Sequence[Mapping[str, str]]]
-
-
-def _repetitions(blocks: Sequence[_Block]) -> int:
-    return sum(len(ranks_us[0]) for ranks_us, _ in blocks)
 
 
 def verify(

@@ -13,8 +13,6 @@ from bench.measure import (
     LAUNCH_SAMPLES,
     MOST_PLAN_SAMPLES,
     Ready,
-    Samples,
-    Timed,
     outcome_of,
     prepare,
     sampler_of,
@@ -23,6 +21,7 @@ from bench.measure import (
 )
 from bench.policy import Policy
 from bench.record import Failed, Outcome, Race, Skipped, StopReason
+from bench.samples import Samples, Timed
 from bench.stats import is_precise, summarize
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case

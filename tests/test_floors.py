@@ -62,7 +62,7 @@ FLOORS = {
             "verify",
             "recommend",
         ),
-        ("clock", "stand", "measure", "race", "referee", "timeline", "compiling", "worker"),
+        ("clock", "samples", "stand", "measure", "race", "referee", "timeline", "compiling", "worker"),
         ("group", "launched", "supervisor", "cluster"),
         ("tune", "report"),
         ("cli", "__main__"),
