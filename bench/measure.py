@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,9 @@ PLAN_SECONDS = 0.5
 PLAN_SAMPLES = 3
 MOST_PLAN_SAMPLES = 30
 LAUNCH_SAMPLES = 20
-WARM_UP_BLOCKS = 10
+WARM_UP_BLOCKS = 20
+CALM_BLOCKS, FLAT = 2, 0.01
+"""Blocks in turn that each are no faster than the one before, by more than this share of its time: the trend is flat."""
 CORRELATED = 0.2
 """Lag-1 correlation of samples above which the interval of their median is said not to hold."""
 
@@ -248,14 +251,13 @@ def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) ->
 
 
 def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> int:
-    """Repeat until a block is no faster than the one before by more than 5 %, at most ten blocks; return the repetitions."""
-    last, repetitions = float("inf"), 0
-    while repetitions < WARM_UP_BLOCKS * policy.min_warmup:
+    """Repeat, block by block, until the trend of their medians is flat, twenty blocks at most; return the repetitions."""
+    last, calm, repetitions = math.inf, 0, 0
+    while calm < CALM_BLOCKS and repetitions < WARM_UP_BLOCKS * policy.min_warmup:
         block = sorted(sample(policy.min_warmup))
         repetitions += policy.min_warmup
         now = max(mesh.share(block[len(block) // 2]))
-        if now > 0.95 * last:
-            break
+        calm = calm + 1 if now > (1 - FLAT) * last else 0
         last = now
     return repetitions
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
-from statistics import median
+from statistics import mean, median
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench import measure as measuring
 from bench.clock import Scripted
-from bench.measure import measure
+from bench.measure import _time, measure
 from bench.policy import Policy
 from bench.record import Failed, Label, Measured, Outcome, Skipped, StopReason
 from bench.times import MAX_SAMPLES, Pace
@@ -350,7 +350,7 @@ def test_a_floor_that_rose_meanwhile_counts(monkeypatch: pytest.MonkeyPatch) -> 
 
 # --- While the device is slowed down --------------------------------------------------------------------------------
 
-WARM = 2 * CAREFUL.min_warmup
+WARM = 3 * CAREFUL.min_warmup
 """Repetitions before the first sample of a steady device."""
 
 
@@ -408,14 +408,29 @@ def test_a_slow_start_is_warmed_up_and_not_counted(monkeypatch: pytest.MonkeyPat
 
     found = on_script(monkeypatch, warming, CAREFUL)
     assert found.step_us.median < 103
-    assert found.warmup > on_script(monkeypatch, steady, CAREFUL).warmup == 2 * CAREFUL.min_warmup
+    assert found.warmup > on_script(monkeypatch, steady, CAREFUL).warmup == WARM
 
 
-def test_a_device_that_gets_faster_without_end_is_warmed_up_no_longer_than_ten_blocks(
+@pytest.mark.parametrize(
+    ("start", "calls", "bias"), [(0.3, 20, 0.01), (0.3, 50, 0.04), (0.1, 50, 0.04), (1.0, 30, 0.01)]
+)
+def test_what_falls_slowly_is_still_warming_up(start: float, calls: int, bias: float) -> None:
+    """A device that begins slower by ``start`` and is nearer by a factor of e after so many ``calls``."""
+
+    def life(seed: int) -> float:
+        def warming(count: int, noise: random.Random) -> float:
+            return (1 + start * math.exp(-count / calls)) * math.exp(noise.gauss(0, 0.01))
+
+        return median(_time(lambda: None, Mesh.alone(), Scripted(warming, seed=seed), CAREFUL).slowest_us)
+
+    assert mean(life(seed) for seed in range(100)) - 1 < bias
+
+
+def test_a_device_that_gets_faster_without_end_is_warmed_up_no_longer_than_twenty_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = on_script(monkeypatch, lambda count, noise: 1e6 * 0.99**count, CAREFUL)
-    assert found.warmup == 10 * CAREFUL.min_warmup
+    assert found.warmup == 20 * CAREFUL.min_warmup
 
 
 # --- Between real ranks ---------------------------------------------------------------------------------------------
