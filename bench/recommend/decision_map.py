@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bench.collective import CollectiveModel, fit_all, readings
 from bench.predict import modelled
@@ -43,12 +43,43 @@ class Row(NamedTuple):
     requests: int
 
 
-class Subject(NamedTuple):
-    """What a map is of."""
+class Deployment(NamedTuple):
+    """A model on so many GPUs of one kind: what runs with one dcp or another. ``machine``: the hard fields of the fingerprint."""
 
     shape: ModelShape
     tp: int
+    machine: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, trial: Trial) -> Deployment:
+        """Return where a trial belongs."""
+        return cls(trial.case.shape, trial.case.layout.tp, tuple(sorted(trial.environment.hard.items())))
+
+    @property
+    def device(self) -> str:
+        """The name of its GPUs."""
+        return dict(self.machine).get("device_name", "an unknown device")
+
+
+class Subject(NamedTuple):
+    """What a map is of."""
+
+    deployment: Deployment
     phase: Phase
+
+    @property
+    def shape(self) -> ModelShape:
+        """Of its model."""
+        return self.deployment.shape
+
+    @property
+    def tp(self) -> int:
+        """Its GPUs."""
+        return self.deployment.tp
+
+
+_Key = TypeVar("_Key")
+_Place = TypeVar("_Place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +111,66 @@ class Map:
 
 
 def maps_of(trials: Iterable[Trial]) -> list[Map]:
-    """Return a map of each model, tp and phase for which dcp 1 and another legal size were measured or simulated."""
+    """Return a map of each model, tp, machine and phase for which dcp 1 and another legal size were measured or simulated."""
+    found = [
+        Map(
+            subject,
+            {place: decision for place, (decision, _) in cells.items()},
+            tuple(trial for _, group in cells.values() for trial in group),
+        )
+        for subject, cells in _decided(trials, _place).items()
+    ]
+    return sorted(found, key=lambda one: _order(one.subject.deployment, list(Phase).index(one.subject.phase)))
+
+
+def unlike_of(trials: Iterable[Trial]) -> dict[Deployment, dict[Workload, Decision]]:
+    """Return the decisions of batches of unlike requests, which have a place on no map."""
+    return {
+        deployment: {workload: decision for workload, (decision, _) in cells.items()}
+        for deployment, cells in _decided(trials, _unlike).items()
+    }
+
+
+def _order(one: Deployment, phase: int) -> tuple[object, ...]:
+    return one.shape.name, one.tp, phase, one.machine
+
+
+def _decided(
+    trials: Iterable[Trial], place_of: Callable[[Trial], tuple[_Key, _Place] | None]
+) -> dict[_Key, dict[_Place, tuple[Decision, list[Trial]]]]:
+    """Return the decision of each place, and what it was read off; places that have none are left out."""
     known = [trial for trial in trials if isinstance(trial.outcome, Measured)]
     models = fit_all(readings(known))
-    groups: dict[Subject, dict[tuple[Row, int], list[Trial]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[_Key, _Place], list[Trial]] = defaultdict(list)
     for trial in known:
-        if (place := _place(trial.case)) is not None:
-            subject, row, context = place
-            groups[subject][row, context].append(trial)
-    found = []
-    for subject, cells in groups.items():
-        decided = {place: _decision(group, models) for place, group in cells.items()}
-        kept = {place: decision for place, decision in decided.items() if decision}
-        if kept:
-            sources = tuple(trial for place in kept for trial in cells[place])
-            found.append(Map(subject, kept, sources))
-    return sorted(found, key=lambda one: (one.subject.shape.name, one.subject.tp, list(Phase).index(one.subject.phase)))
+        where = place_of(trial) if is_served(trial.case) else None
+        if where is not None:
+            groups[where].append(trial)
+    found: dict[_Key, dict[_Place, tuple[Decision, list[Trial]]]] = defaultdict(dict)
+    for (key, place), group in groups.items():
+        if decision := _decision(group, models):
+            found[key][place] = decision, group
+    return dict(found)
 
 
-def _place(case: Case) -> tuple[Subject, Row, int] | None:
-    """Return where a case stands: None for one of unlike requests, or that no server runs."""
-    if case.synthetic or case.layout.canonical.interleave > 1 or len(set(case.workload.requests)) > 1:
+def is_served(case: Case) -> bool:
+    """Tell whether a server runs such a layout."""
+    return not case.synthetic and case.layout.canonical.interleave == 1
+
+
+def _place(trial: Trial) -> tuple[Subject, tuple[Row, int]] | None:
+    """Return where a trial stands on a map: None for a batch of unlike requests."""
+    workload = trial.case.workload
+    if len(set(workload.requests)) > 1:
         return None
-    request = case.workload.requests[0]
-    subject = Subject(case.shape, case.layout.tp, Phase.of(case.workload))
-    return subject, Row(request.new, len(case.workload)), rounded(request.context)
+    request = workload.requests[0]
+    subject = Subject(Deployment.of(trial), Phase.of(workload))
+    return subject, (Row(request.new, len(workload)), rounded(request.context))
+
+
+def _unlike(trial: Trial) -> tuple[Deployment, Workload] | None:
+    workload = trial.case.workload
+    return (Deployment.of(trial), workload) if len(set(workload.requests)) > 1 else None
 
 
 def rounded(context: int) -> int:

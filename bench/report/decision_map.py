@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.recommend.decision import Decision, Option, Origin
@@ -46,19 +46,25 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str
         return "needs two batches or more, each of like requests, with dcp 1 and a larger legal dcp"
     shown = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
     shown = [one for one in maps if one in shown]
+    machines = {one.subject.deployment.machine for one in shown}
     width = 1.0 + _CELL_INCHES[0] * max(len(one.contexts) for one in shown)
     height = 1.45 + _CELL_INCHES[1] * max(min(len(one.rows), MAX_ROWS) for one in shown)
     with style.styled():
         figure, axes = style.panels(len(shown), width=width, height=height, columns=2)
         for place, one in zip(axes, shown, strict=True):
-            _draw_panel(place, one, budget)
+            _draw_panel(place, one, budget, _name(one, on_which=len(machines) > 1))
         style.title(figure, "Which dcp: the fastest attention step of one layer, at the same number of GPUs")
         sources = [trial for one in shown for trial in one.trials]
         style.finish(figure, _keys(shown), sources, *_notes(shown, budget, hidden=len(maps) - len(shown)))
     return figure
 
 
-def _draw_panel(axes: Axes, one: Map, budget: int) -> None:
+def _name(one: Map, *, on_which: bool) -> str:
+    name = f"{one.subject.shape.name}, tp {one.subject.tp}"
+    return f"{name}, {one.subject.deployment.device}" if on_which else name
+
+
+def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
     contexts, rows = one.contexts, one.rows[-MAX_ROWS:]
     for y, row in enumerate(rows):
         for x, context in enumerate(contexts):
@@ -72,7 +78,7 @@ def _draw_panel(axes: Axes, one: Map, budget: int) -> None:
             _draw_capacity(axes, x, requests, _fits(one, context, budget))
     axes.set_xticks(range(len(contexts)), [_column(one, context, budget) for context in contexts], fontsize=7)
     axes.set_yticks(range(len(rows)), [_row(row, one.subject.phase) for row in rows])
-    axes.set_title(f"{one.subject.shape.name}, tp {one.subject.tp}: {one.subject.phase}\n{_labels(one)}", loc="left")
+    axes.set_title(f"{name}: {one.subject.phase}\n{_labels(one)}", loc="left")
     axes.set_xlabel("context per request, tokens")
     axes.set_ylabel("requests" if one.subject.phase is Phase.DECODE else "requests × new tokens")
 
@@ -216,15 +222,20 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
         else ""
     )
     notes = [f"{cell} and of all.", f"{capacity}. {full}{pays}."]
+    notes += [f"{note} Hatched: it decides." for note in exchange_notes(origins)]
+    if hidden:
+        notes.append(f"{hidden} more maps were measured and are not shown.")
+    return notes
+
+
+def exchange_notes(origins: Collection[Origin]) -> list[str]:
+    """Say what stands for the exchange of simulated steps where nobody measured it."""
+    notes = []
     if Origin.ASSUMED in origins:
         notes.append(
             "Simulated steps lack their exchange: assumed, not measured there, from nothing (all hidden) to 40 µs and 27 GB/s a "
-            "peer, more than any step between two H200s or H100s on NVLink took. Hatched: it decides."
+            "peer, more than any step between two H200s or H100s on NVLink took."
         )
     if Origin.UNKNOWN in origins:
-        notes.append(
-            "Simulated steps lack their exchange, and nothing is assumed of this device's links. Hatched: it decides."
-        )
-    if hidden:
-        notes.append(f"{hidden} more maps were measured and are not shown.")
+        notes.append("Simulated steps lack their exchange, and nothing is assumed of this device's links.")
     return notes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ from bench.report import decision_map
 from bench.shipped import reference_folder
 from bench.store import Store, read_run
 from dcp_core.settings import ExchangeName
-from tests.bench.made_up import CPU, cases, trial, trials
+from tests.bench.made_up import CPU, H200, cases, trial, trials
 
 SIMULATED: dict[str, object] = {"exchanges": ("loopback",), "kernels": ("fa2",)}
 BATCHES = ("1q1s8k", "64q1s8k", "1q1s128k", "64q1s128k")
@@ -40,6 +42,16 @@ def test_only_what_a_server_runs_is_on_a_map() -> None:
     assert maps_of(trial(one) for one in cases(BATCHES, dcps=(1, 4), exchanges=("loopback",))) == []
     mixed = trials("8q1s8k_q512s8k", **SIMULATED)
     assert maps_of(mixed) == []
+
+
+def test_two_machines_have_a_map_each_and_the_picture_names_them() -> None:
+    other = replace(H200, hard={**H200.hard, "device_name": "NVIDIA H100"})
+    both = [trial(one, environment=where) for where in (H200, other) for one in cases(BATCHES, **SIMULATED)]
+    assert [one.subject.deployment.device for one in maps_of(both)] == ["NVIDIA H100", "NVIDIA H200"]
+    assert set(re.findall(r"tp 8, NVIDIA (H.00): decode", words(both))) == {"H100", "H200"}
+    # dcp 1 of one machine and dcp 2 of another decide nothing.
+    apart = [each for each in both if (each.case.layout.dcp == 1) is (each.environment == H200)]
+    assert maps_of(apart) == []
 
 
 def test_a_measured_group_goes_before_a_simulated_one_and_needs_no_bracket() -> None:
