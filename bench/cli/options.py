@@ -23,6 +23,9 @@ RANKS_PER_CORE = 4
 _OUTPUT = "Output"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.", rich_help_panel=_OUTPUT)]
+Markdown = Annotated[
+    bool, typer.Option("--markdown", help="Print Markdown, for a pull request.", rich_help_panel=_OUTPUT)
+]
 Results = Annotated[
     Path, typer.Option(help="Folder of runs, profiles and plots.", file_okay=False, rich_help_panel=_OUTPUT)
 ]
@@ -32,9 +35,7 @@ Results = Annotated[
 class Form:
     """How a table is printed: for people unless one of these is given."""
 
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown, for a pull request.", rich_help_panel=_OUTPUT)
-    ] = False
+    markdown: Markdown = False
     csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV, for a spreadsheet: a line for each case.", rich_help_panel=_OUTPUT)
     ] = False

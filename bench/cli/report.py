@@ -1,4 +1,4 @@
-"""``dcpbench report``: runs as one page of HTML."""
+"""``dcpbench report``: runs as one page of HTML, or its words and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -8,33 +8,57 @@ from typing import Annotated
 import typer
 
 from bench.cli.exits import Exit
-from bench.cli.options import Results, session_of
-from bench.cli.screen import put
+from bench.cli.options import Markdown, Results, session_of
+from bench.cli.screen import put, put_all
 from bench.cli.show import Runs, trials_of
+from bench.errors import UsageError
+
+_NO_PAGE = {".md": "dcpbench report --markdown", ".csv": "dcpbench show --csv"}
+"""What prints a file of another kind."""
 
 
 def report(
     invocation: typer.Context,
     run: Runs = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", dir_okay=False)
-    ] = Path("report.html"),
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to write the page; report.html if not given.", dir_okay=False
+        ),
+    ] = None,
+    markdown: Markdown = False,
     results: Results = Path("results"),
 ) -> int:
-    """Write runs as one page: the answer, pictures, every case with the command that repeats it, and the machine.
+    """Write runs as one page: which dcp to run, pictures, every case with the command that repeats it, and the machine.
 
-    The page needs no network and holds everything: send it, print it, open it years later. Its table can be sorted and
-    filtered.
+    The page needs no network and holds everything: send it, print it, open it years later. Its tables can be sorted, and
+    long ones filtered. Markdown holds its answer, the tables of what was chosen, what was skipped and the machine, without
+    pictures and single cases. For a spreadsheet: 'dcpbench show --csv', a line for each case.
 
     Examples:
       dcpbench report last
       dcpbench report --results results/reference/h200 -o h200.html
+      dcpbench report last --markdown > report.md
     """
     from bench.files import write_whole
     from bench.report.page import page
+    from bench.report.summary import to_markdown
     from bench.tune.pick import pick
 
+    if output is not None and markdown:
+        raise UsageError(
+            f"--markdown prints, and -o is where the page goes: give one of them, or '--markdown > {output}'"
+        )
+    if output is not None and output.suffix in _NO_PAGE:
+        raise UsageError(
+            f"{output} would be a page of HTML: call it .html, or use '{_NO_PAGE[output.suffix]} > {output}'"
+        )
     trials = trials_of(run or [], results)
-    write_whole(output, page(trials, pick(trials), command=session_of(invocation).command).encode())
-    put(f"report   {output}")
+    command = session_of(invocation).command
+    if markdown:
+        put_all(to_markdown(trials, pick(trials), command=command))
+        return Exit.DONE
+    written = output or Path("report.html")
+    write_whole(written, page(trials, pick(trials), command=command).encode())
+    put(f"report   {written}")
     return Exit.DONE

@@ -113,12 +113,12 @@ def draw_all(
 ) -> Iterator[Drawn | NotDrawn]:
     """Draw pictures, each as it is asked for. The last trial of a case counts; arguments as of ``save_all``."""
     last = [_presentable(trial) for trial in latest(trials)]
-    alike = _timed_alike(last)
+    alike = timed_alike(last)
     if others := len(last) - len(alike):
         yield NotDrawn("timed otherwise", f"{others} of {len(last)} trials, warm or eager, which no picture mixes")
     for name in names or FIGURES:
         if name in OF_EVERY_TRIAL:
-            shown = _timed_alike([_presentable(trial) for trial in trials])
+            shown = timed_alike([_presentable(trial) for trial in trials])
         else:
             shown = last if name in APART else alike
         figure = FIGURES[name](shown)
@@ -143,7 +143,7 @@ def _contents(figure: Figure, command: str, formats: Sequence[str], is_dark: boo
     return tuple(contents)
 
 
-def _timed_alike(trials: Sequence[Trial]) -> list[Trial]:
+def timed_alike(trials: Sequence[Trial]) -> list[Trial]:
     """Return the trials timed in the way that most were, cold or warm, in graphs or eager; the usual one of two."""
     ways = Counter((trial.policy.cold, trial.policy.graphs) for trial in trials)
     most = max(ways, key=lambda way: (ways[way], way), default=None)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>&amp;"\' [red]\x1b[31m'
 TRIALS = [trial(case) for case in cases(["8q1s1k", "16q1s8k", "q512", "q512s8704"], exchanges=("ag_rs",))]
-
+TRIALS += [trial(case) for case in cases(["32q1s8k"], dcps=(1,), kernels=("fa2",))]  # which has no runner-up
 
 A4 = {"width": 703, "height": 1017}
 """What its margins leave of a sheet, in CSS pixels: 186 by 269 mm."""
@@ -62,8 +62,9 @@ def test_everything_is_shown_and_the_browser_complains_of_nothing(browser: Any, 
     assert browser.title.startswith("dcpbench: ")
     pictures = find(browser, "figure img")
     assert len(pictures) >= 3
+    assert pictures[0].get_attribute("alt") == "decision map"
     assert all(browser.execute_script("return arguments[0].naturalWidth", picture) > 300 for picture in pictures)
-    assert find(browser, "#count")[0].text == f"{len(TRIALS)} of {len(TRIALS)} shown"
+    assert find(browser, "#trials output")[0].text == f"{len(TRIALS)} of {len(TRIALS)} shown"
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
@@ -82,14 +83,28 @@ def test_a_click_and_a_key_sort_numbers_as_numbers(browser: Any, tmp_path: Path)
     assert find(browser, "#trials th")[5].get_attribute("aria-sort") == "descending"
 
 
+def test_a_table_of_the_answer_sorts_too_by_key_what_is_no_number_last(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, tmp_path, TRIALS)
+    chosen = next(table for table in find(browser, "#answer table") if table.text.startswith("Chosen for"))
+    heads = chosen.find_elements("css selector", "th button")
+    (place,) = (number for number, head in enumerate(heads) if head.text == "next")
+    heads[place].send_keys(Keys.ENTER)
+    rows = [row.find_elements("css selector", "td") for row in chosen.find_elements("css selector", "tbody tr")]
+    numbers = [float("inf") if (text := cells[place].text) == "–" else float(text) for cells in rows]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 1
+
+
 def test_only_rows_with_all_words_are_shown(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path, TRIALS)
-    (field,) = find(browser, "#filter")
+    (field,) = find(browser, "#trials input")
     field.send_keys("Q512S8704 fold")
     shown = column(browser, 4)
     assert set(shown) == {"q512s8704"}
     assert all(text.startswith("fold") for text in column(browser, 5))
-    assert find(browser, "#count")[0].text == f"{len(shown)} of {len(TRIALS)} shown"
+    assert find(browser, "#trials output")[0].text == f"{len(shown)} of {len(TRIALS)} shown"
     field.clear()
     field.send_keys("12q512")  # the end of one cell and the beginning of the next are no word
     assert column(browser, 4) == []
@@ -113,6 +128,7 @@ def test_hostile_labels_stay_text(browser: Any, tmp_path: Path) -> None:
     assert len(find(browser, "img")) == len(find(browser, "figure img"))
     assert len(find(browser, "script")) == 1
     assert any("<script>" in text for text in column(browser, 1))
+    assert any("<script>" in heading.text for heading in find(browser, "#answer h3"))
     reasons = [cell.text for cell in find(browser, "#others td:nth-child(3)")]
     assert sum("onerror" in reason for reason in reasons) == 2
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
@@ -129,6 +145,26 @@ def test_the_page_fits_a_phone_and_a_desk(browser: Any, tmp_path: Path, width: i
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_a_phone_shows_the_label_of_every_row_beside_what_it_is_of(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, TRIALS)
+    width = 390
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    labelled = 0
+    for table in find(browser, "table"):
+        for row in table.find_elements("css selector", "tbody tr"):
+            for label in row.find_elements("css selector", "td.label"):
+                first = row.find_elements("css selector", "td")[0].rect
+                labelled += 1
+                assert label.text
+                assert first["x"] >= 0
+                assert first["x"] + first["width"] <= label.rect["x"]
+                assert label.rect["x"] + label.rect["width"] <= width
+    assert labelled > len(TRIALS)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.fixture
 def paper(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """Open the report as it is printed on A4 by somebody who reads it on a dark screen."""
@@ -141,7 +177,7 @@ def paper(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 def test_on_paper_every_command_stands_and_nothing_to_click(paper: Any) -> None:
-    for selector in ("#filter", "nav", "#trials summary"):
+    for selector in ("#trials input", "nav", "#trials summary"):
         assert not find(paper, selector)[0].is_displayed()
     seen = "return [...document.querySelectorAll('#trials td code')].filter(c => c.checkVisibility()).map(c => c.innerText)"
     commands = paper.execute_script(seen)
@@ -170,6 +206,6 @@ def test_the_head_of_a_table_stands_on_each_of_its_pages(paper: Any) -> None:
 
 
 def test_of_a_table_that_was_filtered_paper_says_by_which_words(paper: Any) -> None:
-    paper.execute_script("document.querySelector('#filter').value = 'fold'")
-    assert find(paper, "#filter")[0].is_displayed()
-    assert find(paper, "#count")[0].is_displayed()
+    paper.execute_script("document.querySelector('#trials input').value = 'fold'")
+    assert find(paper, "#trials input")[0].is_displayed()
+    assert find(paper, "#trials output")[0].is_displayed()

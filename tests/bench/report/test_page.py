@@ -55,6 +55,27 @@ def test_the_answer_comes_first_and_every_case_has_a_row_with_its_command(whole:
         assert f"<td>{one.case.workload}</td>" in whole
 
 
+def test_which_dcp_to_run_is_said_before_which_settings(whole: str) -> None:
+    words = [
+        "<h3>qwen3-235b-a22b, tp 8, on NVIDIA H200</h3>",
+        "<li>Decode: dcp ",
+        "<caption>Which dcp",
+        "<p class=answer>Of ",
+        "<caption>Chosen for",
+    ]
+    places = [whole.index(word) for word in words]
+    assert places == sorted(places)
+
+
+def test_every_table_can_be_sorted_and_every_long_one_filtered(large: str) -> None:
+    assert len(re.findall(r"<th\b", large)) == large.count("<th scope=col") == large.count("<button type=button>")
+    tables = re.findall(r"(<div class=controls>.*?</div>)?<div class=wide[^>]*><table>(.*?)</table>", large)
+    long = [table.count("<tr") > 20 for _, table in tables]
+    assert any(long)
+    assert not all(long)
+    assert [bool(controls) for controls, _ in tables] == long
+
+
 def test_the_answer_says_in_words_that_nothing_was_gained() -> None:
     (case,) = cases(["q1s1k"], dcps=(1,), kernels=("fa2",))
     assert "Of 1 choice, none was shown to be faster than" in page([trial(case)], pick([trial(case)]), command="")
@@ -90,7 +111,9 @@ def test_the_same_trials_make_the_same_page(whole: str) -> None:
     assert page(TRIALS, pick(TRIALS), command="dcpbench report") == whole
 
 
-def test_two_thousand_trials_fit_into_five_megabytes() -> None:
+@pytest.fixture(scope="module")
+def large() -> str:
+    """Make the page of two thousand trials."""
     some = [one for one in TRIALS if one.case.layout.dcp == 2]
     many: list[Trial] = []
     for one, context in product(some, range(2000 // len(some) + 1)):
@@ -102,7 +125,12 @@ def test_two_thousand_trials_fit_into_five_megabytes() -> None:
             continue
     many = many[:2000]
     assert len(many) == 2000
-    assert len(page(many, pick(many), command="dcpbench report").encode()) < 5 << 20
+    return page(many, pick(many), command="dcpbench report")
+
+
+def test_two_thousand_trials_fit_into_five_megabytes(large: str) -> None:
+    assert large.count("<code>dcpbench --ranks ") == 2000
+    assert len(large.encode()) < 5 << 20
 
 
 def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
