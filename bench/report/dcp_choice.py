@@ -231,7 +231,7 @@ def _by_requests(kind: str, cells: Sequence[_Cell]) -> str:
 def _row(row: Row | None) -> str:
     if row is None:
         raise ValueError("a batch of unlike requests has no row")
-    return str(row.requests) if row.new == 1 else f"{row.requests} × {tokens(row.new)}"
+    return str(row.requests) if row.new == 1 else f"{row.requests}×{tokens(row.new)}"
 
 
 def _range(cells: Sequence[_Cell]) -> str:

@@ -15,7 +15,7 @@ from bench.report.plot import timed_alike
 from bench.report.table import counted, dcp_of, notes_of, settings_line
 
 WHAT_WORDS_MEAN = (
-    "batch: 8q4s32k is eight requests with 4 new tokens each, of 32768 in total. 8 × 4: such ones. via: who exchanges.",
+    "batch: 8q4s32k is eight requests with 4 new tokens each, of 32768 in total. 8×4: such ones. via: who exchanges.",
     "fastest: with each dcp's best settings, below all others by more than the 95 % intervals; pays: below dcp 1 by as much.",
     "best larger / dcp 1: what the best larger size takes of dcp 1's time, least to most; … where an exchange was not timed.",
     "/default: the time over that of what the engine runs by itself. next: the runner-up's time over the chosen one's.",

@@ -71,3 +71,9 @@ def test_the_command_prints_it_and_refuses_to_call_a_page_otherwise(
         assert instead in capsys.readouterr().err.replace("\n", " ")
         assert not (tmp_path / name).exists()
     assert main([*where, "--markdown", "-o", str(tmp_path / "x.html")]) == Exit.USAGE
+
+
+def test_of_runs_in_which_nothing_was_measured_it_says_so() -> None:
+    text = to_markdown([replace(one, outcome=Skipped("no room")) for one in TRIALS], (), command="")
+    assert "Nothing here was measured, so there is nothing to choose." in text
+    assert f"- {len(TRIALS)} cases skipped: no room." in text
