@@ -143,15 +143,17 @@ def _winners(cells: Sequence[_Cell]) -> str:
 
 def _from_requests(decodes: Map) -> str:
     """Say from how many requests on some larger size is faster, by context; nothing where it is always, or never."""
-    surely = {context: decodes.break_even(context)[1] for context in decodes.contexts}
-    paying = [(requests, tokens(context)) for context, requests in surely.items() if requests]
+    found = {context: decodes.break_even(context) for context in decodes.contexts}
+    paying = [(surely, tokens(context)) for context, (_, surely) in found.items() if surely]
     if not paying or all(cell.pays for cell in _cells(decodes)):
         return ""
-    never = [tokens(context) for context, requests in surely.items() if not requests]
     (requests, first), *others = paying
     more = "".join(f", {requests} at {context}" for requests, context in others)
-    seen = f", not at {_listed(never, 'or')}" if never else ""
-    return f" and pays from {counted(requests, 'request')} on at a context of {first}{more}{seen}"
+    perhaps = [tokens(context) for context, (at_best, surely) in found.items() if at_best and not surely]
+    never = [tokens(context) for context, (at_best, _) in found.items() if not at_best]
+    more += f", perhaps at {_listed(perhaps, 'and')}" if perhaps else ""
+    more += f", not at {_listed(never, 'or')}" if never else ""
+    return f" and pays from {counted(requests, 'request')} on at a context of {first}{more}"
 
 
 def _throughout(cells: Sequence[_Cell]) -> str:

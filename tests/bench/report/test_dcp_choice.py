@@ -85,6 +85,11 @@ def test_a_simulated_step_is_never_shown_without_its_label_and_what_is_not_known
     assert "Simulated steps lack their exchange" in choice.grid.footnotes[0]
 
 
+def test_where_an_exchange_would_decide_dcp_pays_perhaps() -> None:
+    told = only(trials("1q1s8k", "64q1s128k", **SIMULATED)).says[0]
+    assert told.endswith(" and pays from 64 requests on at a context of 128k, perhaps at 8k.")
+
+
 def test_of_links_that_nobody_knows_no_size_wins() -> None:
     choice = only(trial(case, environment=CPU) for case in cases(BATCHES, **SIMULATED))
     assert {row[1] for row in rows(choice)} <= {"not told apart", "dcp 1"}
