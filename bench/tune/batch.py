@@ -28,6 +28,7 @@ class Batch:
     least_us: Mapping[Case, float] = field(default_factory=dict)
     places: dict[Case, int] = field(init=False, repr=False, compare=False)
     _values: dict[str, list[object]] = field(init=False, repr=False, compare=False)
+    _near: dict[Case, list[Case]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.candidates or (self.default and self.default not in self.candidates):
@@ -42,8 +43,14 @@ class Batch:
     def neighbours(self, case: Case) -> list[Case]:
         """Return the candidates that one change of settings leads to, in the order of the candidates.
 
-        Where a pass runs the main one's kernel, changing the main one alone is one change too.
+        Where a pass runs the main one's kernel, changing the main one alone is one change too. A search asks after every race:
+        they are looked for once.
         """
+        if case not in self._near:
+            self._near[case] = self._neighbours(case)
+        return self._near[case]
+
+    def _neighbours(self, case: Case) -> list[Case]:
         found = set()
         for base in (case.settings, _spelt_out(case.settings)):
             for name, values in self._values.items():
