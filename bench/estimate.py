@@ -67,11 +67,11 @@ def opening_seconds(case: Case, ceiling: Ceiling) -> float:
     return OPENING_S * together + requests_s + together * step_s + written_s
 
 
-def racing_seconds(case: Case, policy: Policy, ceiling: Ceiling, samples: int) -> float:
-    """Return the time that a case should take in a race of its batch, if it is opened for it."""
-    step_s = sum(work.seconds(ceiling) for work in step_work(case))
-    calls = policy.calls * samples + WARM_UP_BLOCKS * policy.min_warmup
-    return BESIDE * opening_seconds(case, ceiling) + calls * (step_s + (0.0 if ceiling is CPU else FLUSH_S))
+def racing_seconds(case: Case, policy: Policy, ceiling: Ceiling, samples: Sequence[int]) -> list[float]:
+    """Return the time that a case should take in each of some races of its batch, of so many samples, if it is opened for it."""
+    opening_s = BESIDE * opening_seconds(case, ceiling)
+    call_s = sum(work.seconds(ceiling) for work in step_work(case)) + (0.0 if ceiling is CPU else FLUSH_S)
+    return [opening_s + (policy.calls * count + WARM_UP_BLOCKS * policy.min_warmup) * call_s for count in samples]
 
 
 def starting_seconds(ranks: int, ceiling: Ceiling) -> float:

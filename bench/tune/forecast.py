@@ -58,10 +58,8 @@ def forecast(
     seen = {trial.case for trial in known}
     screened = min(count, SCREEN_ALL) + FURTHER_SHARE * max(count - SCREEN_ALL, 0)
     fresh = screened * sum(case not in seen for case in running) / count
-    look_s, race_s = (
-        mean(racing_seconds(case, policy, ceiling, VISITS * REPEATS * rounds) for case in running)
-        for rounds in (1, ROUNDS)
-    )
+    samples = [VISITS * REPEATS * rounds for rounds in (1, ROUNDS)]
+    look_s, race_s = map(mean, zip(*(racing_seconds(case, policy, ceiling, samples) for case in running), strict=True))
     racing_s = RACES * min(count, FINALISTS + 1) * race_s if count > 1 else 0.0
     search_s = opening_seconds(first, ceiling) + fresh * look_s + racing_s
     return Forecast(search_s, min(count, 2) * case_seconds(first, policy, ceiling))
