@@ -11,7 +11,19 @@ from typing import Self
 from bench.audit import Audited
 from bench.errors import UnfitError
 from bench.policy import Policy
-from bench.record import VISITS, Failed, Heat, Measured, Outcome, Race, Skipped, StopReason, Trial, Verified
+from bench.record import (
+    VISITS,
+    Environment,
+    Failed,
+    Heat,
+    Measured,
+    Outcome,
+    Race,
+    Skipped,
+    StopReason,
+    Trial,
+    Verified,
+)
 from bench.stats import summarize
 from dcp_core.check import Check
 from dcp_core.settings import Case
@@ -29,6 +41,7 @@ class Scripted:
     kernels: dict[str, str] = field(default_factory=lambda: {"reference": "", "fa2": "fa2 needs a CUDA device"})
     exchanges: dict[str, str] = field(default_factory=lambda: {"ag_rs": "", "a2a": "needs two ranks"})
     audited: Callable[[int], list[Audited] | Skipped | Failed] = lambda number: Skipped("no GPU here")
+    environment: Environment = CPU
     ranks: list[int] = field(default_factory=list)
     measured: list[Case] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
@@ -54,7 +67,7 @@ class Scripted:
     def measure(self, cases: Iterable[Case], expected_s: Mapping[Case, float]) -> Iterator[Trial]:
         self.expected_s = dict(expected_s)
         for number, case in enumerate(cases):
-            made = trial(case, self.script(number, case), environment=CPU)
+            made = trial(case, self.script(number, case), environment=self.environment)
             self.measured.append(case)
             yield replace(made, policy=self.policies[-1])
 
@@ -75,7 +88,7 @@ class Scripted:
         race = Race(f"{id(self)}.{name}", heat, str(self.renewed), max(timed, 1), repeats)
         source, made = random.Random(name), []
         for case, outcome in outcomes.items():
-            one = trial(case, outcome, environment=CPU)
+            one = trial(case, outcome, environment=self.environment)
             if isinstance(one.outcome, Measured):
                 us = one.outcome.step_us.median
                 samples = tuple(us * source.uniform(0.999, 1.001) for _ in range(rounds * VISITS * repeats))

@@ -1,6 +1,6 @@
 """What the pages show of the command line is true: every command runs, and every output shown is its output.
 
-Workers are stand-ins, on two scripted GPUs where a command measures, and what is measured is its dry run; all else is real.
+Workers are stand-ins, on two scripted GPUs where a command measures; all else is real.
 What cannot run here is listed with the reason.
 """
 
@@ -19,12 +19,14 @@ from matplotlib.figure import Figure
 
 import bench.environment
 import bench.fitness
+from bench.audit import NULL, Audited
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.cli.reference import commands
 from bench.environment import Device
 from bench.profile import Profile
 from bench.shipped import shipped_profiles
+from bench.store import Store
 from tests.bench.stand_in import Scripted
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,8 @@ PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 ON_GPUS = {"tune", "sweep", "audit"}
+FEWER = ["--context", "8k", "--concurrency", "8"]
+"""Batches of a shipped sweep where a search chooses among all settings, of which there are hundreds for each."""
 VARIABLES = {"SLURM_ARRAY_TASK_ID": "3"}
 TRACE = "arrival,prompt,output\n" + "".join(f"{n / 2},{900 * (n % 5 + 1)},{40 + n}\n" for n in range(8))
 MODEL = '{"num_attention_heads": 64, "num_key_value_heads": 4, "head_dim": 128, "num_hidden_layers": 94}'
@@ -155,6 +159,13 @@ def two_gpus(stand_in: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: there)
     monkeypatch.setattr(bench.fitness, "fitness", lambda _: [])
     stand_in.kernels = dict.fromkeys(("reference", "fa2", "fa3"), "")
+    stand_in.audited = lambda _: [Audited(NULL, 4.8, 2.0, 1), Audited("step", 103.0, 100.0, 3)]
+    stand_in.environment = there
+
+
+def stored() -> int:
+    """Return how many trials the results folder holds."""
+    return len(Store.read(Path("results"), sentinels=True)[0])
 
 
 @pytest.mark.parametrize("shown", RUN, ids=lambda one: f"{one.page}: {one.command.removeprefix('dcpbench ')[:70]}")
@@ -167,12 +178,12 @@ def test_a_command_that_a_page_shows_runs_and_says_what_the_page_says(
         shutil.rmtree(world / "results")  # pages ask what ships
     if "tune" in words and "mine.toml" in words:
         shutil.copy(ROOT / "sweeps" / "quick.toml", world / "mine.toml")
-    if set(words) & {"tune", "sweep"}:
-        # Of all settings even a dry run takes a minute: there are thousands for each batch.
-        words = [*("sweep" if word == "all" else word for word in words), "--dry-run"]
     scripted.exchanges = dict.fromkeys(("ag_rs", "a2a", "direct"), "")
     if set(words) & ON_GPUS:
         two_gpus(scripted, monkeypatch)
+    if {"decode", "all"} <= set(words):
+        words += FEWER
+    before = stored()
     code = main([str(match) for word in words for match in ([*Path().glob(word)] if "*" in word else [word])])
     out, err = capsys.readouterr()
     refused = any(line.startswith("dcpbench: ") for line in shown.output)
@@ -180,6 +191,8 @@ def test_a_command_that_a_page_shows_runs_and_says_what_the_page_says(
     if shown.command not in MEASURED:
         said = " ".join((err + out).split())
         assert [part for part in shown.parts if part not in said] == []
+    assert bool(scripted.measured) == (bool(set(words) & ON_GPUS) and "--dry-run" not in words)
+    assert stored() - before == (0 if "audit" in words else len(scripted.measured)), "an audit stores nothing"
 
 
 def test_what_is_not_run_stands_on_a_page_still() -> None:
