@@ -47,18 +47,29 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-MPIRUN = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
-SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+def told(of_the_job: dict[str, str], *ranks: str) -> tuple[dict[str, str], ...]:
+    """Return what a launcher tells each of two processes: the same of the job, and its rank under some names."""
+    return tuple({**of_the_job, **dict.fromkeys(ranks, str(rank))} for rank in range(2))
+
+
+TORCHRUN = told({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "RANK", "LOCAL_RANK")
+# Of Open MPI 4.1.4 and Slurm 22.05, on one node.
+MPIRUN = told(
+    {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+    *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_NODE_RANK"),
+)
+SRUN = told(
+    {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "node1"},
+    *("SLURM_PROCID", "SLURM_LOCALID"),
+)
 
 
 @contextmanager
 def job(
-    words: list[str], *, names: tuple[str, str, str] = TORCHRUN, program: str = "bench"
+    words: list[str], *, places: tuple[dict[str, str], ...] = TORCHRUN, program: str = "bench"
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start the same command on two ranks, as a launcher does that tells its ranks in ``names``; none outlives the block."""
+    """Start the same command on two ranks, as a launcher does that tells each its place; none outlives the block."""
     master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
-    places = [dict(zip(names, (str(rank), "2", str(rank)), strict=True)) for rank in range(2)]
     processes = [start(words, master | place, program=program) for place in places]
     try:
         yield processes
@@ -104,6 +115,23 @@ def test_a_launched_job_measures_what_one_command_does(tmp_path: Path) -> None:
         assert len(stage.rank_samples_us) == (2 if stage.communicates else 0)
     for stage in between:
         assert stage.samples_us == tuple(map(max, zip(*stage.rank_samples_us, strict=True)))
+
+
+@pytest.mark.parametrize("places", [MPIRUN, SRUN], ids=["mpirun", "srun"])
+def test_ranks_that_mpirun_or_srun_tells_of_measure_together(
+    places: tuple[dict[str, str], ...], tmp_path: Path
+) -> None:
+    words = ["--model", "tiny", "--tp", "4", "--dcp", "2", "--batch", "q8s40", "--path", "split", "--exchange", "a2a"]
+    with job(["sweep", *words, "--precision", "quick", "--results", str(tmp_path)], places=places) as (
+        leader,
+        follower,
+    ):
+        said, _ = leader.communicate(timeout=SECONDS)
+        heard, _ = follower.communicate(timeout=SECONDS)
+    assert (leader.returncode, follower.returncode, heard) == (0, 0, ""), said
+    (one,) = Store.read(tmp_path)[0]
+    assert isinstance(one.outcome, Measured)
+    assert (one.ranks, one.outcome.label, len(one.outcome.rank_samples_us)) == (2, Label.MEASURED, 2)
 
 
 def test_a_rank_that_is_lost_ends_the_job_and_what_was_measured_is_kept(tmp_path: Path) -> None:
@@ -249,9 +277,8 @@ def test_a_rank_that_waits_for_the_others_ends_at_once_if_told_to(number: signal
     assert follower.returncode == -number
 
 
-@pytest.mark.parametrize("names", [TORCHRUN, MPIRUN, SRUN])
-def test_a_command_that_needs_no_other_rank_lets_the_others_end(names: tuple[str, str, str]) -> None:
-    with job(["memory", "--model", "tiny", "--tp", "4", "--dcp", "1,2"], names=names) as (leader, follower):
+def test_a_command_that_needs_no_other_rank_lets_the_others_end() -> None:
+    with job(["memory", "--model", "tiny", "--tp", "4", "--dcp", "1,2"]) as (leader, follower):
         said, _ = leader.communicate(timeout=SECONDS)
         follower.communicate(timeout=SECONDS)
     assert (leader.returncode, follower.returncode) == (0, 0), said
