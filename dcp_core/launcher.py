@@ -36,11 +36,12 @@ _NAMES: Mapping[Launcher, tuple[str, str, str]] = {
     Launcher.MPIRUN: ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     Launcher.SRUN: ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 }
+# Both launchers bind each rank to one core unless told not to: what exchanges in the background then waits for the rank.
 _MASTER: Mapping[Launcher, str] = {
     Launcher.TORCHRUN: "MASTER_ADDR is the host of rank 0 and MASTER_PORT a free port of it: torchrun sets both, or export them",
-    Launcher.MPIRUN: "on the host of rank 0, start it as mpirun -x MASTER_ADDR=$(hostname) -x MASTER_PORT=29500 …",
+    Launcher.MPIRUN: "on the host of rank 0, start it as mpirun --bind-to none -x MASTER_ADDR=$(hostname) -x MASTER_PORT=29500 …",
     Launcher.SRUN: 'before srun, export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
-    "MASTER_PORT=29500; to have no job of several ranks, srun -n 1",
+    "MASTER_PORT=29500, and start it as srun --cpu-bind=none …; to have no job of several ranks, srun -n 1",
 }
 
 

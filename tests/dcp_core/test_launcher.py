@@ -51,7 +51,7 @@ def test_one_process_of_torchrun_is_a_job_of_one_and_needs_no_master() -> None:
     [
         (TORCHRUN, "WORLD_SIZE=4 needs MASTER_ADDR: .*torchrun sets both, or export them"),
         (TORCHRUN | {"MASTER_ADDR": "node1"}, "WORLD_SIZE=4 needs MASTER_PORT"),
-        (MPIRUN, r"OMPI_COMM_WORLD_SIZE=4 needs MASTER_ADDR: .*mpirun -x MASTER_ADDR=\$\(hostname\)"),
+        (MPIRUN, r"OMPI_COMM_WORLD_SIZE=4 needs MASTER_ADDR: .*mpirun --bind-to none -x MASTER_ADDR=\$\(hostname\)"),
         (SRUN, "SLURM_STEP_NUM_TASKS=4 needs MASTER_ADDR: before srun, export MASTER_ADDR=.*scontrol .*srun -n 1"),
         (TORCHRUN | MASTER | {"WORLD_SIZE": "two"}, "WORLD_SIZE='two' should be a whole number from 1 up"),
         (TORCHRUN | MASTER | {"WORLD_SIZE": "0"}, "WORLD_SIZE='0' should be a whole number from 1 up"),
