@@ -20,7 +20,7 @@ from bench.cluster import Cluster
 from bench.errors import UsageError
 from bench.machine import Machine
 from bench.policy import Policy
-from bench.record import Environment, Failed, Measured, Trial
+from bench.record import Environment, Failed, Label, Measured, Trial
 from bench.store import Store
 from dcp_core.settings import Case
 from tests.bench.cases import QUICK, tiny
@@ -108,6 +108,32 @@ def test_a_cluster_writes_the_store_that_one_process_writes_though_a_node_is_los
     capsys.readouterr()
     assert sweep(tmp_path / "cluster") == Exit.DONE
     assert "nothing to measure" in capsys.readouterr().err, "a machine by itself goes on where a cluster ended"
+
+
+@pytest.fixture
+def node_of_two(nodes: Any) -> Iterator[None]:
+    """Add a node with room for a group of two ranks, which none of the others has."""
+    node = nodes.add_node(num_cpus=2)
+    yield
+    nodes.remove_node(node, allow_graceful=False)
+
+
+@pytest.mark.usefixtures("node_of_two")
+def test_a_lane_of_two_ranks_measures_exchanges_between_them(
+    nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "tiny", "--tp", "4", "--dcp", "1,2", "--batch", "q8s40", "--path", "split", "--exchange", "a2a"]
+    asked = ["--ranks", "2", "sweep", *words, "--precision", "quick", "--results", str(tmp_path)]
+    assert main([*asked, "--cluster", nodes.address]) == Exit.DONE
+    alone, together = sorted(kept(tmp_path), key=lambda one: one.case.layout.dcp)
+    for one, ranks in ((alone, 1), (together, 2)):
+        assert isinstance(one.outcome, Measured)
+        assert (one.ranks, one.outcome.label, len(one.outcome.rank_samples_us)) == (ranks, Label.MEASURED, ranks)
+    assert isinstance(together.outcome, Measured)
+    assert {stage.name for stage in together.outcome.stages if len(stage.rank_samples_us) == 2} == {"gather", "combine"}
+    capsys.readouterr()
+    assert main(asked) == Exit.DONE
+    assert "nothing to measure" in capsys.readouterr().err
 
 
 def test_where_no_cluster_answers_the_environment_is_unfit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,10 +244,59 @@ def test_a_cluster_without_room_is_refused() -> None:
         cluster._room([{"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}}], 16)
 
 
+H200 = Machine(1, Environment({"device_name": "NVIDIA H200"}, {"dcpbench": "1"}), "NVIDIA H200", 1)
+H100 = Machine(1, Environment({"device_name": "NVIDIA H100"}, {"dcpbench": "2"}), "NVIDIA H100", 1)
+
+
+def opened(*answers: Machine | Lost) -> tuple[Cluster, list[int]]:
+    """Return a cluster whose lanes describe themselves so, or do not come up, and where the numbers of ended ones go."""
+    ended: list[int] = []
+
+    def get(answer: Machine | Lost, timeout: float) -> Machine:
+        if isinstance(answer, Lost):
+            raise answer
+        return answer
+
+    def lane(number: int, answer: Machine | Lost) -> SimpleNamespace:
+        return SimpleNamespace(number=number, describe=SimpleNamespace(remote=lambda: answer))
+
+    paper = Cluster.__new__(Cluster)
+    paper._ray = SimpleNamespace(
+        wait=lambda asked, num_returns, timeout: (asked, []),
+        get=get,
+        kill=lambda one: ended.append(one.number),
+        exceptions=SimpleNamespace(RayError=Lost),
+    )
+    paper.left_out, paper._lanes = [], [lane(number, answer) for number, answer in enumerate(answers)]
+    return paper, ended
+
+
+def test_lanes_that_agree_are_all_kept() -> None:
+    paper, ended = opened(H200, H200, H200)
+    assert paper._agree() == H200
+    assert (paper.lanes, ended, paper.left_out) == (3, [], [])
+
+
+def test_lanes_of_another_kind_and_ones_that_do_not_come_up_are_ended_and_said() -> None:
+    paper, ended = opened(Lost("no room\nand more"), H200, H100, H200)
+    assert paper._agree() == H200, "of the first that came up"
+    assert ([lane.number for lane in paper._lanes], ended) == ([1, 3], [0, 2])
+    assert paper.left_out == [
+        "a lane did not come up within 60 s: no room",
+        "a lane of another kind is left out: device_name: NVIDIA H200 here, NVIDIA H100 there; dcpbench: 1 here, 2 there",
+    ]
+
+
+def test_a_cluster_of_which_no_lane_comes_up_is_unfit() -> None:
+    paper, ended = opened(Lost("no room"), Lost("no memory"))
+    with pytest.raises(cluster.UnfitError, match=r"no lane of the cluster came up: .*no room; free or repair a node"):
+        paper._agree()
+    assert ended == [0, 1]
+    assert paper.lanes == 0
+
+
 def test_lanes_of_another_kind_are_told_apart() -> None:
-    here = Machine(1, Environment({"device_name": "NVIDIA H200"}, {"dcpbench": "1"}), "NVIDIA H200", 1)
-    there = Machine(1, Environment({"device_name": "NVIDIA H100"}, {"dcpbench": "2"}), "NVIDIA H100", 1)
-    assert not cluster._differs(here, here)
-    assert cluster._differs(here, there) == (
+    assert not cluster._differs(H200, H200)
+    assert cluster._differs(H200, H100) == (
         "device_name: NVIDIA H200 here, NVIDIA H100 there; dcpbench: 1 here, 2 there"
     )
