@@ -734,7 +734,7 @@ def test_another_driver_is_named_and_refused_unless_asked_to_measure_afresh(
     err = capsys.readouterr().err
     assert "torch: 9.9.9 here, 2.13.0 there" in err
     assert "--fresh" in err
-    monkeypatch.setattr("tests.bench.stand_in.CPU", newer)
+    scripted.environment = newer
     assert run("sweep", *TYPED, "--results", results, "--fresh") == Exit.DONE
     assert len(scripted.measured) == 2 * first
     assert run("sweep", *TYPED, "--results", results) == Exit.DONE, "all of it was measured here now"
@@ -764,7 +764,7 @@ def test_a_sweep_that_stopped_is_not_continued_where_anything_changed(
 
     scripted.script = stopped
     monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: Environment(hard))
-    monkeypatch.setattr("tests.bench.stand_in.CPU", Environment(hard))
+    scripted.environment = Environment(hard)
     assert run("sweep", *TYPED, "--results", results) == Exit.INTERRUPTED
     monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: Environment(later))
     capsys.readouterr()
