@@ -13,14 +13,13 @@
 #   CONSTRAINTS=              do not pin torch (or name another constraints file)
 #   TORCH_INDEX=URL           where to take torch from besides the default index. Without a GPU, PyTorch's own index
 #                             of CPU builds saves gigabytes.
-#   PYTEST_FLAGS=             what pytest is given; by default, to run files of tests in two processes
-#   PIP_FLAGS=, SWEEP=quick
+#   PIP_FLAGS=, PYTEST_FLAGS=, SWEEP=quick
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?=
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= --numprocesses 2 --dist loadfile
+PYTEST_FLAGS ?=
 SWEEP ?= quick
 
 BIN := $(VENV)/bin

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import hypothesis
 import pytest
@@ -40,19 +37,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models under test have random we
 hypothesis.settings.register_profile("steady", derandomize=True, max_examples=50, deadline=None, database=None)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("steady")
-
-
-def pytest_deselected(items: Sequence[pytest.Item]) -> None:
-    """Count what a process of several deselects, for the one that reports."""
-    if items and (output := getattr(items[0].config, "workeroutput", None)) is not None:
-        output["deselected"] = output.get("deselected", 0) + len(items)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Have the closing line tell what was deselected, as that of a single process does; each of several deselects the same."""
-    reporter = node.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.stats["deselected"] = [SimpleNamespace()] * getattr(node, "workeroutput", {}).get("deselected", 0)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
