@@ -88,7 +88,7 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
     """Check and time a case; every rank of the group must call this, and all return the same.
 
     Args:
-        mesh: of ``dcp`` real ranks, or a whole simulated group. In a simulation every rank is checked, the busiest is
+        mesh: of ``dcp`` real ranks, or a whole simulated group. In a simulation every rank is checked, the fullest is
             timed by itself, and the exchange is not timed.
     """
     if mesh.device.type == "cuda":
@@ -97,7 +97,7 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
     if not isinstance(ready, Ready):
         return ready
     with timing(ready.stand):
-        step = _time(ready.stand.busiest.launch, mesh, ready.clock, policy)
+        step = _time(ready.stand.fullest.launch, mesh, ready.clock, policy)
         outcome = outcome_of(ready, step, policy, launches=LAUNCH_SAMPLES, stages=True)
     problem = mesh.first_problem(spoilt(ready.stand))
     return Failed("incorrect", problem) if problem else replace(outcome, peak_bytes=_peak_bytes(mesh))
@@ -140,7 +140,7 @@ def prepare(
 
 @contextmanager
 def timing(stand: Stand) -> Iterator[None]:
-    """Let the busiest rank run by itself where a group is simulated; real ranks run together."""
+    """Let the fullest rank run by itself where a group is simulated; real ranks run together."""
     if not stand.mesh.is_simulated:
         yield
         return
@@ -165,7 +165,7 @@ def outcome_of(
         launches: times that launching is timed.
         race: that the step was timed in.
     """
-    stand, mesh, seat = ready.stand, ready.stand.mesh, ready.stand.busiest
+    stand, mesh, seat = ready.stand, ready.stand.mesh, ready.stand.fullest
     launch, span = _time_launch(seat.launch, mesh, launches)
     stages_timed = [
         (stage, _time(partial(stage.run, seat.step), mesh, ready.clock, policy))
@@ -212,7 +212,7 @@ def _timeline(ready: Ready) -> tuple[Piece, ...]:
     if not (isinstance(clock, CudaClock) and clock.graphs):
         return ()
     replays = -(-REPETITIONS // clock.repetitions)
-    return timeline_of(clock.prepare(ready.stand.busiest.launch, mesh.align), replays * clock.repetitions, mesh)
+    return timeline_of(clock.prepare(ready.stand.fullest.launch, mesh.align), replays * clock.repetitions, mesh)
 
 
 def sampler_of(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) -> tuple[Sampler, int]:
@@ -280,7 +280,7 @@ def _clocks_during(everything: Sequence[Timed]) -> tuple[Pace, ...]:
 
 def _time_planning(stand: Stand, most: int) -> tuple[PlanTime, ...]:
     """Time planning on the host, with the device work it causes: taking the batch, then each stage, slowest rank."""
-    mesh, seat, started = stand.mesh, stand.busiest, time.monotonic()
+    mesh, seat, started = stand.mesh, stand.fullest, time.monotonic()
     times: dict[str, list[float]] = {}
 
     def timed(name: str, call: Callable[[], T]) -> T:

@@ -89,8 +89,9 @@ def _path_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:
         case PathName.SPLIT:
             yield "the pass over new tokens", local_ranks * workload.new_tokens * heads.query * row_bytes
         case PathName.FOLD:
-            padded = workload.new_tokens + 2 * (case.layout.dcp - 1) * len(workload)
+            padded = workload.new_tokens + (case.layout.dcp - 1) * len(workload)
             yield "folded queries and outputs", local_ranks * 2 * padded * heads.gathered * row_bytes
+            yield "partials of own rows", local_ranks * workload.new_tokens * heads.query * row_bytes
         case PathName.MASK:
             yield "masks", local_ranks * _mask_bytes(case)
         case PathName.TP | PathName.DECODE:

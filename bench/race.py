@@ -112,7 +112,7 @@ class Course:
         if not isinstance(ready, Ready):
             return ready
         with timing(ready.stand):
-            self._open[case] = Runner(ready, *sampler_of(ready.stand.busiest.launch, mesh, ready.clock, policy))
+            self._open[case] = Runner(ready, *sampler_of(ready.stand.fullest.launch, mesh, ready.clock, policy))
         return None
 
 

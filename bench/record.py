@@ -32,7 +32,7 @@ VISITS = 2
 
 
 class Label(StrEnum):
-    """Where a number comes from: ``dcp`` real devices, the busiest rank by itself on one, or a fitted model."""
+    """Where a number comes from: ``dcp`` real devices, the fullest rank by itself on one, or a fitted model."""
 
     MEASURED = "measured"
     SIMULATED = "simulated"
@@ -90,7 +90,7 @@ class Measured:
         label: measured on ``dcp`` devices, or simulated on one.
         check: why it may be believed.
         timer: what took the times; two trials with different timers are never compared.
-        step_us: device time of the whole step: per repetition, of the slowest rank. In a simulation, of the busiest rank,
+        step_us: device time of the whole step: per repetition, of the slowest rank. In a simulation, of the fullest rank,
             by itself and without the exchange.
         launch_us: host time to launch one step, eagerly.
         plan: host time of planning a batch, shared by all ``layers`` of the model.

@@ -22,7 +22,7 @@ def audit(case: Case, mesh: Mesh, policy: Policy) -> list[Audited] | Skipped | F
     """Time a case's step and each of its stages with both timers at once, and the smallest kernel before them.
 
     Args:
-        mesh: of one rank, or a whole simulated group, whose busiest rank is timed.
+        mesh: of one rank, or a whole simulated group, whose fullest rank is timed.
     """
     if mesh.device.type != "cuda" or (mesh.size > 1 and not mesh.is_simulated):
         return Skipped("CUPTI is asked of one GPU, and of one rank or a simulated group")
@@ -31,7 +31,7 @@ def audit(case: Case, mesh: Mesh, policy: Policy) -> list[Audited] | Skipped | F
         return ready
     if not (isinstance(ready.clock, CudaClock) and ready.clock.graphs):
         return Skipped("it is not captured in a graph, and repetitions of launches cannot be told apart")
-    seat, element = ready.stand.busiest, torch.zeros(1, device=mesh.device)
+    seat, element = ready.stand.fullest, torch.zeros(1, device=mesh.device)
 
     def nothing() -> None:
         element.zero_()

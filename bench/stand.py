@@ -13,12 +13,11 @@ from torch import Tensor
 from dcp_core.build import open_path
 from dcp_core.cache import PagedCache, PageTable, page_count, slot_mapping
 from dcp_core.check import Check
-from dcp_core.fold import rows_of
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
 from dcp_core.oracle import Truth, attend_rows, choose_requests, choose_rows, judge
 from dcp_core.paths.base import Path, Step
-from dcp_core.settings import Case, PathName
+from dcp_core.settings import Case
 
 SPARE_PAGES = 0.25
 """Pages beyond those in use, as a share: a server's cache is never full, and its pages are scattered."""
@@ -156,14 +155,6 @@ class Stand:
         return max(self.seats, key=lambda seat: sum(seat.table.lens))
 
     @property
-    def busiest(self) -> Seat:
-        """The rank here whose attention is expected to take longest: with most rows of queries, of those with most keys.
-
-        Rows differ between ranks where ``fold`` pads them: one row more can be one wave of the device more.
-        """
-        return max(self.seats, key=lambda seat: (self._rows(seat.rank), sum(seat.table.lens)))
-
-    @property
     def kv_bytes(self) -> int:
         """Bytes that the allocator gave out for the largest cache here, one layer: the share of its pages in use."""
         seat = self.fullest
@@ -202,15 +193,6 @@ class Stand:
         table, cache, allocated = self._lay_out(rank)
         new_keys, new_values = (self.sequences.new(case, kept) for kept in (self.sequences.keys, self.sequences.values))
         return Seat(rank, path, table, Step(q, new_keys, new_values, cache, torch.empty_like(q)), allocated)
-
-    def _rows(self, rank: int) -> int:
-        workload, settings, dcp = self.case.workload, self.case.settings, self.case.layout.dcp
-        if settings.path is not PathName.FOLD:
-            return workload.new_tokens
-        return sum(
-            len(rows_of(request.new, request.total, dcp, rank)) if request.new <= settings.fold_limit else request.new
-            for request in workload.requests
-        )
 
     def _is_laid_out_as(self, case: Case) -> bool:
         mine, theirs = self.case.settings, case.settings

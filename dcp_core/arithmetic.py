@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dcp_core import lse
+from dcp_core.fold import attend_own_row
 from dcp_core.lse import LseBase, Partial
 from dcp_core.mask import InterleavedMask, PackedMask
 
@@ -37,15 +38,22 @@ class PackMask(Protocol):
     def __call__(self, rule: InterleavedMask, device: torch.device, /) -> PackedMask: ...
 
 
+class AttendOwnRow(Protocol):
+    """``dcp_core.fold.attend_own_row``, whoever computes it."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, earlier: Tensor, *, dcp: int, into: Partial) -> Partial: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """The operations of a step that are no attention and no communication."""
+    """The operations of a step that are no kernel library's attention and no communication."""
 
     combine: Combine
     merge: Merge
     rescale: Rescale
     pack_mask: PackMask
+    attend_own_row: AttendOwnRow
 
 
-TORCH = Arithmetic(lse.combine, lse.merge, lse.rescale, InterleavedMask.packed)
+TORCH = Arithmetic(lse.combine, lse.merge, lse.rescale, InterleavedMask.packed, attend_own_row)
 """Plain torch: the specification, and what runs without a GPU."""

@@ -175,9 +175,10 @@ def arithmetic_for(device: torch.device) -> Arithmetic:
         return TORCH
     from dcp_core.triton_ops.combine import combine, rescale
     from dcp_core.triton_ops.merge import merge
+    from dcp_core.triton_ops.own_row import attend_own_row
     from dcp_core.triton_ops.pack_mask import pack_mask
 
-    return Arithmetic(combine, merge, rescale, pack_mask)
+    return Arithmetic(combine, merge, rescale, pack_mask, attend_own_row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,8 @@ class OneKindRecipe:
 def _recipe(site: Site, name: PathName, *, decoding: bool | None = None) -> Recipe:
     settings = site.case.settings
     if name is not PathName.TP:
-        return GatheredRecipe(site, _local(site, name, shared=False))
+        overlap = settings.overlap and name is PathName.SPLIT
+        return GatheredRecipe(site, _local(site, name, shared=False), overlap=overlap)
     from dcp_core.paths.tp import TpRecipe
 
     decoding = site.case.workload.is_decode if decoding is None else decoding

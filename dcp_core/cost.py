@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dcp_core.layout import DcpLayout
 from dcp_core.settings import Batching, Case, ExchangeName, KernelName, MaskForm, PathName
 from dcp_core.shapes import MAX_TOKENS, Request
 
@@ -152,8 +151,14 @@ def _attention(case: Case, requests: tuple[Request, ...], path: PathName, rank: 
             bytes_moved = work.bytes_moved + _mask_bytes(case.settings.mask_form, pairs)
             yield Work(work.stage, work.flops, bytes_moved, masked=True)
         case PathName.FOLD:
-            pairs = sum(_folded_pairs(request, layout, rank) for request in requests)
-            yield _pass(case, "attention", requests, pairs=pairs, keys=sum(local), heads=heads.gathered)
+            folds = [(request, layout.local_len(request.context, rank)) for request in requests]
+            pairs = sum(layout.dcp * _rows_pairs(-(-request.new // layout.dcp), held) for request, held in folds)
+            keys = sum(held + -(-request.new // layout.dcp) - 1 for request, held in folds)
+            yield _pass(case, "attention", requests, pairs=pairs, keys=keys, heads=heads.gathered)
+            new = sum(request.new for request in requests)
+            own = sum(_own_row_pairs(request.new, layout.dcp) for request in requests)
+            yield _pass(case, "new", requests, pairs=own, keys=new, heads=heads.query)
+            yield Work("merge", bytes_moved=3 * _row_bytes(case, new, heads.query))
 
 
 def _pass(case: Case, stage: str, requests: tuple[Request, ...], *, pairs: int, keys: int, heads: int) -> Work:
@@ -183,11 +188,14 @@ def _triangle(new: int) -> int:
     return new * (new + 1) // 2
 
 
-def _folded_pairs(request: Request, layout: DcpLayout, rank: int) -> int:
-    """Pairs of fold's causal pass: row ``g`` holds ``dcp`` queries, each of which sees ``g + 1`` local keys."""
-    first = max((request.context - rank) // layout.dcp, 0)
-    last = (request.total - 1 - rank) // layout.dcp
-    return layout.dcp * (_triangle(last + 1) - _triangle(first)) if last >= first else 0
+def _rows_pairs(rows: int, held: int) -> int:
+    """Pairs of fold's causal pass: row ``g`` sees the keys ``held`` of the context and ``g`` more."""
+    return rows * held + _triangle(rows - 1)
+
+
+def _own_row_pairs(new: int, dcp: int) -> int:
+    """Pairs of queries and the new tokens of their own rows, of which all but the last hold ``dcp``."""
+    return new // dcp * _triangle(dcp) + _triangle(new % dcp)
 
 
 def _mask_bytes(form: MaskForm, elements: int) -> int:

@@ -79,12 +79,9 @@ def mailbox_bytes(case: Case, tokens: int, places: int) -> int:
 
 
 def _fold_places(case: Case, requests: Sequence[Request]) -> int:
-    """Return the places of the rank with most of them: ``dcp`` to a row; see ``dcp_core.fold``."""
+    """Return the places of rank 0, which has most of them: ``dcp`` to a row that sees a key; see ``dcp_core.fold``."""
     dcp = case.layout.dcp
-    return max(
-        sum(dcp * ((one.total - 1 - rank) // dcp - max((one.context - rank) // dcp, 0) + 1) for one in requests)
-        for rank in range(dcp)
-    )
+    return sum(dcp * (-(-one.new // dcp) - (one.context == 0)) for one in requests)
 
 
 def _doubled(tokens: int) -> int:

@@ -1,10 +1,15 @@
 """Fold queries into the head group, so that the interleaved mask becomes plain causal attention. Floor 2.
 
-With interleave 1 a rank's local key ``j`` sits at position ``j * dcp + rank``, so a query at position ``p`` sees the local
-keys up to ``g(p) = floor((p - rank) / dcp)``: the same for ``dcp`` consecutive queries. Each such run is a *row*. Laid into
-the head dimension, rows ``max(g(first), 0) … g(last)`` with the local keys ``0 … g(last)`` are bottom-right causal attention
-with ``dcp`` times the heads. Positions of a row that are no query of the batch are padding; the fewer than ``dcp`` queries
-at a position below ``rank`` (g = -1) see no key and are in no row.
+With interleave 1, ``dcp`` tokens one after another lie on ``dcp`` ranks, one on each. Cut the new tokens of a request, from the
+first on, into *rows* of ``dcp``: from row to row every rank holds one key more. So the queries of row ``g`` all see the same
+local keys from before their row, those of the context and ``g`` more. Laid into the head dimension, rows with these keys are
+bottom-right causal attention with ``dcp`` times the heads, in as many rows on every rank.
+
+What is left are the keys of a query's own row, at most ``dcp``. They are new, so every rank of the group has them, and attends to
+them for its own heads alone: ``attend_own_row``. Both partials add up.
+
+Behind the last query of a request its row is padding. Where a rank holds no key of the context, the first row sees none, and
+is left out.
 """
 
 from __future__ import annotations
@@ -17,13 +22,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from dcp_core.lse import Partial
-
-
-def rows_of(new: int, total: int, dcp: int, rank: int) -> range:
-    """Return a request's rows on a rank, each named by the last local key that it sees; one more where both ends are padded."""
-    # Rows must not outnumber keys: with a first row of -1 FlashInfer's unsigned causal bound goes silently wrong.
-    return range(max((total - new - rank) // dcp, 0), (total - 1 - rank) // dcp + 1)
+from dcp_core.lse import LseBase, Partial
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,15 +31,17 @@ class Fold:
 
     Args:
         dcp: queries per row.
-        rows: per request, its rows.
-        kv_lens: per request, its local keys; 0 exactly where it has no row.
-        place: int64 ``[new tokens]``, where each query stands among ``dcp * Σ rows`` places; -1 if it sees no key.
+        rows: per request, its rows that see a key.
+        kv_lens: per request, the local keys that its last row sees, the first that the rank holds; 0 exactly where it has no row.
+        place: int64 ``[new tokens]``, where each query stands among ``dcp * Σ rows`` places; -1 if its row sees no key.
+        earlier: int32 ``[new tokens]``, how many queries of its row stand before each: the same on every rank.
     """
 
     dcp: int
     rows: tuple[int, ...]
     kv_lens: tuple[int, ...]
     place: Tensor
+    earlier: Tensor
 
     @classmethod
     def of(cls, new_lens: Sequence[int], total_lens: Sequence[int], dcp: int, rank: int) -> Fold:
@@ -53,22 +54,23 @@ class Fold:
             raise ValueError(f"rank {rank} is outside a DCP group of {dcp} (ranks 0 to {dcp - 1})")
         if len(new_lens) != len(total_lens) or any(not 1 <= n <= t for n, t in zip(new_lens, total_lens, strict=True)):
             raise ValueError("a fold needs two equally long lists with 1 <= new <= total")
-        ranges = [rows_of(new, total, dcp, rank) for new, total in zip(new_lens, total_lens, strict=True)]
-        rows = tuple(map(len, ranges))
+        of_context = [-((rank + new - total) // dcp) for new, total in zip(new_lens, total_lens, strict=True)]
+        # A row that sees no key is left out: FlashInfer's causal bound is unsigned, and goes wrong there without a word.
+        left_out = [keys == 0 for keys in of_context]
+        rows = tuple(-(-new // dcp) - out for new, out in zip(new_lens, left_out, strict=True))
+        kv_lens = tuple(keys + -(-new // dcp) - 1 for keys, new in zip(of_context, new_lens, strict=True))
         begins = accumulate((row * dcp for row in rows), initial=0)
         places = []
-        for new, total, own, begin in zip(new_lens, total_lens, ranges, begins, strict=False):
-            context = total - new
-            places.append(begin + torch.arange(context, total) - (own.start * dcp + rank))
-            places[-1][: max(rank - context, 0)] = -1
-        return cls(dcp, rows, tuple(own.stop for own in ranges), torch.cat(places))
+        for new, out, begin in zip(new_lens, left_out, begins, strict=False):
+            places.append(torch.arange(begin, begin + new) - dcp * out)
+            places[-1][: dcp * out] = -1
+        earlier = torch.cat([torch.arange(new, dtype=torch.int32) % dcp for new in new_lens])
+        return cls(dcp, rows, kv_lens, torch.cat(places), earlier)
 
     @property
-    def offset(self) -> int | None:
-        """The place of the first query if all queries stand in one run of places in order, so that folding needs no index."""
-        start = int(self.place[0])
-        straight = start >= 0 and torch.equal(self.place, torch.arange(start, start + self.place.numel()))
-        return start if straight else None
+    def straight(self) -> bool:
+        """Whether queries stand one after another, as they come, so that folding needs no index."""
+        return torch.equal(self.place, torch.arange(self.place.numel()))
 
     @property
     def places(self) -> int:
@@ -95,8 +97,8 @@ class _Indices:
 class Folder:
     """Folds and unfolds one batch's tensors on a device, in buffers of its own.
 
-    A single request whose queries all see a key is one run of places: its unfolded result is a view, and so is its folded
-    query where no place is padding and the rank holds one KV head. Only what a batch needs is allocated.
+    Queries that stand as they come, which those of a single request with context do, are unfolded as a view, and folded as one
+    where no place is padding and the rank holds one KV head. Only what a batch needs is allocated.
 
     Args:
         heads, kv_heads: of the unfolded tensors, after the gather.
@@ -107,9 +109,8 @@ class Folder:
     ):
         self.fold = fold
         self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
-        self._offset = fold.offset
-        self._whole = self._offset == 0 and fold.places == fold.place.numel()
-        scattered = self._offset is None
+        self._whole = fold.straight and fold.places == fold.place.numel()
+        scattered = not fold.straight
         self._indices = _Indices.of(fold, device) if scattered else None
         # Zeros, so that padding is a finite query whose result nobody reads. One place more than there are, for queries that
         # see no key: they are put there, so that folding is one copy.
@@ -142,9 +143,8 @@ class Folder:
         """Unfold a result: ``[rows, H * dcp, D] -> [T, H, D]``, (0, -inf) for queries that see no key; a view if it can be."""
         flat = self._by_query(folded)
         if self._indices is None:
-            start = self._offset or 0
-            end = start + self.fold.place.numel()
-            return Partial(flat.out[start:end], flat.lse[start:end], folded.base)
+            tokens = self.fold.place.numel()
+            return Partial(flat.out[:tokens], flat.lse[:tokens], folded.base)
         into, unseeing = self._unfolded, self._indices.unseeing
         if self.fold.places:
             torch.index_select(flat.out, 0, self._indices.source, out=into.out)
@@ -155,12 +155,11 @@ class Folder:
         return into.relabelled(folded.base)
 
     def _pad(self, q: Tensor) -> Tensor:
-        """Bring queries to their places: themselves where they are one run without padding."""
+        """Bring queries to their places: themselves where they stand as they come without padding."""
         if self._whole:
             return q.contiguous()
         if self._indices is None:
-            start = self._offset or 0
-            self._padded[start : start + q.shape[0]].copy_(q)
+            self._padded[: q.shape[0]].copy_(q)
         else:
             self._padded.index_copy_(0, self._indices.target, q)
         return self._padded[: self.fold.places]
@@ -176,3 +175,46 @@ class Folder:
         lse_by_head = folded.lse.view(-1, self._kv_heads, dcp, group)
         self._flat.lse.view(-1, dcp, self._kv_heads, group).copy_(lse_by_head.transpose(1, 2))
         return self._flat.relabelled(folded.base)
+
+
+def attend_own_row(q: Tensor, k: Tensor, v: Tensor, earlier: Tensor, *, dcp: int, into: Partial) -> Partial:
+    """Attend to the keys of each query's own row up to itself, in float32 (float64 for float64 inputs).
+
+    Args:
+        q: ``[T, h, D]``, the queries of a rank.
+        k, v: ``[T, kv_heads, D]``, of the same tokens.
+        earlier: int32 ``[T]``, below ``dcp``: how many of the tokens just before each it sees besides itself.
+        into: where to write, ``[T, h, D]``.
+
+    Returns:
+        ``into``, which is to be labelled natural.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    check_own_row(q, k, v, earlier, into)
+    tokens, heads, head_dim = q.shape
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    grouped = q.to(wide).view(tokens, k.shape[1], -1, head_dim)
+    back = torch.arange(dcp, device=q.device)
+    seen = back <= earlier.unsqueeze(1)
+    token = (torch.arange(tokens, device=q.device).unsqueeze(1) - back).clamp(min=0)
+    scores = torch.einsum("tkgd,tjkd->tkgj", grouped, k.to(wide)[token]) / math.sqrt(head_dim)
+    scores = scores.masked_fill(~seen[:, None, None], -math.inf)
+    lse = scores.logsumexp(-1)
+    out = torch.einsum("tkgj,tjkd->tkgd", (scores - lse.unsqueeze(-1)).exp(), v.to(wide)[token])
+    into.out.copy_(out.view(tokens, heads, head_dim))
+    into.lse.copy_(lse.view(tokens, heads))
+    return into
+
+
+def check_own_row(q: Tensor, k: Tensor, v: Tensor, earlier: Tensor, into: Partial) -> None:
+    """Raise ValueError unless these are the arguments of ``attend_own_row``."""
+    tokens, heads, head_dim = q.shape
+    if k.shape != v.shape or (k.shape[0], k.shape[2]) != (tokens, head_dim) or not k.shape[1] or heads % k.shape[1]:
+        raise ValueError(f"keys {list(k.shape)} and values {list(v.shape)} do not fit queries {list(q.shape)}")
+    if earlier.shape != (tokens,) or into.out.shape != q.shape or into.base is not LseBase.NATURAL:
+        raise ValueError(
+            f"queries {list(q.shape)} take {tokens} counts and a natural partial like them, "
+            f"not {list(earlier.shape)} and {list(into.out.shape)} in base {into.base}"
+        )

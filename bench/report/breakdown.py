@@ -64,7 +64,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
             "is not replayed from a CUDA graph (medians)."
         )
         if any(not outcome.exchange_timed for _, outcome in measured):
-            notes.append("Simulated: the busiest rank by itself, the exchange's time is not measured.")
+            notes.append("Simulated: the fullest rank by itself, the exchange's time is not measured.")
         if len(panels) > len(shown):
             notes.append(style.not_shown(len(panels) - len(shown)))
         style.finish(figure, _key(timed), [trial for trial, _ in measured], *notes)

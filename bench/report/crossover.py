@@ -153,7 +153,7 @@ def _notes(shown: Mapping[Subject, Cells], *, hidden: int) -> list[str]:
     cell = "In a cell: the fastest path and kernel of those measured on the same batch, with its median of one layer's step;"
     notes = [f"{cell} below, who came next and at how many times that. Hatched: their 95 % intervals overlap."]
     if any(subject.label is Label.SIMULATED for subject in shown):
-        notes.append("Simulated: the busiest rank by itself on one device, without the exchange's time.")
+        notes.append("Simulated: the fullest rank by itself on one device, without the exchange's time.")
     if rows := sum(len({row for row, _ in cells}) - len(_rows(cells)) for cells in shown.values()):
         notes.append(style.not_shown(rows, "row", "rows"))
     if hidden:

@@ -20,7 +20,7 @@ WHAT_WORDS_MEAN = (
     "best larger / dcp 1: what the best larger size takes of dcp 1's time, least to most; … where an exchange was not timed.",
     "/default: the time over that of what the engine runs by itself. next: the runner-up's time over the chosen one's.",
     "measured: the group ran on as many devices or processes as it has ranks.",
-    "simulated: all its ranks ran on one device and were checked; the busiest was timed alone, without the exchange.",
+    "simulated: all its ranks ran on one device and were checked; the fullest was timed alone, without the exchange.",
     "modelled: simulated, with an exchange added that was fitted to those measured between ranks of the same machine.",
     "warm: caches were not emptied before each repetition. eager: launched by the host, not replayed from a CUDA graph.",
 )

@@ -73,7 +73,7 @@ def notes_of(trials: Iterable[Trial]) -> list[str]:
     lines += [f"{counted(count, 'case')} flagged: {_sentence(why)}" for why, count in flags]
     if untimed:
         lines.append(
-            f"{counted(untimed, 'case')} simulated on one device: every rank was checked, the busiest was timed "
+            f"{counted(untimed, 'case')} simulated on one device: every rank was checked, the fullest was timed "
             f"by itself, and the exchange's time is not in the step."
         )
     return lines

@@ -1,13 +1,16 @@
-"""One plain causal pass over the rank's shard of the total, with dcp consecutive queries folded into the heads. Floor 5."""
+"""One plain causal pass over the rank's shard, dcp consecutive queries folded into the heads; their own keys apart. Floor 5."""
 
 from __future__ import annotations
+
+import torch
 
 from dcp_core.cache import PageTable
 from dcp_core.exchange.base import FusedExchange
 from dcp_core.fold import Fold, Folder
 from dcp_core.kernels.base import Masking, PassBatch, PassKind
+from dcp_core.lse import Partial
 from dcp_core.paths.base import PlanStage, Site, Stage, Step
-from dcp_core.paths.gathered import GatheredRows, rows_for
+from dcp_core.paths.gathered import GatheredRows, merge_own, rows_for
 from dcp_core.shapes import Workload
 
 
@@ -15,11 +18,11 @@ class FoldLocal:
     """The interleaved mask as bottom-right causal attention; see ``dcp_core.fold`` for why.
 
     Args:
-        fused: an exchange that gathers queries folded and combines folded results; with none, folding is a stage of its own.
+        fused: an exchange that gathers queries folded, and combines folded results and those of their own rows; with none, these
+            are stages of their own.
     """
 
     exchanges = True
-    beside = None
 
     def __init__(self, site: Site, *, fused: FusedExchange | None) -> None:
         heads, dcp = site.heads, site.case.layout.dcp
@@ -29,6 +32,8 @@ class FoldLocal:
             site.case.settings.kernel, PassKind.PAGED, Masking.CAUSAL, q_heads=heads.gathered * dcp, kv_heads=heads.kv
         )
         self._folder: Folder | None = None
+        self._earlier = torch.empty(0, dtype=torch.int32, device=site.device)
+        self._own_row = site.partial(0, heads.query)
         self._folded_room = self._folded = site.partial(0, heads.gathered * dcp)
         self._q_folded = self._folded_room.out
 
@@ -36,7 +41,7 @@ class FoldLocal:
         """Take a batch: working out the fold is a stage of its own."""
         self._rows = rows
         fold = self._fold_of(workload, self._site.rank)
-        batch = PassBatch(fold.rows, fold.kv_lens, table)
+        batch = PassBatch(fold.rows, fold.kv_lens, table.first(fold.kv_lens))
         return (
             PlanStage("fold", lambda: self._place(workload, fold)),
             PlanStage("plan", lambda: self._pass.plan(batch)),
@@ -49,12 +54,17 @@ class FoldLocal:
         return (Stage("fold", self._fold), Stage("attention", self._attend), Stage("unfold", self._unfold))
 
     def apart(self) -> tuple[Stage, ...]:
-        """Return nothing: every query needs every rank."""
-        return ()
+        """Return the attention of every query to the new tokens of its own row."""
+        return (Stage("new", self._attend_own_row),)
+
+    @property
+    def beside(self) -> Partial | None:
+        """The partial of the queries' own rows, where the combine takes it."""
+        return self._own_row if self._fused is not None else None
 
     def finish(self) -> tuple[Stage, ...]:
-        """Return nothing: the combine is the end."""
-        return ()
+        """Return the merge; nothing if the combine merged."""
+        return () if self._fused is not None else (Stage("merge", self._merge),)
 
     def _fold_of(self, workload: Workload, rank: int) -> Fold:
         return Fold.of(workload.new_lens, workload.total_lens, self._site.case.layout.dcp, rank)
@@ -62,6 +72,8 @@ class FoldLocal:
     def _place(self, workload: Workload, fold: Fold) -> None:
         heads, dcp = self._site.heads, fold.dcp
         self._folded_room = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
+        self._earlier = fold.earlier.to(self._site.device)
+        self._own_row = self._site.partial(workload.new_tokens, heads.query)
         if self._fused is not None:
             self._fused.reserve_folded(workload.new_tokens, [self._fold_of(workload, rank) for rank in range(dcp)])
             return
@@ -90,3 +102,10 @@ class FoldLocal:
 
     def _unfold(self, step: Step) -> None:  # a Stage's signature
         self._rows.partial = self._opened().unfold(self._folded)
+
+    def _attend_own_row(self, step: Step) -> None:
+        dcp = self._site.case.layout.dcp
+        self._site.arithmetic.attend_own_row(step.q, step.k_new, step.v_new, self._earlier, dcp=dcp, into=self._own_row)
+
+    def _merge(self, step: Step) -> None:
+        merge_own(self._site, step, self._rows, self._own_row)

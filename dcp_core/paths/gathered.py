@@ -70,13 +70,17 @@ class Local(Protocol):
 
 
 class GatheredRecipe:
-    """Gather, attend, combine, finish: a batch of one kind. What needs no other rank runs before the combine."""
+    """Gather, attend, combine, finish: a batch of one kind. What needs no other rank runs before the combine.
 
-    def __init__(self, site: Site, local: Local) -> None:
+    Args:
+        overlap: it runs while the gather does.
+    """
+
+    def __init__(self, site: Site, local: Local, *, overlap: bool = False) -> None:
         self._site, self._local = site, local
         self._rows = rows_for(site, 0)
         self._fused = site.exchange if isinstance(site.exchange, FusedExchange) else None
-        self._ahead = _stream_ahead(site.device) if site.case.settings.overlap else None
+        self._ahead = _stream_ahead(site.device) if overlap else None
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch: the same room as long as the number of tokens is, so that a captured graph stays right."""
@@ -135,6 +139,12 @@ class GatheredRecipe:
 def rows_for(site: Site, tokens: int) -> GatheredRows:
     """Allocate the rows of a batch."""
     return GatheredRows(site.partial(tokens, site.heads.gathered), site.own_lse(tokens))
+
+
+def merge_own(site: Site, step: Step, rows: GatheredRows, own: Partial) -> None:
+    """Add one more partial of the rank's own heads to what the combine wrote."""
+    combined = Partial(step.out, rows.lse)
+    site.arithmetic.merge(combined, own, into=combined)
 
 
 @cache

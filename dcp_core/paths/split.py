@@ -6,7 +6,7 @@ from dcp_core.cache import PageTable
 from dcp_core.kernels.base import Masking, PassBatch, PassKind
 from dcp_core.lse import LseBase, Partial
 from dcp_core.paths.base import PlanStage, Site, Stage, Step
-from dcp_core.paths.gathered import GatheredRows, rows_for
+from dcp_core.paths.gathered import GatheredRows, merge_own, rows_for
 from dcp_core.shapes import Workload
 
 
@@ -81,5 +81,4 @@ class SplitLocal:
         self._rows.base = whole.base
 
     def _merge(self, step: Step) -> None:
-        combined = Partial(step.out, self._rows.lse)
-        self._site.arithmetic.merge(combined, self._new, into=combined)
+        merge_own(self._site, step, self._rows, self._new)

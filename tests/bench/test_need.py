@@ -83,7 +83,7 @@ def test_the_parts_of_a_case_are_named_and_add_up() -> None:
 
 
 def test_what_cases_of_the_reference_took_is_what_is_predicted() -> None:
-    """Within a factor of 1.5, which a dry run promises; that of torch's allocator on the busiest rank's GPU."""
+    """Within a factor of 1.5, which a dry run promises; that of torch's allocator on the fullest rank's GPU."""
     runs = (read_run(path)[0] for path in (reference_folder() / "h200").glob("*.jsonl"))
     ratios = [
         case_bytes(trial.case, local_ranks(trial.case)) / trial.outcome.peak_bytes

@@ -85,20 +85,6 @@ def test_the_fullest_rank_holds_most_keys_and_its_pages_are_counted() -> None:
     assert stand.kv_bytes == 2 * 16 * 2 * 16 * 4 == cache_bytes(stand.case)
 
 
-@pytest.mark.parametrize(
-    ("batch", "path", "rank", "why"),
-    [
-        ("q8s32", "split", 0, "as many rows and keys everywhere: the first"),
-        ("q8s33", "split", 0, "one key more"),
-        ("q8s32", "fold", 1, "rows of two queries begin at odd positions, so that the first and the last are padded"),
-        ("q8s33", "fold", 0, "the same on rank 0, where the new tokens begin at an odd position"),
-        ("q8", "fold", 0, "as many rows, and nobody sees a key before them"),
-    ],
-)
-def test_the_busiest_rank_has_most_rows_and_then_most_keys(batch: str, path: str, rank: int, why: str) -> None:
-    assert simulated(batch, dcp=2, path=path).busiest.rank == rank, why
-
-
 def test_results_are_copies() -> None:
     stand = simulated(dcp=2)
     stand.launch()

@@ -200,7 +200,7 @@ def on_paper(*, overlap: bool = True, size: int = 2, simulated: bool = False, cl
     """Return a case that is ready to be timed, as far as it matters to whether its step is watched."""
     mesh = SimpleNamespace(size=size, is_simulated=simulated, align=lambda: None)
     case = SimpleNamespace(settings=SimpleNamespace(overlap=overlap))
-    stand = SimpleNamespace(mesh=mesh, case=case, busiest=SimpleNamespace(launch=lambda: None))
+    stand = SimpleNamespace(mesh=mesh, case=case, fullest=SimpleNamespace(launch=lambda: None))
     return SimpleNamespace(stand=stand, clock=clock or paper_clock())
 
 
@@ -226,7 +226,7 @@ PIECE = Piece("attend", 0, 1, communicates=False)
 def test_whole_graphs_are_watched_behind_the_rendezvous(each: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = on_paper(clock=paper_clock(each=each))
     stand = ready.stand
-    assert asked(ready, monkeypatch) == [((stand.busiest.launch, stand.mesh.align), count, stand.mesh)]
+    assert asked(ready, monkeypatch) == [((stand.fullest.launch, stand.mesh.align), count, stand.mesh)]
 
 
 OTHERS: dict[str, Callable[[], Any]] = {

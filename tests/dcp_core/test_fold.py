@@ -1,10 +1,9 @@
-"""Folding: the interleaved mask of one rank is plain bottom-right causal attention over rows of dcp queries."""
+"""Folding: one rank's part of a causal mask is plain causal attention over rows of dcp queries, and their own keys."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcp_core.fold import Fold, Folder
+from dcp_core.fold import Fold, Folder, attend_own_row
 from dcp_core.layout import DcpLayout
-from dcp_core.lse import LseBase, Partial
+from dcp_core.lse import LseBase, Partial, combine
 
 HEAD_DIM = 2
 
@@ -47,15 +46,17 @@ class Batch:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(sum(self.new_lens), self.heads, HEAD_DIM, generator=generator, dtype=dtype)
 
-    def shard(self, rank: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return, per request, the positions, keys and values that a rank holds."""
-        layout, generator = DcpLayout(self.dcp, self.dcp), torch.Generator().manual_seed(self.seed + 1)
-        found = []
-        for total in self.total_lens:
-            keys, values = torch.randn(2, total, self.kv_heads, HEAD_DIM, generator=generator, dtype=torch.float64)
-            positions = torch.tensor(layout.positions(total, rank), dtype=torch.int64)
-            found.append((positions, keys[positions], values[positions]))
-        return found
+    def keys_values(self) -> list[tuple[Tensor, Tensor]]:
+        """Return, per request, all keys and all values ``[total, kv_heads, D]``."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        shapes = [(2, total, self.kv_heads, HEAD_DIM) for total in self.total_lens]
+        return [tuple(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+
+    def new(self) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values of the new tokens ``[T, kv_heads, D]``."""
+        both = zip(self.keys_values(), self.new_lens, strict=True)
+        keys, values = zip(*((k[len(k) - new :], v[len(v) - new :]) for (k, v), new in both), strict=True)
+        return torch.cat(keys), torch.cat(values)
 
 
 def lengths(longest: int) -> st.SearchStrategy[list[tuple[int, int]]]:
@@ -86,72 +87,78 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tenso
     return torch.einsum("thj,jhd->thd", weights, v.repeat_interleave(group, 1)), lse
 
 
-def interleaved(batch: Batch, rank: int, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Attend as the definition says: a query at position p sees the local keys at positions up to p."""
+def causal(batch: Batch, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend as the definition says: a query at position p sees the keys at positions up to p."""
     outs, lses = [], []
-    rows = q.split(batch.new_lens)
-    for own, total, (positions, k, v) in zip(rows, batch.total_lens, batch.shard(rank), strict=True):
-        query_positions = torch.arange(total - len(own), total)
-        out, lse = attend(own, k, v, positions <= query_positions.unsqueeze(1))
+    for own, total, (k, v) in zip(q.split(batch.new_lens), batch.total_lens, batch.keys_values(), strict=True):
+        out, lse = attend(own, k, v, torch.arange(total) <= torch.arange(total - len(own), total).unsqueeze(1))
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses)
 
 
 def folded_causal(batch: Batch, rank: int, folder: Folder, q: Tensor) -> Partial:
-    """Attend to the folded queries with nothing but the plain bottom-right causal rule."""
+    """Attend to the folded queries with nothing but the plain bottom-right causal rule, over the first keys of a rank."""
     fold = folder.fold
     outs, lses = [], []
     rows = folder.fold_queries(q).split(list(fold.rows))
-    for own, kv_len, (_, k, v) in zip(rows, fold.kv_lens, batch.shard(rank), strict=True):
+    for own, kv_len, (k, v) in zip(rows, fold.kv_lens, batch.keys_values(), strict=True):
+        held = slice(rank, None, batch.dcp)
         seen = torch.arange(kv_len) <= torch.arange(len(own)).unsqueeze(1) + kv_len - len(own)
-        out, lse = attend(own, k, v, seen)
+        out, lse = attend(own, k[held][:kv_len], v[held][:kv_len], seen)
         outs.append(out)
         lses.append(lse)
     return Partial(torch.cat(outs), torch.cat(lses).float())
 
 
+def own_rows(batch: Batch, q: Tensor) -> Partial:
+    room = Partial(torch.empty_like(q), q.new_empty(q.shape[:2]))
+    earlier = batch.folder(0).fold.earlier
+    return attend_own_row(q, *batch.new(), earlier, dcp=batch.dcp, into=room)
+
+
 @settings(max_examples=800)
 @given(batches())
-def test_folded_causal_attention_is_interleaved_attention_on_every_row_of_every_rank(batch: Batch) -> None:
+def test_folded_causal_attention_of_all_ranks_and_own_rows_are_causal_attention(batch: Batch) -> None:
     q = batch.queries()
+    parts = [own_rows(batch, q)]
     for rank in range(batch.dcp):
         folder = batch.folder(rank)
-        result = folder.unfold(folded_causal(batch, rank, folder, q))
-        out, lse = interleaved(batch, rank, q)
-        torch.testing.assert_close(result.out, out, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(result.lse, lse.float(), rtol=1e-6, atol=1e-6)
+        parts.append(folder.unfold(folded_causal(batch, rank, folder, q)))
+    outs, lses = torch.stack([part.out for part in parts]), torch.stack([part.lse.double() for part in parts])
+    result, (out, lse) = combine(outs, lses), causal(batch, q)
+    torch.testing.assert_close(result.out, out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.lse, lse, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=800)
 @given(batches(longest=3000))
-def test_rows_never_outnumber_keys_and_keys_are_the_shard(batch: Batch) -> None:
+def test_every_rank_with_a_key_of_the_context_has_as_many_rows_and_they_never_outnumber_keys(batch: Batch) -> None:
     layout = DcpLayout(batch.dcp, batch.dcp)
     for rank in range(batch.dcp):
         fold = Fold.of(batch.new_lens, batch.total_lens, batch.dcp, rank)
-        assert fold.kv_lens == tuple(layout.local_len(total, rank) for total in batch.total_lens)
-        for rows, keys, new in zip(fold.rows, fold.kv_lens, batch.new_lens, strict=True):
+        for rows, keys, new, total in zip(fold.rows, fold.kv_lens, batch.new_lens, batch.total_lens, strict=True):
+            held = layout.local_len(total - new, rank)
+            assert rows == -(-new // batch.dcp) - (held == 0)
+            assert keys == held + -(-new // batch.dcp) - 1 <= layout.local_len(total, rank)
             assert 0 <= rows <= keys
             assert (rows == 0) == (keys == 0)
-            assert rows * batch.dcp <= new + 2 * (batch.dcp - 1)
 
 
 @settings(max_examples=800)
 @given(batches(longest=300))
-def test_a_query_has_a_place_of_its_own_or_sees_no_key(batch: Batch) -> None:
+def test_a_query_has_a_place_of_its_own_in_the_row_of_its_number_or_sees_no_key(batch: Batch) -> None:
+    number = torch.cat([torch.arange(new) for new in batch.new_lens])
+    context = torch.tensor([total - new for new, total in zip(batch.new_lens, batch.total_lens, strict=True)])
+    context = context.repeat_interleave(torch.tensor(batch.new_lens))
     for rank in range(batch.dcp):
         fold = Fold.of(batch.new_lens, batch.total_lens, batch.dcp, rank)
-        positions = torch.cat(
-            [torch.arange(total - new, total) for new, total in zip(batch.new_lens, batch.total_lens, strict=True)]
-        )
-        assert torch.equal(fold.place < 0, positions < rank)
+        assert torch.equal(fold.earlier, number.int() % batch.dcp)
+        assert torch.equal(fold.place < 0, (number < batch.dcp) & (context <= rank))
         placed = fold.place[fold.place >= 0]
         assert placed.unique().numel() == placed.numel()
         assert placed.numel() == 0 or int(placed.max()) < fold.places
-        begins = torch.tensor([begin * batch.dcp for begin in accumulate(fold.rows, initial=0)][:-1])
-        begin = begins.repeat_interleave(torch.tensor(batch.new_lens))[fold.place >= 0]
-        # Where a query stands within its row is its position's alone, so that one row holds consecutive positions.
-        assert torch.equal((placed - begin) % batch.dcp, (positions[fold.place >= 0] - rank) % batch.dcp)
+        assert torch.equal(placed % batch.dcp, fold.earlier[fold.place >= 0].long())
 
 
 def one_request(new: int, total: int, dcp: int, kv_heads: int = 1) -> Batch:
@@ -191,7 +198,7 @@ def test_padded_rows_are_folded_by_a_copy_that_leaves_the_queries_alone() -> Non
 
 
 @pytest.mark.parametrize(("new", "total", "rank"), [(8, 24, 0), (8, 24, 3), (7, 23, 1), (1, 9, 2)])
-def test_a_single_request_is_unfolded_as_a_view(new: int, total: int, rank: int) -> None:
+def test_a_single_request_with_context_is_unfolded_as_a_view(new: int, total: int, rank: int) -> None:
     batch = one_request(new, total, 4)
     folder = batch.folder(rank)
     folded = numbered(batch, folder)
@@ -219,9 +226,9 @@ def test_queries_that_see_no_key_get_nothing_whatever_the_kernel_left() -> None:
     shape = folder.row_shape(batch.heads, HEAD_DIM)
     garbage = torch.full(shape, math.nan, dtype=torch.float64)
     result = folder.unfold(Partial(garbage, garbage[..., 0].float()))
-    unseeing = torch.tensor([True, True, True, False, False, True, True])
-    assert torch.equal(result.lse[unseeing], torch.full((5, 2), -math.inf))
-    assert torch.equal(result.out[unseeing], torch.zeros(5, 2, HEAD_DIM, dtype=torch.float64))
+    unseeing = torch.tensor([True, True, True, True, False, True, True])
+    assert torch.equal(result.lse[unseeing], torch.full((6, 2), -math.inf))
+    assert torch.equal(result.out[unseeing], torch.zeros(6, 2, HEAD_DIM, dtype=torch.float64))
     assert result.out[~unseeing].isnan().all()
 
 
@@ -241,11 +248,40 @@ def test_unfolding_keeps_the_base_of_the_lse(batch: Batch) -> None:
 
 
 def test_the_published_example_folds_to_two_rows_a_rank() -> None:
-    # New 8, total 25, dcp 4: rank 0 holds positions 0, 4 … 24, so the last query sees seven keys.
-    fold = Fold.of([8], [25], 4, 0)
-    assert fold.rows == (3,)
-    assert fold.kv_lens == (7,)
-    assert fold.place.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    # New 8, total 25, dcp 4: of the context's 17 rank 0 holds five (0, 4 … 16), and rank 1 four. The second row sees one more.
+    for rank, keys in enumerate((6, 5, 5, 5)):
+        fold = Fold.of([8], [25], 4, rank)
+        assert fold.rows == (2,)
+        assert fold.kv_lens == (keys,)
+        assert fold.place.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+        assert fold.earlier.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_own_rows_take_nothing_from_the_request_before() -> None:
+    batch = Batch([3, 3], [9, 5], 2, 1, 2, 0)
+    q, (k, v) = batch.queries(), batch.new()
+    whole = own_rows(batch, q)
+    torch.testing.assert_close(whole.out[[0, 2, 3, 5]], v[[0, 2, 3, 5]].expand(-1, 2, -1), rtol=0, atol=1e-15)
+    one = attend(q[3:5], k[3:5], v[3:5], torch.ones(2, 2, dtype=torch.bool).tril())
+    torch.testing.assert_close(whole.out[3:5], one[0], rtol=0, atol=1e-15)
+    torch.testing.assert_close(whole.lse[3:5], one[1], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("keys", "earlier", "room"),
+    [
+        ((4, 1, 2), (5,), (5, 2, 2)),
+        ((5, 3, 2), (5,), (5, 2, 2)),
+        ((5, 1, 2), (4,), (5, 2, 2)),
+        ((5, 1, 2), (5,), (5, 1, 2)),
+    ],
+)
+def test_own_rows_of_other_shapes_are_refused(
+    keys: tuple[int, ...], earlier: tuple[int, ...], room: tuple[int, ...]
+) -> None:
+    k, into = torch.zeros(keys), Partial(torch.zeros(room), torch.zeros(room[:2]))
+    with pytest.raises(ValueError, match="queries"):
+        attend_own_row(torch.zeros(5, 2, 2), k, k, torch.zeros(earlier, dtype=torch.int32), dcp=2, into=into)
 
 
 @pytest.mark.parametrize(

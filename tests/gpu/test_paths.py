@@ -92,7 +92,7 @@ def test_new_tokens_beside_the_gather_give_bit_for_bit_what_they_give_after_it(k
         for one, other in zip(before.results(), beside.results(), strict=True):
             assert torch.equal(one.out, other.out)
             assert torch.equal(one.lse, other.lse)
-    assert [stage.name for stage in beside.busiest.path.stages()] == [
+    assert [stage.name for stage in beside.fullest.path.stages()] == [
         "gather beside new",
         "context",
         "combine",

@@ -10,6 +10,7 @@ from tests.dcp_core.paths.group import Group, case, stages_of
 
 GATHERED = ["gather", "attention", "combine"]
 SPLIT = ["gather", "context", "new", "combine", "merge"]
+FOLD = ["gather", "fold", "attention", "unfold", "new", "combine", "merge"]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ SPLIT = ["gather", "context", "new", "combine", "merge"]
         ({"path": "mask", "mask_form": "bool"}, "q8s25", ["mask", "plan"], GATHERED),
         ({"path": "mask", "mask_form": "packed"}, "q8s25", ["mask", "plan"], GATHERED),
         ({"path": "mask", "mask_form": "computed"}, "q8s25", ["plan"], GATHERED),
-        ({"path": "fold"}, "q8s25", ["fold", "plan"], ["gather", "fold", "attention", "unfold", "combine"]),
+        ({"path": "fold"}, "q8s25", ["fold", "plan"], FOLD),
     ],
 )
 def test_a_step_consists_of_gather_attention_and_combine(
@@ -102,9 +103,11 @@ def test_what_fold_does_not_take_goes_through_split() -> None:
         "fold: fold",
         "fold: attention",
         "fold: unfold",
+        "fold: new",
         "split: context",
         "split: new",
         "combine",
+        "fold: merge",
         "split: merge",
     ]
     only_long = Group(case("q20s40", dcp=2, path="fold", fold_limit=4)).plan()
