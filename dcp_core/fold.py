@@ -67,6 +67,10 @@ class Fold:
         earlier = torch.cat([torch.arange(new, dtype=torch.int32) % dcp for new in new_lens])
         return cls(dcp, rows, kv_lens, torch.cat(places), earlier)
 
+    def lays_out_as(self, other: Fold) -> bool:
+        """Tell whether a batch of the other fold has its queries at the same places, however long its contexts are."""
+        return (self.dcp, self.rows) == (other.dcp, other.rows) and torch.equal(self.place, other.place)
+
     @property
     def straight(self) -> bool:
         """Whether queries stand one after another, as they come, so that folding needs no index."""

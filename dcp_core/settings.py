@@ -445,8 +445,8 @@ def _problems(layout: DcpLayout, workload: Workload, settings: Settings) -> Iter
     if path is PathName.DECODE and not workload.is_decode:
         longest = max(workload.new_lens)
         yield f"path decode takes one new token per request, the batch has {longest}; choose split, mask or fold"
-    if path is PathName.FOLD and settings.replayable:
-        yield "path fold cannot be replayable: how a batch folds changes with its lengths; choose split or mask"
+    if path is PathName.FOLD and settings.replayable and min(workload.context_lens) < layout.dcp:
+        yield f"path fold is replayable where every context reaches all {layout.dcp} ranks, not in {workload}; choose split"
     if path is PathName.FOLD and interleave > 1:
         yield f"path fold needs interleave 1, not {interleave}; choose split or mask"
     if settings.batching is Batching.JOINED and path is PathName.FOLD and max(workload.new_lens) > settings.fold_limit:

@@ -63,6 +63,9 @@ class Direct:
         alone = len(set(mesh.share(mesh.device.index))) == mesh.size
         self._early = alone and torch.cuda.get_device_capability(mesh.device) >= EARLY_CAPABILITY
         self._laid, self._combined = Laid(), self._own(0)
+        # Kept as long as the next batch folds alike: a captured graph reads them.
+        self._places = torch.empty(0, 0, dtype=torch.int64)
+        self._places_here = self._places.to(mesh.device, torch.int32)
         self._mailbox = self._make(LEAST_TOKENS, LEAST_TOKENS)
         self._load()
 
@@ -74,9 +77,11 @@ class Direct:
     def reserve_folded(self, tokens: int, folds: Sequence[Fold]) -> None:
         """Make room for ``tokens`` rows that fold, ``folds`` being those of every rank."""
         self._room(tokens, places=max(fold.places for fold in folds))
-        places = torch.stack([fold.place for fold in folds]).to(self._mesh.device, torch.int32)
+        places = torch.stack([fold.place for fold in folds])
+        if not torch.equal(places, self._places):
+            self._places, self._places_here = places, places.to(self._mesh.device, torch.int32)
         rows = sum(folds[self._mesh.rank].rows)
-        self._laid = Laid(places, fold=self._mesh.size, rows=rows)
+        self._laid = Laid(self._places_here, fold=self._mesh.size, rows=rows)
 
     def variant(self, tokens: int) -> str:
         """Say what a program moves at a time."""

@@ -31,6 +31,7 @@ class FoldLocal:
         self._pass = site.open_pass(
             site.case.settings.kernel, PassKind.PAGED, Masking.CAUSAL, q_heads=heads.gathered * dcp, kv_heads=heads.kv
         )
+        self._fold_placed: Fold | None = None
         self._folder: Folder | None = None
         self._earlier = torch.empty(0, dtype=torch.int32, device=site.device)
         self._own_row = site.partial(0, heads.query)
@@ -38,9 +39,18 @@ class FoldLocal:
         self._q_folded = self._folded_room.out
 
     def prepare(self, workload: Workload, table: PageTable, rows: GatheredRows) -> tuple[PlanStage, ...]:
-        """Take a batch: working out the fold is a stage of its own."""
+        """Take a batch: working out the fold is a stage of its own.
+
+        Raises:
+            ValueError: if it is to be replayable, and the batch's queries fold otherwise than those of the first.
+        """
+        fold, placed = self._fold_of(workload, self._site.rank), self._fold_placed
+        if self._site.case.settings.replayable and placed is not None and not fold.lays_out_as(placed):
+            raise ValueError(
+                f"a replayable path fold takes as many new tokens of each request as in its first batch, not {workload}; "
+                "open a path for each"
+            )
         self._rows = rows
-        fold = self._fold_of(workload, self._site.rank)
         batch = PassBatch(fold.rows, fold.kv_lens, table.first(fold.kv_lens))
         return (
             PlanStage("fold", lambda: self._place(workload, fold)),
@@ -70,21 +80,29 @@ class FoldLocal:
         return Fold.of(workload.new_lens, workload.total_lens, self._site.case.layout.dcp, rank)
 
     def _place(self, workload: Workload, fold: Fold) -> None:
+        if self._fold_placed is not None and fold.lays_out_as(self._fold_placed):
+            self._reserve(workload)
+            return
         heads, dcp = self._site.heads, fold.dcp
         self._folded_room = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
         self._earlier = fold.earlier.to(self._site.device)
         self._own_row = self._site.partial(workload.new_tokens, heads.query)
+        if self._fused is None:
+            self._folder = Folder(
+                fold,
+                heads=heads.gathered,
+                kv_heads=heads.kv,
+                head_dim=self._site.case.shape.head_dim,
+                dtype=self._site.dtype,
+                device=self._site.device,
+            )
+        self._reserve(workload)
+        self._fold_placed = fold
+
+    def _reserve(self, workload: Workload) -> None:
         if self._fused is not None:
-            self._fused.reserve_folded(workload.new_tokens, [self._fold_of(workload, rank) for rank in range(dcp)])
-            return
-        self._folder = Folder(
-            fold,
-            heads=heads.gathered,
-            kv_heads=heads.kv,
-            head_dim=self._site.case.shape.head_dim,
-            dtype=self._site.dtype,
-            device=self._site.device,
-        )
+            ranks = range(self._site.case.layout.dcp)
+            self._fused.reserve_folded(workload.new_tokens, [self._fold_of(workload, rank) for rank in ranks])
 
     def _opened(self) -> Folder:
         if self._folder is None:

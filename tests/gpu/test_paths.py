@@ -29,7 +29,7 @@ def test_fold_of_32768_new_tokens_without_context_dcp_2_rank_1(kernel: str) -> N
     split = stand_of("q32k", dcp=2, path="split", kernel=kernel)
     check = split.check()
     assert check.passed
-    # Rank 1's first query sees no key of its own rank, and there are as many rows as keys.
+    # No rank holds a key that the first row could see, and there are as many rows as keys.
     assert row_difference(folded.results()[1], split.results()[1]) <= 2 * check.out_budget
 
 
@@ -102,7 +102,12 @@ def test_new_tokens_beside_the_gather_give_bit_for_bit_what_they_give_after_it(k
 
 @pytest.mark.parametrize(
     ("path", "first", "second"),
-    [("decode", "8q1s4k", "8q1s3001"), ("split", "4q8s4k", "4q8s3001"), ("mask", "4q8s4k", "4q8s3001")],
+    [
+        ("decode", "8q1s4k", "8q1s3001"),
+        ("split", "4q8s4k", "4q8s3001"),
+        ("mask", "4q8s4k", "4q8s3001"),
+        ("fold", "4q8s4k", "4q8s3001"),
+    ],
 )
 def test_a_replayed_graph_serves_the_next_batch_of_its_size(path: str, first: str, second: str) -> None:
     stand = stand_of(first, dcp=1, path=path, kernel="fa2", replayable="true")
@@ -124,3 +129,10 @@ def test_a_replayed_graph_serves_the_next_batch_of_its_size(path: str, first: st
     torch.cuda.synchronize()
     # Plans for graphs split keys in other places, so that sums are rounded otherwise.
     assert row_difference(seat.result(), other.result()) <= 0.01
+
+
+def test_a_graph_of_folded_queries_serves_no_batch_that_folds_otherwise() -> None:
+    stand = stand_of("4q8s4k", dcp=2, path="fold", kernel="fa2", replayable="true")
+    following = stand_of("2q12s4k_2q4s4k", dcp=2, path="fold", kernel="fa2")
+    with pytest.raises(ValueError, match="takes as many new tokens of each request"):
+        stand.seats[0].path.plan(following.case.workload, following.seats[0].table)

@@ -120,7 +120,12 @@ def test_a_path_is_right_launched_and_replayed(index: int, ran: list[list[Ran]])
         assert found.replay_difference == 0.0
 
 
-FOLLOWING = (("decode", "8q1s4k", "8q1s3001"), ("split", "4q8s4k", "4q8s3001"), ("mask", "4q8s4k", "4q8s3001"))
+FOLLOWING = (
+    ("decode", "8q1s4k", "8q1s3001"),
+    ("split", "4q8s4k", "4q8s3001"),
+    ("mask", "4q8s4k", "4q8s3001"),
+    ("fold", "4q7s4k", "4q7s3001"),
+)
 """Paths that serve the next batch of a size from one graph, with a batch to capture and one to replay it for."""
 
 

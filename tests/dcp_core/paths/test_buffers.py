@@ -8,6 +8,7 @@ import torch
 from dcp_core import Workload
 from dcp_core.build import SimulatedPath, open_path
 from dcp_core.mesh import Mesh
+from dcp_core.paths.fold import FoldLocal
 from dcp_core.settings import IllegalSettings
 from tests.dcp_core.paths.group import case
 
@@ -15,11 +16,25 @@ from tests.dcp_core.paths.group import case
 def buffers(path: SimulatedPath) -> list[int]:
     """Return where rank 0's step keeps what it hands from stage to stage."""
     recipe = path.ranks[0]._recipe
-    rows = getattr(recipe, "_recipe", recipe)._rows
-    return [rows.room.out.data_ptr(), rows.lse.data_ptr()]
+    gathered = getattr(recipe, "_recipe", recipe)
+    found = [gathered._rows.room.out, gathered._rows.lse]
+    if isinstance(gathered._local, FoldLocal):
+        local = gathered._local
+        found += [
+            local._folded_room.out,
+            local._folded_room.lse,
+            local._own_row.out,
+            local._own_row.lse,
+            local._earlier,
+        ]
+        found += [local._opened()._padded, local._opened()._indices.target]
+    return [tensor.data_ptr() for tensor in found]
 
 
-@pytest.mark.parametrize(("path", "first", "second"), [("decode", "4q1s40", "4q1s57"), ("split", "2q8s40", "2q8s57")])
+@pytest.mark.parametrize(
+    ("path", "first", "second"),
+    [("decode", "4q1s40", "4q1s57"), ("split", "2q8s40", "2q8s57"), ("fold", "2q7s40_q5s12", "2q7s57_q5s90")],
+)
 def test_planning_another_batch_of_the_same_size_keeps_the_buffers(path: str, first: str, second: str) -> None:
     opened = open_path(case(first, dcp=2, path=path), Mesh.simulated(2))
     assert isinstance(opened, SimulatedPath)
@@ -29,9 +44,10 @@ def test_planning_another_batch_of_the_same_size_keeps_the_buffers(path: str, fi
     assert buffers(opened) == before
 
 
-def test_a_path_that_keeps_no_buffers_is_not_called_replayable() -> None:
-    with pytest.raises(IllegalSettings, match="fold cannot be replayable"):
-        case("2q8s40", dcp=2, path="fold", replayable=True)
+def test_a_batch_whose_rows_a_rank_would_leave_out_is_not_called_replayable() -> None:
+    assert case("2q8s10", dcp=2, path="fold", replayable=True)
+    with pytest.raises(IllegalSettings, match="where every context reaches all 2 ranks"):
+        case("q8s40_q8s9", dcp=2, path="fold", replayable=True)
 
 
 def test_a_path_opened_for_one_kind_of_batch_refuses_a_mixed_one() -> None:

@@ -239,8 +239,9 @@ def test_folded_rows_stand_where_folding_puts_them(
         given.append(partials(which, *gathered.shape[:2], seed + rank, triton_device, LseBase.TWO)[0])
     unfolded = [folder.unfold(partial) for folder, partial in zip(folders, given, strict=True)]
     unfolded = [Partial(partial.out.clone(), partial.lse.clone(), partial.base) for partial in unfolded]
-    for rank, got in enumerate(add_up(boxes, given, laid, tile=tile)):
-        assert_same(got, expected_of(unfolded, which, rank))
+    beside = partials(which, tokens, which.heads, seed + 50, triton_device)
+    for rank, got in enumerate(add_up(boxes, given, laid, beside, tile=tile)):
+        assert_same(got, expected_of(unfolded, which, rank, beside[rank]))
 
 
 def test_a_program_that_rested_for_any_number_of_turns_still_waits(triton_device: str) -> None:
