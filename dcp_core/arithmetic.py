@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcp_core import lse
-from dcp_core.fold import attend_own_row
+from dcp_core.fold import OwnRows, attend_own_rows
 from dcp_core.lse import LseBase, Partial
 from dcp_core.mask import InterleavedMask, PackedMask
 
@@ -38,10 +38,10 @@ class PackMask(Protocol):
     def __call__(self, rule: InterleavedMask, device: torch.device, /) -> PackedMask: ...
 
 
-class AttendOwnRow(Protocol):
-    """``dcp_core.fold.attend_own_row``, whoever computes it."""
+class AttendOwnRows(Protocol):
+    """``dcp_core.fold.attend_own_rows``, whoever computes it."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, earlier: Tensor, *, dcp: int, into: Partial) -> Partial: ...
+    def __call__(self, rows: OwnRows, into: Partial) -> Partial: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Arithmetic:
     merge: Merge
     rescale: Rescale
     pack_mask: PackMask
-    attend_own_row: AttendOwnRow
+    attend_own_rows: AttendOwnRows
 
 
-TORCH = Arithmetic(lse.combine, lse.merge, lse.rescale, InterleavedMask.packed, attend_own_row)
+TORCH = Arithmetic(lse.combine, lse.merge, lse.rescale, InterleavedMask.packed, attend_own_rows)
 """Plain torch: the specification, and what runs without a GPU."""

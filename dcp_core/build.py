@@ -175,10 +175,10 @@ def arithmetic_for(device: torch.device) -> Arithmetic:
         return TORCH
     from dcp_core.triton_ops.combine import combine, rescale
     from dcp_core.triton_ops.merge import merge
-    from dcp_core.triton_ops.own_row import attend_own_row
+    from dcp_core.triton_ops.own_rows import attend_own_rows
     from dcp_core.triton_ops.pack_mask import pack_mask
 
-    return Arithmetic(combine, merge, rescale, pack_mask, attend_own_row)
+    return Arithmetic(combine, merge, rescale, pack_mask, attend_own_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ local keys from before their row, those of the context and ``g`` more. Laid into
 bottom-right causal attention with ``dcp`` times the heads, in as many rows on every rank.
 
 What is left are the keys of a query's own row, at most ``dcp``. They are new, so every rank of the group has them, and attends to
-them for its own heads alone: ``attend_own_row``. Both partials add up.
+them for its own heads alone: ``attend_own_rows``. Both partials add up.
 
 Behind the last query of a request its row is padding. Where a rank holds no key of the context, the first row sees none, and
 is left out.
@@ -22,7 +22,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from dcp_core.lse import LseBase, Partial
+from dcp_core.lse import Partial
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,44 +181,61 @@ class Folder:
         return self._flat.relabelled(folded.base)
 
 
-def attend_own_row(q: Tensor, k: Tensor, v: Tensor, earlier: Tensor, *, dcp: int, into: Partial) -> Partial:
-    """Attend to the keys of each query's own row up to itself, in float32 (float64 for float64 inputs).
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnRows:
+    """Queries, and the new tokens of their own rows that each of them sees: those up to itself.
 
     Args:
         q: ``[T, h, D]``, the queries of a rank.
         k, v: ``[T, kv_heads, D]``, of the same tokens.
-        earlier: int32 ``[T]``, below ``dcp``: how many of the tokens just before each it sees besides itself.
-        into: where to write, ``[T, h, D]``.
-
-    Returns:
-        ``into``, which is to be labelled natural.
+        earlier: int32 ``[T]``, below ``dcp``, contiguous: how many of the tokens just before each it sees besides itself.
+        dcp: the longest row.
 
     Raises:
         ValueError: for shapes that do not fit.
     """
-    check_own_row(q, k, v, earlier, into)
-    tokens, heads, head_dim = q.shape
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    grouped = q.to(wide).view(tokens, k.shape[1], -1, head_dim)
-    back = torch.arange(dcp, device=q.device)
-    seen = back <= earlier.unsqueeze(1)
-    token = (torch.arange(tokens, device=q.device).unsqueeze(1) - back).clamp(min=0)
-    scores = torch.einsum("tkgd,tjkd->tkgj", grouped, k.to(wide)[token]) / math.sqrt(head_dim)
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    earlier: Tensor
+    dcp: int
+
+    def __post_init__(self) -> None:
+        tokens, heads, head_dim = self.q.shape
+        kv_heads = self.k.shape[1]
+        fits = self.k.shape == self.v.shape == (tokens, kv_heads, head_dim) and self.earlier.shape == (tokens,)
+        if not fits or not kv_heads or heads % kv_heads:
+            raise ValueError(
+                f"queries {list(self.q.shape)} take keys and values of as many tokens, and a count of each, "
+                f"not {list(self.k.shape)}, {list(self.v.shape)} and {list(self.earlier.shape)}"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of the rank."""
+        return self.k.shape[1]
+
+
+def attend_own_rows(rows: OwnRows, into: Partial) -> Partial:
+    """Attend to own rows in float32 (float64 for float64 inputs).
+
+    Args:
+        into: where to write, ``[T, h, D]``, natural.
+
+    Returns:
+        ``into``.
+    """
+    tokens, heads, head_dim = rows.q.shape
+    wide = torch.float64 if rows.q.dtype == torch.float64 else torch.float32
+    grouped = rows.q.to(wide).view(tokens, rows.kv_heads, -1, head_dim)
+    back = torch.arange(rows.dcp, device=rows.q.device)
+    seen = back <= rows.earlier.unsqueeze(1)
+    token = (torch.arange(tokens, device=rows.q.device).unsqueeze(1) - back).clamp(min=0)
+    scores = torch.einsum("tkgd,tjkd->tkgj", grouped, rows.k.to(wide)[token]) / math.sqrt(head_dim)
     scores = scores.masked_fill(~seen[:, None, None], -math.inf)
     lse = scores.logsumexp(-1)
-    out = torch.einsum("tkgj,tjkd->tkgd", (scores - lse.unsqueeze(-1)).exp(), v.to(wide)[token])
+    out = torch.einsum("tkgj,tjkd->tkgd", (scores - lse.unsqueeze(-1)).exp(), rows.v.to(wide)[token])
     into.out.copy_(out.view(tokens, heads, head_dim))
     into.lse.copy_(lse.view(tokens, heads))
     return into
-
-
-def check_own_row(q: Tensor, k: Tensor, v: Tensor, earlier: Tensor, into: Partial) -> None:
-    """Raise ValueError unless these are the arguments of ``attend_own_row``."""
-    tokens, heads, head_dim = q.shape
-    if k.shape != v.shape or (k.shape[0], k.shape[2]) != (tokens, head_dim) or not k.shape[1] or heads % k.shape[1]:
-        raise ValueError(f"keys {list(k.shape)} and values {list(v.shape)} do not fit queries {list(q.shape)}")
-    if earlier.shape != (tokens,) or into.out.shape != q.shape or into.base is not LseBase.NATURAL:
-        raise ValueError(
-            f"queries {list(q.shape)} take {tokens} counts and a natural partial like them, "
-            f"not {list(earlier.shape)} and {list(into.out.shape)} in base {into.base}"
-        )

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from dcp_core.fold import Fold
+from dcp_core.fold import Fold, OwnRows
 from dcp_core.lse import Partial
 from dcp_core.settings import ExchangeName
 
@@ -67,8 +67,12 @@ class FusedExchange(Exchange, Protocol):
         """Say which way ``gather_beside`` takes, as ``variant`` does."""
         ...
 
-    def combine_beside(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
-        """Combine as ``combine`` does, and add up one more partial of this rank's own heads, ``[T, h, D]``."""
+    def combine_beside(self, partial: Partial, beside: Partial | OwnRows, *, into: Partial) -> Partial:
+        """Combine as ``combine`` does, and add up one more partial of this rank's own heads, ``[T, h, D]``.
+
+        Args:
+            beside: of rows that fold, what to attend to for it.
+        """
         ...
 
 

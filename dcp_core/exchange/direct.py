@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcp_core.exchange.copies import gather_by_copies
-from dcp_core.fold import Fold
+from dcp_core.fold import Fold, OwnRows
 from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh
@@ -108,7 +108,7 @@ class Direct:
         """Add up every rank's partial for this rank's heads."""
         return self._combine(partial, None, into or self._combined)
 
-    def combine_beside(self, partial: Partial, beside: Partial, *, into: Partial) -> Partial:
+    def combine_beside(self, partial: Partial, beside: Partial | OwnRows, *, into: Partial) -> Partial:
         """Add up every rank's partial for this rank's heads, and ``beside``."""
         return self._combine(partial, beside, into)
 
@@ -117,7 +117,7 @@ class Direct:
         torch.cuda.synchronize(self._mesh.device)
         _complain(self._mailbox)
 
-    def _combine(self, partial: Partial, beside: Partial | None, into: Partial) -> Partial:
+    def _combine(self, partial: Partial, beside: Partial | OwnRows | None, into: Partial) -> Partial:
         _complain(self._mailbox)
         return combine(partial, self._mailbox, self._laid, beside=beside, into=into)
 
@@ -168,15 +168,20 @@ class Direct:
         """
         group, device = self._group, self._mesh.device
         nowhere = Laid(torch.full((group.ranks, 1), -1, dtype=torch.int32, device=device), fold=group.ranks)
+        first = torch.zeros(1, dtype=torch.int32, device=device)
         tiles = (SMALL, LARGE) if group.has_words else (LARGE,)
         room = self._own(1)
         # Rows that begin at multiples of 16 bytes, and others.
         for laid, apart, tile in product((Laid(), nowhere), (16, 1), tiles):
             shape, strides = (1, group.heads, group.head_dim), (apart, apart, 1)
             rows = torch.empty_strided(shape, strides, dtype=group.dtype, device=device).zero_()
+            keys = torch.empty_strided(
+                (1, group.kv_heads, group.head_dim), strides, dtype=group.dtype, device=device
+            ).zero_()
             gathered = gather_heads(rows, self._mailbox, laid, tile=tile)
             partial = Partial(gathered, torch.zeros(gathered.shape[:2], device=device))
-            combine(partial, self._mailbox, laid, into=Partial(rows, room.lse), tile=tile)
+            beside = None if laid.places is None else OwnRows(rows, keys, keys, first, group.ranks)
+            combine(partial, self._mailbox, laid, beside=beside, into=Partial(rows, room.lse), tile=tile)
             if laid.places is None and tile is LARGE:
                 stage_heads(rows, self._mailbox)
                 combine(partial, self._mailbox, laid, into=Partial(rows, room.lse), tile=tile)

@@ -14,7 +14,6 @@ class DecodeLocal:
     """The current token is cached already, so every query sees every key of the shard."""
 
     exchanges = True
-    beside = None
 
     def __init__(self, site: Site, kernel: KernelName, kind: PassKind) -> None:
         self._rows = rows_for(site, 0)
@@ -35,6 +34,9 @@ class DecodeLocal:
     def apart(self) -> tuple[Stage, ...]:
         """Return nothing: every query needs every rank."""
         return ()
+
+    def beside(self, step: Step) -> None:  # a Local's signature
+        """Return nothing."""
 
     def finish(self) -> tuple[Stage, ...]:
         """Return nothing: the combine is the end."""

@@ -6,9 +6,8 @@ import torch
 
 from dcp_core.cache import PageTable
 from dcp_core.exchange.base import FusedExchange
-from dcp_core.fold import Fold, Folder
+from dcp_core.fold import Fold, Folder, OwnRows
 from dcp_core.kernels.base import Masking, PassBatch, PassKind
-from dcp_core.lse import Partial
 from dcp_core.paths.base import PlanStage, Site, Stage, Step
 from dcp_core.paths.gathered import GatheredRows, merge_own, rows_for
 from dcp_core.shapes import Workload
@@ -18,8 +17,8 @@ class FoldLocal:
     """The interleaved mask as bottom-right causal attention; see ``dcp_core.fold`` for why.
 
     Args:
-        fused: an exchange that gathers queries folded, and combines folded results and those of their own rows; with none, these
-            are stages of their own.
+        fused: an exchange that gathers queries folded, and attends to their own rows while it combines; with none, all this is
+            stages of their own.
     """
 
     exchanges = True
@@ -34,7 +33,7 @@ class FoldLocal:
         self._fold_placed: Fold | None = None
         self._folder: Folder | None = None
         self._earlier = torch.empty(0, dtype=torch.int32, device=site.device)
-        self._own_row = site.partial(0, heads.query)
+        self._own = site.partial(0, heads.query)
         self._folded_room = self._folded = site.partial(0, heads.gathered * dcp)
         self._q_folded = self._folded_room.out
 
@@ -64,16 +63,15 @@ class FoldLocal:
         return (Stage("fold", self._fold), Stage("attention", self._attend), Stage("unfold", self._unfold))
 
     def apart(self) -> tuple[Stage, ...]:
-        """Return the attention of every query to the new tokens of its own row."""
-        return (Stage("new", self._attend_own_row),)
+        """Return the attention of every query to the new tokens of its own row; nothing if the combine attends to them."""
+        return () if self._fused is not None else (Stage("new", self._attend_own_rows),)
 
-    @property
-    def beside(self) -> Partial | None:
-        """The partial of the queries' own rows, where the combine takes it."""
-        return self._own_row if self._fused is not None else None
+    def beside(self, step: Step) -> OwnRows | None:
+        """Return the queries' own rows, where the combine attends to them."""
+        return self._own_rows(step) if self._fused is not None else None
 
     def finish(self) -> tuple[Stage, ...]:
-        """Return the merge; nothing if the combine merged."""
+        """Return the merge; nothing if the combine did it."""
         return () if self._fused is not None else (Stage("merge", self._merge),)
 
     def _fold_of(self, workload: Workload, rank: int) -> Fold:
@@ -86,7 +84,8 @@ class FoldLocal:
         heads, dcp = self._site.heads, fold.dcp
         self._folded_room = self._folded = self._site.partial(sum(fold.rows), heads.gathered * dcp)
         self._earlier = fold.earlier.to(self._site.device)
-        self._own_row = self._site.partial(workload.new_tokens, heads.query)
+        if self._fused is None:
+            self._own = self._site.partial(workload.new_tokens, heads.query)
         if self._fused is None:
             self._folder = Folder(
                 fold,
@@ -121,9 +120,11 @@ class FoldLocal:
     def _unfold(self, step: Step) -> None:  # a Stage's signature
         self._rows.partial = self._opened().unfold(self._folded)
 
-    def _attend_own_row(self, step: Step) -> None:
-        dcp = self._site.case.layout.dcp
-        self._site.arithmetic.attend_own_row(step.q, step.k_new, step.v_new, self._earlier, dcp=dcp, into=self._own_row)
+    def _own_rows(self, step: Step) -> OwnRows:
+        return OwnRows(step.q, step.k_new, step.v_new, self._earlier, self._site.case.layout.dcp)
+
+    def _attend_own_rows(self, step: Step) -> None:
+        self._site.arithmetic.attend_own_rows(self._own_rows(step), self._own)
 
     def _merge(self, step: Step) -> None:
-        merge_own(self._site, step, self._rows, self._own_row)
+        merge_own(self._site, step, self._rows, self._own)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dcp_core.cache import PageTable
 from dcp_core.exchange.base import FusedExchange
+from dcp_core.fold import OwnRows
 from dcp_core.lse import LseBase, Partial
 from dcp_core.paths.base import PlanStage, Site, Stage, Step
 from dcp_core.shapes import Workload
@@ -59,9 +60,8 @@ class Local(Protocol):
         """Return what needs no other rank, and so may run at any time before the end; often nothing."""
         ...
 
-    @property
-    def beside(self) -> Partial | None:
-        """One more partial of the rank's own heads that the combine is to add up, made ``apart``; None for none."""
+    def beside(self, step: Step) -> Partial | OwnRows | None:
+        """One more partial of the rank's own heads that the combine is to add up, or what it is made of; None for none."""
         ...
 
     def finish(self) -> tuple[Stage, ...]:
@@ -129,7 +129,7 @@ class GatheredRecipe:
         self._rows.q = self._site.exchange.gather_heads(step.q)
 
     def _combine(self, step: Step) -> None:
-        into, beside = Partial(step.out, self._rows.lse), self._local.beside
+        into, beside = Partial(step.out, self._rows.lse), self._local.beside(step)
         if self._fused is not None and beside is not None:
             self._fused.combine_beside(self._rows.partial, beside, into=into)
         else:

@@ -17,7 +17,6 @@ class MaskLocal:
     """New tokens are cached first; a query sees the local keys at its position and before."""
 
     exchanges = True
-    beside = None
 
     def __init__(self, site: Site) -> None:
         settings, heads = site.case.settings, site.heads
@@ -46,6 +45,9 @@ class MaskLocal:
     def apart(self) -> tuple[Stage, ...]:
         """Return nothing: every query needs every rank."""
         return ()
+
+    def beside(self, step: Step) -> None:  # a Local's signature
+        """Return nothing."""
 
     def finish(self) -> tuple[Stage, ...]:
         """Return nothing: the combine is the end."""

@@ -59,8 +59,7 @@ class SplitLocal:
         """Return the pass over the new tokens."""
         return (Stage("new", self._attend_new),)
 
-    @property
-    def beside(self) -> Partial | None:
+    def beside(self, step: Step) -> Partial | None:  # a Local's signature
         """The new tokens' partial, where the combine takes it."""
         return self._new if self._fused else None
 

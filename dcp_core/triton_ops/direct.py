@@ -22,10 +22,12 @@ from typing import NamedTuple
 import triton
 from torch import Tensor
 
+from dcp_core.fold import OwnRows
 from dcp_core.lse import LseBase, Partial
 from dcp_core.triton_ops.carveout import ask_for_shared_memory
 from dcp_core.triton_ops.combine import check_lses, check_rows
 from dcp_core.triton_ops.mailbox import MOST_ROWS_OF_WORDS, Group, Laid, Mailbox
+from dcp_core.triton_ops.own_rows import arguments
 from dcp_core.triton_ops.rows import combine_rows, gather_rows, stage_rows
 from dcp_core.triton_ops.words import combine_words, gather_words
 
@@ -107,7 +109,7 @@ def combine(
     mailbox: Mailbox,
     laid: Laid,
     *,
-    beside: Partial | None = None,
+    beside: Partial | OwnRows | None = None,
     into: Partial | None = None,
     phase: Phase = Phase.BOTH,
     tile: Tile | None = None,
@@ -116,7 +118,8 @@ def combine(
 
     Args:
         partial: contiguous, of the shape and order that ``gather_heads`` returned.
-        beside: one more partial ``[T, h, D]`` of one's own heads, over keys that nobody else saw. Not read by a push alone.
+        beside: one more partial ``[T, h, D]`` of one's own heads, over keys that nobody else saw; of tokens that are placed, the
+            rows that they are to attend to for it. Not read by a push alone.
         into: where to write; allocated if None. Not written by a push alone.
         tile: the same on every rank; by the number of rows if None.
 
@@ -135,13 +138,18 @@ def combine(
     _check_room(tokens, mailbox)
     shape = (tokens, group.heads, group.head_dim)
     into = into or Partial.empty(*shape, dtype=group.dtype, device=partial.out.device)
-    own = beside or into  # where there is none beside, a pointer that is not read
-    for name, other in (("room for the result", into), ("partial beside", own)):
-        if other.out.shape != shape or other.out.dtype != group.dtype:
-            raise ValueError(f"the {name} should be {list(shape)} of {group.dtype}, not {_named(other.out)}")
+    if beside is not None and isinstance(beside, OwnRows) != (laid.places is not None):
+        raise ValueError("beside tokens that are placed stand their own rows, beside others a partial")
+    # Where something is not beside, pointers that are not read.
+    own = beside if isinstance(beside, Partial) else into
+    counts = own.lse[:, 0] if laid.places is None else laid.places[0]
+    rows = beside if isinstance(beside, OwnRows) else OwnRows(own.out, own.out, own.out, counts, group.ranks)
+    for name, other in (("room for the result", into.out), ("partial beside", own.out), ("queries beside", rows.q)):
+        if other.shape != shape or other.dtype != group.dtype:
+            raise ValueError(f"the {name} should be {list(shape)} of {group.dtype}, not {_named(other)}")
     if into.base is not LseBase.NATURAL:
         raise ValueError(f"the result's LSE is natural, and the room for it is labelled {into.base}")
-    check_rows(own.out, into.out)
+    check_rows(own.out, rows.q, rows.k, rows.v, into.out)
     check_lses(partial.lse, own.lse, into.lse)
     tile = _checked(tile, tokens, group)
     grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, tokens, phase, tile) | _placing(mailbox, laid)
@@ -149,8 +157,7 @@ def combine(
         partial.out,
         partial.lse,
         partial.base.to_natural,
-        own.out,
-        *own.out.stride()[:2],
+        *arguments(rows),
         own.lse,
         *own.lse.stride(),
         own.base.to_natural,
@@ -163,7 +170,7 @@ def combine(
     if tile.as_words:
         ask_for_shared_memory(combine_words[grid](*tensors, **turn, SEATS=_seats(group)))
     else:
-        aligned = _aligned(partial.out, own.out, into.out)
+        aligned = _aligned(partial.out, rows.q, rows.k, rows.v, into.out)
         combine_rows[grid](*tensors, mailbox.tokens * group.heads, **turn, ALIGNED=aligned)
     return into
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from dcp_core.triton_ops.combine import natural_lse, total_lse, weighed, weight
+from dcp_core.triton_ops.own_rows import rows_beside
 from dcp_core.triton_ops.turns import (
     GATHERED,
     LSES,
@@ -118,7 +119,7 @@ def stage_rows(
         await_peers(rooms, loss, told, rank, turn, polls, RANKS)
 
 
-@triton.jit(do_not_specialize=list(range(27)))
+@triton.jit(do_not_specialize=list(range(35)))
 def combine_rows(
     out,
     lses,
@@ -126,6 +127,14 @@ def combine_rows(
     own,
     own_t: tl.int64,
     own_h: tl.int64,
+    k,
+    k_t: tl.int64,
+    k_h: tl.int64,
+    v,
+    v_t: tl.int64,
+    v_h: tl.int64,
+    earlier,
+    scale,
     own_lses,
     own_lse_t: tl.int64,
     own_lse_h: tl.int64,
@@ -158,7 +167,10 @@ def combine_rows(
     EARLY: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Push every peer's rows into its combine room, and add up what comes, one's own and what stands beside."""
+    """Push every peer's rows into its combine room, and add up what comes, one's own and what stands beside.
+
+    PLACED: what stands beside are the queries' own rows, still to be attended to; else a partial.
+    """
     push = begin(phase, EARLY)
     column = tl.arange(0, COLUMNS)[None, :]
     rows = tokens * KV_HEADS * GROUP
@@ -196,7 +208,11 @@ def combine_rows(
             seeing = live & (place >= 0)
             along = live & (token < tokens_beside)
             mine = natural_lse(lses + here, seeing, base_to_natural)
-            other = natural_lse(own_lses + token * own_lse_t + own_head * own_lse_h, along, own_to_natural)
+            beside, other = rows_beside(
+                own, own_t, own_h, k, k_t, k_h, v, v_t, v_h, earlier, scale,
+                own_lses, own_lse_t, own_lse_h, own_to_natural,
+                token, own_head, kv_head, along, column, HEAD_DIM, RANKS, PLACED, ALIGNED,
+            )  # fmt: skip
             top = tl.maximum(mine, other)
             for step in tl.static_range(1, RANKS):
                 there = (rank + step) % RANKS * room_rows + row
@@ -209,12 +225,7 @@ def combine_rows(
                 mine,
                 weight(mine, top),
             )
-            added += weighed(
-                at_rows(own, token, own_head, own_t, own_h, column, ALIGNED),
-                along[:, None] & (column < HEAD_DIM),
-                other,
-                weight(other, top),
-            )
+            added += beside * weight(other, top)[:, None]
             for step in tl.static_range(1, RANKS):
                 there = (rank + step) % RANKS * room_rows + row
                 lse = natural_lse(there_lses + there, live, base_to_natural)

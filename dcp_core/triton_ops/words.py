@@ -14,6 +14,7 @@ import triton.language as tl
 
 from dcp_core.triton_ops.combine import natural_lse, total_lse, weighed, weight
 from dcp_core.triton_ops.mailbox import MOST_ROWS_OF_WORDS
+from dcp_core.triton_ops.own_rows import rows_beside
 from dcp_core.triton_ops.turns import (
     COMBINE_WORDS,
     GATHER_WORDS,
@@ -99,7 +100,7 @@ def gather_words(
             tl.store(target, _element(words, q.dtype.element_ty), here & (place >= 0)[:, :, None])
 
 
-@triton.jit(do_not_specialize=list(range(26)))
+@triton.jit(do_not_specialize=list(range(34)))
 def combine_words(
     out,
     lses,
@@ -107,6 +108,14 @@ def combine_words(
     own,
     own_t: tl.int64,
     own_h: tl.int64,
+    k,
+    k_t: tl.int64,
+    k_h: tl.int64,
+    v,
+    v_t: tl.int64,
+    v_h: tl.int64,
+    earlier,
+    scale,
     own_lses,
     own_lse_t: tl.int64,
     own_lse_h: tl.int64,
@@ -138,7 +147,10 @@ def combine_words(
     EARLY: tl.constexpr,
     SEATS: tl.constexpr,
 ):
-    """Push every peer's rows as words, and add up what comes, one's own and what stands beside."""
+    """Push every peer's rows as words, and add up what comes, one's own and what stands beside.
+
+    PLACED: what stands beside are the queries' own rows, still to be attended to; else a partial.
+    """
     push = begin(phase, EARLY)
     peer, column = tl.arange(0, SEATS)[:, None], tl.arange(0, COLUMNS)
     others, inside = (peer < RANKS) & (peer != rank), column < HEAD_DIM
@@ -172,7 +184,11 @@ def combine_words(
             at = gathered_row(place, kv_head, rank, head, RANKS, KV_HEADS, GROUP, FOLD)
             seeing, along = live & (place >= 0), live & (token < tokens_beside)
             mine = natural_lse(lses + at, seeing, base_to_natural)
-            other = natural_lse(own_lses + token * own_lse_t + own_head * own_lse_h, along, own_to_natural)
+            beside, other = rows_beside(
+                own, own_t, own_h, k, k_t, k_h, v, v_t, v_h, earlier, scale,
+                own_lses, own_lse_t, own_lse_h, own_to_natural,
+                token, own_head, kv_head, along, column[None, :], HEAD_DIM, RANKS, PLACED, False,
+            )  # fmt: skip
 
             coming = others & live[None, :]
             words, lse, lost = _await_partials(here, peer, row, column, coming, turn, left, RANKS, HEAD_DIM)
@@ -190,12 +206,7 @@ def combine_words(
                 mine,
                 weight(mine, top),
             )
-            added += weighed(
-                at_rows(own, token, own_head, own_t, own_h, column[None, :], False),
-                along[:, None] & inside[None, :],
-                other,
-                weight(other, top),
-            )
+            added += beside * weight(other, top)[:, None]
             added *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
 
             everybody, nothing = (lost == RANKS) & whole, float("nan")

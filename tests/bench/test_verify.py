@@ -17,7 +17,7 @@ from bench.verify import BATCHES, DCPS, FEW, HEAD_DIMS, INTERLEAVES, PAGE_SIZES,
 from dcp_core.arithmetic import TORCH
 from dcp_core.cache import PageTable
 from dcp_core.check import Check
-from dcp_core.fold import Fold, attend_own_row
+from dcp_core.fold import Fold, OwnRows, attend_own_rows
 from dcp_core.kernels import reference
 from dcp_core.lse import LseBase, Partial, combine
 from dcp_core.mask import Lengths, MaskRows
@@ -188,10 +188,10 @@ class FoldOffByOne:
         return replace(right, place=torch.where(right.place >= 0, behind, -1))
 
 
-def see_all_before(q: Tensor, k: Tensor, v: Tensor, earlier: Tensor, *, dcp: int, into: Partial) -> Partial:
+def see_all_before(rows: OwnRows, into: Partial) -> Partial:
     """Take all tokens of a row's length before a query for its own row, those of other rows and requests among them."""
-    longest = torch.arange(len(q), dtype=earlier.dtype).clamp(max=dcp - 1)
-    return attend_own_row(q, k, v, longest, dcp=dcp, into=into)
+    longest = torch.arange(len(rows.q), dtype=rows.earlier.dtype).clamp(max=rows.dcp - 1)
+    return attend_own_rows(replace(rows, earlier=longest), into)
 
 
 def attend_without_the_last_key(q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, into: Partial) -> None:
@@ -214,7 +214,7 @@ FAULTS: dict[str, tuple[str, object]] = {
     "mask of the neighbouring rank": ("dcp_core.mask.MaskRows.of", rows_of_another(rank=1)),
     "mask that ignores the interleave": ("dcp_core.mask.MaskRows.of", rows_of_another(interleave=1)),
     "fold off by one query": ("dcp_core.paths.fold.Fold", FoldOffByOne),
-    "own rows that do not end": ("dcp_core.build.TORCH", replace(TORCH, attend_own_row=see_all_before)),
+    "own rows that do not end": ("dcp_core.build.TORCH", replace(TORCH, attend_own_rows=see_all_before)),
     "total lengths where the context's belong": ("dcp_core.cache.PageTable.first", global_lengths),
     "the last key left out": ("dcp_core.kernels.reference.attend", attend_without_the_last_key),
     "garbage where a rank has no key": ("dcp_core.kernels.reference.attend", leave_empty_rows_unwritten),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcp_core.fold import Fold, Folder, attend_own_row
+from dcp_core.fold import Fold, Folder, OwnRows, attend_own_rows
 from dcp_core.layout import DcpLayout
 from dcp_core.lse import LseBase, Partial, combine
 
@@ -114,7 +114,7 @@ def folded_causal(batch: Batch, rank: int, folder: Folder, q: Tensor) -> Partial
 def own_rows(batch: Batch, q: Tensor) -> Partial:
     room = Partial(torch.empty_like(q), q.new_empty(q.shape[:2]))
     earlier = batch.folder(0).fold.earlier
-    return attend_own_row(q, *batch.new(), earlier, dcp=batch.dcp, into=room)
+    return attend_own_rows(OwnRows(q, *batch.new(), earlier, batch.dcp), room)
 
 
 @settings(max_examples=800)
@@ -268,20 +268,11 @@ def test_own_rows_take_nothing_from_the_request_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "earlier", "room"),
-    [
-        ((4, 1, 2), (5,), (5, 2, 2)),
-        ((5, 3, 2), (5,), (5, 2, 2)),
-        ((5, 1, 2), (4,), (5, 2, 2)),
-        ((5, 1, 2), (5,), (5, 1, 2)),
-    ],
+    ("keys", "counts"), [((4, 1, 2), 5), ((5, 3, 2), 5), ((5, 0, 2), 5), ((5, 1, 3), 5), ((5, 1, 2), 4)]
 )
-def test_own_rows_of_other_shapes_are_refused(
-    keys: tuple[int, ...], earlier: tuple[int, ...], room: tuple[int, ...]
-) -> None:
-    k, into = torch.zeros(keys), Partial(torch.zeros(room), torch.zeros(room[:2]))
+def test_own_rows_of_other_shapes_are_refused(keys: tuple[int, ...], counts: int) -> None:
     with pytest.raises(ValueError, match="queries"):
-        attend_own_row(torch.zeros(5, 2, 2), k, k, torch.zeros(earlier, dtype=torch.int32), dcp=2, into=into)
+        OwnRows(torch.zeros(5, 2, 2), torch.zeros(keys), torch.zeros(keys), torch.zeros(counts, dtype=torch.int32), 2)
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,7 @@ def buffers(path: SimulatedPath) -> list[int]:
     found = [gathered._rows.room.out, gathered._rows.lse]
     if isinstance(gathered._local, FoldLocal):
         local = gathered._local
-        found += [
-            local._folded_room.out,
-            local._folded_room.lse,
-            local._own_row.out,
-            local._own_row.lse,
-            local._earlier,
-        ]
+        found += [local._folded_room.out, local._folded_room.lse, local._own.out, local._own.lse, local._earlier]
         found += [local._opened()._padded, local._opened()._indices.target]
     return [tensor.data_ptr() for tensor in found]
 

@@ -18,9 +18,9 @@ from dcp_core.triton_ops import direct, rows, words
 
 H100 = GPUTarget("cuda", 90, 32)
 POINTERS = {
-    **dict.fromkeys(("q", "out", "own", "result"), "*bf16"),
-    **dict.fromkeys(("lses", "own_lses", "total_lses"), "*fp32"),
-    **dict.fromkeys(("base_to_natural", "own_to_natural"), "fp32"),
+    **dict.fromkeys(("q", "out", "own", "k", "v", "result"), "*bf16"),
+    **dict.fromkeys(("lses", "own_lses", "earlier", "total_lses"), "*fp32"),
+    **dict.fromkeys(("base_to_natural", "own_to_natural", "scale"), "fp32"),
     **dict.fromkeys(("rooms", "turns", "loss", "told"), "*i64"),
     "places": "*i32",
 }

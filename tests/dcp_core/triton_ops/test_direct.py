@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcp_core.exchange.base import interleave_ranks, split_ranks
-from dcp_core.fold import Fold, Folder
+from dcp_core.fold import Fold, Folder, OwnRows, attend_own_rows
 from dcp_core.lse import LseBase, Partial, combine
 from dcp_core.triton_ops import direct
 from dcp_core.triton_ops.direct import LARGE, SMALL, Phase, Tile
@@ -77,7 +78,7 @@ def add_up(
     boxes: Sequence[Mailbox],
     given: Sequence[Partial],
     laid: Sequence[Laid],
-    beside: Sequence[Partial | None] | None = None,
+    beside: Sequence[Partial | OwnRows | None] | None = None,
     tile: Tile | None = None,
 ) -> list[Partial]:
     """Take one turn with every rank: all push, then all wait. What stands beside need not be there before the wait."""
@@ -238,10 +239,16 @@ def test_folded_rows_stand_where_folding_puts_them(
         assert back.out[seen].equal(plain[seen])
         given.append(partials(which, *gathered.shape[:2], seed + rank, triton_device, LseBase.TWO)[0])
     unfolded = [folder.unfold(partial) for folder, partial in zip(folders, given, strict=True)]
-    unfolded = [Partial(partial.out.clone(), partial.lse.clone(), partial.base) for partial in unfolded]
-    beside = partials(which, tokens, which.heads, seed + 50, triton_device)
-    for rank, got in enumerate(add_up(boxes, given, laid, beside, tile=tile)):
-        assert_same(got, expected_of(unfolded, which, rank, beside[rank]))
+    unfolded = [Partial(partial.out.float(), partial.lse.clone(), partial.base) for partial in unfolded]
+    new_keys, new_values = (queries(replace(which, group=1), tokens, seed + more, triton_device)[0] for more in (1, 2))
+    own = [
+        OwnRows(q[rank], new_keys, new_values, fold.earlier.to(triton_device), which.ranks)
+        for rank, fold in enumerate(folds)
+    ]
+    for rank, got in enumerate(add_up(boxes, given, laid, own, tile=tile)):
+        room = Partial(torch.empty_like(q[rank], dtype=torch.float32), got.lse.clone())
+        expected = expected_of(unfolded, which, rank, attend_own_rows(own[rank], room))
+        assert_same(got, Partial(expected.out.to(which.dtype), expected.lse))
 
 
 def test_a_program_that_rested_for_any_number_of_turns_still_waits(triton_device: str) -> None:

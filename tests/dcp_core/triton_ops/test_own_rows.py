@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcp_core import fold
-from dcp_core.fold import Fold
+from dcp_core.fold import Fold, OwnRows
 from dcp_core.lse import Partial
-from dcp_core.triton_ops.own_row import attend_own_row
+from dcp_core.triton_ops.own_rows import attend_own_rows
 
 ULP = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
@@ -46,16 +46,15 @@ def test_own_rows_are_attended_to_as_torch_does(
         )
 
     q, k, v = rows(heads), rows(kv_heads), rows(kv_heads)
-    earlier = Fold.of(new_lens, new_lens, dcp, 0).earlier.to(triton_device)
-    got = attend_own_row(q, k, v, earlier, dcp=dcp, into=room())
-    expected = fold.attend_own_row(q, k, v, earlier, dcp=dcp, into=room())
+    own = OwnRows(q, k, v, Fold.of(new_lens, new_lens, dcp, 0).earlier.to(triton_device), dcp)
+    got, expected = attend_own_rows(own, room()), fold.attend_own_rows(own, room())
     torch.testing.assert_close(got.out, expected.out, rtol=ULP[dtype], atol=4 * ULP[dtype])
     torch.testing.assert_close(got.lse, expected.lse, rtol=0, atol=1e-5)
 
 
-def test_no_token_is_no_launch_and_other_shapes_are_refused(triton_device: str) -> None:
+def test_no_token_is_no_launch_and_room_of_another_shape_is_refused(triton_device: str) -> None:
     none, counts = torch.zeros(0, 2, 64, device=triton_device), torch.zeros(0, dtype=torch.int32, device=triton_device)
-    room = Partial(none.clone(), none[..., 0].clone())
-    assert attend_own_row(none, none, none, counts, dcp=2, into=room) is room
-    with pytest.raises(ValueError, match="queries"):
-        attend_own_row(none, none[:, :0], none[:, :0], counts, dcp=2, into=room)
+    own, room = OwnRows(none, none, none, counts, 2), Partial(none.clone(), none[..., 0].clone())
+    assert attend_own_rows(own, room) is room
+    with pytest.raises(ValueError, match="room"):
+        attend_own_rows(own, Partial(none[:, :1], none[:, :1, 0]))
