@@ -6,7 +6,6 @@ Without a GPU one rank of a group stands alone here, its peers' mailboxes beside
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial as given
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +16,7 @@ from dcp_core.build import open_exchange
 from dcp_core.exchange import direct as exchange
 from dcp_core.exchange.base import FusedExchange
 from dcp_core.exchange.direct import Direct, PeerLost, refusal
-from dcp_core.fold import Fold
+from dcp_core.fold import Fold, OwnRows
 from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh, MeshError
@@ -166,15 +165,16 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
         kernel.variants.clear()
     for tokens in (8, 300):  # as words, and in large tiles
         folds = [Fold.of([3, tokens - 3], [9, tokens - 3], 2, rank) for rank in range(2)]
-        for plan in (given(opened.reserve, tokens), given(opened.reserve_folded, tokens, folds)):
-            plan()
+        for folded in (False, True):
+            opened.reserve_folded(tokens, folds) if folded else opened.reserve(tokens)
             for gap in (0, 1):
                 opened.gather_beside(rows(tokens, 2, mesh.device, gap=gap).out)
                 gathered = opened.gather_heads(rows(tokens, 2, mesh.device, gap=gap).out)
                 made = Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device))
-                beside = rows(tokens, 2, mesh.device, gap=gap)
+                beside, keys = rows(tokens, 2, mesh.device, gap=gap), rows(tokens, 1, mesh.device, gap=gap).out
+                own = OwnRows(beside.out, keys, keys, folds[0].earlier.to(mesh.device), 2)
                 opened.combine(made)
-                opened.combine_beside(made, beside, into=rows(tokens, 2, mesh.device))
+                opened.combine_beside(made, own if folded else beside, into=rows(tokens, 2, mesh.device))
     assert {name: kernel.variants for name, kernel in recorded.items()} == loaded
 
 

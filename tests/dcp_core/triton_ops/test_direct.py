@@ -415,5 +415,8 @@ def test_what_does_not_fit_is_refused(triton_device: str) -> None:
         direct.combine(partial, box, Laid(torch.zeros(2, 4, dtype=torch.int32), fold=2, rows=2))
     with pytest.raises(ValueError, match="should be contiguous"):
         direct.combine(Partial(partial.out[::2], partial.lse[::2]), box, Laid())
+    own = OwnRows(q[:4], q[:4, :1], q[:4, :1], torch.zeros(4, dtype=torch.int32, device=triton_device), 2)
+    with pytest.raises(ValueError, match="beside others a partial"):
+        direct.combine(partial, box, Laid(), beside=own)
     with pytest.raises(ValueError, match=r"the partial beside should be \[4, 8, 128\]"):
         direct.combine(partial, box, Laid(), beside=Partial(q, torch.zeros(5, 8, device=triton_device)))
