@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -18,8 +19,8 @@ from bench.store import Store, read_run
 from dcp_core.shapes import Workload
 
 ROOT = Path(__file__).parents[2]
-SEED, DECODE = "20261128T135630.270942Z-92d145", "20261128T141222.234626Z-74a495"
-TWO_GPUS, LONGER = "20261128T143205.292902Z-24cf42", "20261128T143400.608809Z-df1531"
+SEED, DECODE = "20261128T215335.200388Z-1ade03", "20261128T215047.750193Z-8fe47a"
+TWO_GPUS, LONGER = "20261128T143205.292902Z-24cf42", "20261128T214915.225486Z-90abc6"
 
 
 @cache
@@ -146,14 +147,9 @@ def test_the_table_of_messages_is_what_was_measured_between_two_gpus(row: list[s
 
 
 def test_what_is_simulated_and_modelled_comes_as_near_to_two_gpus_as_the_page_says() -> None:
-    """9 steps of 10 within 10 %, but for ``fold``, whose simulations in the reference are of the rank with fewer rows."""
     trials, _ = Store.read(reference_folder() / "h200")
     found = comparisons(trials)
-    folded = [one for one in found if one.measured.case.settings.path == "fold"]
-    others = [one for one in found if one not in folded]
-    near, near_folded, near_others = (sum(one.is_close for one in some) for some in (found, folded, others))
+    near = sum(one.is_close for one in found)
     page = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
-    assert f"{near} of {len(found)} are within 10 %" in page
-    assert f"Of the {len(folded)} of `fold`, whose simulations were of the wrong rank, {near_folded}," in page
-    assert f"of the other {len(others)}, {near_others}," in page
-    assert near_others >= 0.9 * len(others)
+    assert f"{near} of {len(found)} are within 10 % (median error {100 * median(abs(one.error) for one in found):.1f} %)" in page
+    assert near >= 0.9 * len(found)
