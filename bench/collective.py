@@ -225,9 +225,10 @@ def readings(trials: Iterable[Trial]) -> list[Reading]:
         if not told or not isinstance(outcome, Measured) or case.settings.path is not PathName.DECODE:
             continue
         kind = Kind(Way.of(trial, outcome), case.settings.exchange, case.layout.dcp, Row.of(case))
+        key = trial.key
         for stage in outcome.stages:
             if stage.communicates and stage.name in OPERATIONS:
-                found[stage.name, kind.way, trial.key] = _reading(stage, kind, trial)
+                found[stage.name, kind.way, key] = _reading(stage, kind, trial)
     return list(found.values())
 
 

@@ -13,7 +13,7 @@ import secrets
 import shlex
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,9 @@ MAX_LINE_BYTES = 8 << 20
 """A trial of 64 samples on a thousand ranks is about 1 MiB; a longer line is no trial."""
 LOCK_NAME = ".lock"
 """Of a folder: held alone by a run of everything, together by the runs of shards, each of which holds its own lock alone."""
+
+Reader = Callable[[bytes], Trial | None]
+"""Of a run's lines; see ``bench.line.decode`` for what it raises."""
 
 _STARTING = "another process that has just started"
 
@@ -117,7 +120,7 @@ class Store:
         self.close()
 
     @staticmethod
-    def read(folder: str | Path, *, sentinels: bool = False) -> tuple[list[Trial], list[str]]:
+    def read(folder: str | Path, *, sentinels: bool = False, reader: Reader = decode) -> tuple[list[Trial], list[str]]:
         """Read every run of a folder, oldest file first; an absent folder holds none. See ``read_run``."""
         trials: list[Trial] = []
         notices: list[str] = []
@@ -125,7 +128,7 @@ class Store:
             if not path.is_file():
                 notices.append(f"{path}: no regular file, as a run is: set aside")
                 continue
-            more, complaints = read_run(path, sentinels=sentinels)
+            more, complaints = read_run(path, sentinels=sentinels, reader=reader)
             trials += more
             notices += complaints
         return trials, notices
@@ -172,11 +175,12 @@ def find_run(folder: str | Path, name: str) -> Path:
     return found
 
 
-def read_run(path: str | Path, *, sentinels: bool = False) -> tuple[list[Trial], list[str]]:
+def read_run(path: str | Path, *, sentinels: bool = False, reader: Reader = decode) -> tuple[list[Trial], list[str]]:
     """Read one run.
 
     Args:
         sentinels: return trials that repeat a case to show drift, too.
+        reader: of a line; what it returns None for is left out.
 
     Returns:
         Its trials, and a sentence for each reason for which lines were set aside: a torn last one, damaged ones.
@@ -192,8 +196,8 @@ def read_run(path: str | Path, *, sentinels: bool = False) -> tuple[list[Trial],
         check_regular(path, "a run")
         for number, (line, whole) in enumerate(_lines(path), start=1):
             try:
-                trial = decode(line)
-                if sentinels or not trial.is_sentinel:
+                trial = reader(line)
+                if trial and (sentinels or not trial.is_sentinel):
                     trials.append(trial)
             except NewerSchema as error:
                 raise FileError(f"{path}, line {number}: {error}") from None

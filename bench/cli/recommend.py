@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,7 +82,7 @@ def recommend(
         multiprocessors=multiprocessors,
     )
     evidence = _evidence(known)
-    served, said = served_by(traffic, shape, tp, known[1].profile if known else None, rooms[1])
+    served, said = served_by(traffic, shape, tp, evidence.get(1), rooms[1])
     limits = AssumedLimits(given.bracket(), device)
     engine, tuned = (decide(shape, tp, served, evidence, limits, engine=engine) for engine in (True, False))
     first = served.batches[0][0]
@@ -171,14 +173,18 @@ def _gpu(given: Given, measured: Environment | None) -> tuple[str, int]:
 
 def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
     """Join each profile with the runs beside it, where its exchanges may have been measured; dcp 1 has none."""
-    from bench.recommend.recommend import Evidence, Exchanges
+    from bench.recommend.recommend import Evidence, Exchanges, Telling
     from bench.store import Store
 
-    folders = {dcp: one.path.parent for dcp, one in known.items() if dcp > 1 and one.path.parent.name == "profiles"}
-    measured = {folder: Exchanges.of(Store.read(folder.parent)[0]) for folder in set(folders.values())}
-    nothing = Exchanges.of([])
+    @cache
+    def beside(folder: Path) -> Exchanges:
+        telling = Telling(one.profile for one in known.values())
+        return Exchanges.of(Store.read(folder, reader=telling)[0])
+
     return {
-        dcp: Evidence.beside(one.profile, measured[folders[dcp]] if dcp in folders else nothing)
+        dcp: Evidence(one.profile, partial(beside, one.path.parent.parent))
+        if dcp > 1 and one.path.parent.name == "profiles"
+        else Evidence(one.profile)
         for dcp, one in known.items()
     }
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.cli.recommend_options import Asked
 from bench.errors import UsageError
 from bench.files import write_whole
 from bench.recommend.batches import Sizes, carrying, remembered
-from bench.recommend.recommend import Recommendation, Room, Traffic
+from bench.recommend.recommend import Evidence, Recommendation, Room, Traffic, step_times
 from bench.recommend.trace_file import read_trace
 from bench.recommend.traffic import Scheduler, Step, replay
 from bench.report.table import counted
@@ -17,28 +16,25 @@ from dcp_core.layout import DcpLayout
 from dcp_core.memory import parse_tokens
 from dcp_core.shapes import ModelShape, Request, Workload
 
-if TYPE_CHECKING:
-    from bench.profile.profile import Profile
-
 
 def served_by(
-    asked: Asked, shape: ModelShape, tp: int, profile: Profile | None, room: Room
+    asked: Asked, shape: ModelShape, tp: int, evidence: Evidence | None, room: Room
 ) -> tuple[Traffic, list[str]]:
     """Return the traffic that was asked about, and what to know of it.
 
     Args:
-        profile: of dcp 1, if there is one, whose times a trace is replayed with.
+        evidence: of dcp 1, if there is any, whose times a trace is replayed with.
         room: of dcp 1; where weights were told, its KV cache bounds what is replayed at once.
 
     Raises:
         ValueError: in a sentence, for what cannot be read.
     """
     if asked.trace is not None:
-        if profile is None:
+        if evidence is None:
             raise UsageError(
                 "a --trace is replayed with the times of dcp 1, and no profile here has them: give context and concurrency"
             )
-        return _replayed(asked, asked.trace, shape, DcpLayout(tp), profile, room)
+        return _replayed(asked, asked.trace, shape, DcpLayout(tp), evidence, room)
     context, requests = parse_tokens(asked.context or ""), asked.concurrency or 1
     new = parse_tokens(asked.new)
     decodes = [Request(new, context + new)] * requests
@@ -81,14 +77,12 @@ def write_sweep(path: Path, found: Recommendation) -> str:
 
 
 def _replayed(
-    asked: Asked, path: Path, shape: ModelShape, layout: DcpLayout, profile: Profile, room: Room
+    asked: Asked, path: Path, shape: ModelShape, layout: DcpLayout, evidence: Evidence, room: Room
 ) -> tuple[Traffic, list[str]]:
-    from bench.recommend.steptime import StepTimes, as_engine
-
     arrivals = read_trace(path, unit=asked.trace_unit)
     kv_tokens = None if room.upper else room.memory.tokens
     scheduler = Scheduler(parse_tokens(asked.max_batched_tokens), asked.max_sequences, kv_tokens)
-    times = StepTimes.of(profile, layout, as_engine(profile.environment))
+    times = step_times(evidence, layout, engine=True)
     unknown: list[Workload] = []
 
     def attention_us(workload: Workload) -> float:
@@ -106,7 +100,7 @@ def _replayed(
         timed.append((sizes, attention_us))  # the time that dcp changes
         return 1e-6 * (shape.layers * attention_us + asked.rest_us)
 
-    most = max(len(step.ran) for step in replay(arrivals, scheduler, step_s))
+    most = max(step.decodes + step.longer for step in replay(arrivals, scheduler, step_s))
     found = carrying(timed)
     mean = sum(one.computed for one in arrivals) // len(arrivals)
     shares = ", ".join(f"{one.share:.0%} {one.workload}" for one in found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import dist, log2
 from typing import NamedTuple
 
 from bench.recommend.traffic import Step
@@ -16,6 +17,8 @@ LEAST_SHARE = 0.01
 """Of the time; what carries less joins another batch."""
 TIMED_FINENESS, GROUPED_FINENESS = 2, 1
 """How finely steps are told apart to be timed, and to be grouped: in parts of a doubling."""
+TILE = 128
+"""Of keys: contexts much below are alike."""
 
 
 class Sizes(NamedTuple):
@@ -30,16 +33,7 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, step: Step) -> Sizes:
         """Return those of a step."""
-        decodes, longer = 0, 0
-        decode_context, new, context = 0, 0, 0
-        for _, one, total in step.ran:
-            if one == 1:
-                decodes += 1
-                decode_context += total - 1
-            else:
-                longer += 1
-                new += one
-                context += total - one
+        _, decodes, decode_context, longer, new, context = step
         return cls(
             decodes,
             decode_context / decodes if decodes else 0.0,
@@ -49,9 +43,17 @@ class Sizes(NamedTuple):
         )
 
     def place(self, fineness: int) -> tuple[int, ...]:
-        """Return where it lies, in steps of a doubling over ``fineness``; small contexts count as one tile of keys."""
-        floors = (1, 128, 1, 1, 128)
-        return tuple(round(fineness * math.log2(size + floor)) for size, floor in zip(self, floors, strict=True))
+        """Return where it lies, in steps of a doubling over ``fineness``; small contexts count as one tile."""
+        decodes, decode_context, longer, new, context = self
+        of_decodes = round(fineness * log2(decodes + 1)), round(fineness * log2(decode_context + TILE))
+        if not longer:  # as in most steps
+            return *of_decodes, 0, 0, round(fineness * log2(TILE))
+        return (
+            *of_decodes,
+            round(fineness * log2(longer + 1)),
+            round(fineness * log2(new + 1)),
+            round(fineness * log2(context + TILE)),
+        )
 
     def workload(self) -> Workload:
         """Return the batch in whole requests, the decodes first."""
@@ -74,24 +76,38 @@ class Carrying:
 class _Group:
     """Steps put together: how many, the sums of their sizes, and their time."""
 
-    steps: int
-    sums: tuple[float, ...]
-    seconds: float
+    steps: int = 0
+    decodes: float = 0.0
+    decode_context: float = 0.0
+    longer: float = 0.0
+    new: float = 0.0
+    context: float = 0.0
+    seconds: float = 0.0
 
-    def add(self, other: _Group) -> None:
-        self.steps += other.steps
-        self.sums = tuple(one + more for one, more in zip(self.sums, other.sums, strict=True))
-        self.seconds += other.seconds
+    def add(self, sizes: Sizes, seconds: float) -> None:
+        """Put one more step to them."""
+        decodes, decode_context, longer, new, context = sizes
+        self.steps += 1
+        self.decodes += decodes
+        self.decode_context += decode_context * decodes
+        self.longer += longer
+        self.new += new * longer
+        self.context += context * longer
+        self.seconds += seconds
+
+    def join(self, other: _Group) -> None:
+        """Put all of another's to them."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def mean(self) -> Sizes:
         """Return the mean step: counts by steps, lengths by the requests that have them."""
-        decodes, decode_context, longer, new, context = self.sums
         return Sizes(
-            _at_least_one(decodes, self.steps),
-            decode_context / decodes if decodes else 0.0,
-            _at_least_one(longer, self.steps),
-            new / longer if longer else 0.0,
-            context / longer if longer else 0.0,
+            _at_least_one(self.decodes, self.steps),
+            self.decode_context / self.decodes if self.decodes else 0.0,
+            _at_least_one(self.longer, self.steps),
+            self.new / self.longer if self.longer else 0.0,
+            self.context / self.longer if self.longer else 0.0,
         )
 
 
@@ -101,20 +117,9 @@ def carrying(steps: Iterable[tuple[Sizes, float]]) -> tuple[Carrying, ...]:
     Args:
         steps: each with the seconds that it took.
     """
-    groups: dict[tuple[int, ...], _Group] = {}
+    groups: dict[tuple[int, ...], _Group] = defaultdict(_Group)
     for sizes, seconds in steps:
-        sums = (
-            sizes.decodes,
-            sizes.decode_context * sizes.decodes,
-            sizes.longer,
-            sizes.new * sizes.longer,
-            sizes.context * sizes.longer,
-        )
-        one = _Group(1, sums, seconds)
-        if (place := sizes.place(GROUPED_FINENESS)) in groups:
-            groups[place].add(one)
-        else:
-            groups[place] = one
+        groups[sizes.place(GROUPED_FINENESS)].add(sizes, seconds)
     total_s = sum(group.seconds for group in groups.values())
     kept = _merged(groups, total_s)
     found = [Carrying(group.mean().workload(), group.steps, group.seconds / total_s) for group in kept if total_s]
@@ -146,7 +151,7 @@ def _merged(groups: Mapping[tuple[int, ...], _Group], total_s: float) -> Sequenc
             kinds.add(_kind(place))
             continue
         alike = [other for other in kept if _kind(other) == _kind(place)] or list(kept)
-        kept[min(alike, key=lambda other: math.dist(other, place))].add(group)
+        kept[min(alike, key=lambda other: dist(other, place))].join(group)
     return list(kept.values())
 
 

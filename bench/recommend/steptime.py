@@ -136,8 +136,14 @@ class StepTimes:
     ceiling: Ceiling
     rows: tuple[_Row, ...]
     sums_errors: Mapping[bool, float] = field(init=False, repr=False, compare=False)
+    _of_kind: Mapping[Kind, tuple[_Row, ...]] = field(init=False, repr=False, compare=False)
+    _missed: dict[int, float] = field(init=False, repr=False, compare=False)
+    """By how much rows are missed by their neighbours, by ``id``, as far as that was asked: most are asked often."""
 
     def __post_init__(self) -> None:
+        of_kind = {kind: tuple(row for row in self.rows if row.kind is kind) for kind in Kind}
+        object.__setattr__(self, "_of_kind", of_kind)
+        object.__setattr__(self, "_missed", {})
         object.__setattr__(
             self, "sums_errors", {timed: _sums_error(self.layout, self._only(timed)) for timed in (True, False)}
         )
@@ -157,7 +163,7 @@ class StepTimes:
         their work allows, weighted by nearness. A mixed batch is taken apart, as an engine does: its decodes, and the rest.
         """
         here, kind = _place(workload), Kind.of(workload)
-        if very := _row_at(self.layout, self.rows, here, kind):
+        if very := _row_at(self.layout, self._of_kind[kind], here, kind):
             return self._measured(workload, very)
         if kind is Kind.MIXED:
             return self._apart(workload)
@@ -177,7 +183,7 @@ class StepTimes:
         Args:
             besides: a place whose rows may not answer.
         """
-        alike = [row for row in self.rows if row.kind is kind and not (besides and _together(row.point, besides))]
+        alike = [row for row in self._of_kind[kind] if not (besides and _together(row.point, besides))]
         real = [row for row in alike if row.entry.label is Label.MEASURED and math.dist(row.point, here) <= FURTHEST]
         chosen: list[_Row] = []
         for row in sorted(real or alike, key=lambda row: math.dist(row.point, here)):
@@ -207,6 +213,11 @@ class StepTimes:
 
     def _left_out(self, row: _Row) -> float:
         """Return by what factor less 1 a row is missed by its own neighbours; 1 if it has none."""
+        if id(row) not in self._missed:
+            self._missed[id(row)] = self._missed_by(row)
+        return self._missed[id(row)]
+
+    def _missed_by(self, row: _Row) -> float:
         near = self._near(row.point, row.kind, besides=row.point)
         if not near:
             return 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bench.errors import UsageError
@@ -69,42 +69,72 @@ class Scheduler:
                 raise UsageError(f"--{flag} is a whole number from 1, not {getattr(self, name)}")
 
 
-class Ran(NamedTuple):
-    """What a request runs in a step: its number in the trace, new tokens, and tokens in total once they have run."""
+class Step(NamedTuple):
+    """One step of a replay: when it starts, and what runs in it.
 
-    request: int
-    new: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a replay: when it starts, and what runs in it, decodes first."""
+    Args:
+        decodes: requests that run one new token, the last of a prompt by itself among them.
+        decode_context: tokens that all of them have cached before.
+        longer: requests that run more.
+        new: tokens that all of these run.
+        context: tokens that all of these have cached before.
+    """
 
     start_s: float
-    ran: tuple[Ran, ...]
+    decodes: int
+    decode_context: int
+    longer: int
+    new: int
+    context: int
 
 
 @dataclass(slots=True)
-class _Running:
-    """A request that waits or runs: ``done`` of its ``computed`` tokens have run, of which the prompt is the first part."""
+class _Prompt:
+    """A request that waits or runs its prompt, of which ``done`` tokens have run."""
 
-    index: int
     at_s: float
     prompt: int
     computed: int
     done: int = 0
 
-    def run(self, room: int) -> Ran:
-        """Run the rest of the prompt, as far as there is room for it."""
+    def run(self, room: int) -> int:
+        """Run the rest of the prompt, as far as there is room for it; return how many tokens that is."""
         new = min(self.prompt - self.done, room)
         self.done += new
-        return Ran(self.index, new, self.done)
+        return new
 
-    def decode(self) -> Ran:
-        """Run one more token."""
-        self.done += 1
-        return Ran(self.index, 1, self.done)
+
+@dataclass(slots=True)
+class _Decodes:
+    """Requests past their prompts, counted and not told apart: each runs a token a step, so that its last one is known.
+
+    A step's tokens suffice for all: whoever ends its prompt in a step has found room for one beside them.
+    """
+
+    running: int = 0
+    context: int = 0
+    steps: int = 0
+    ending: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By step, how many end and their tokens."""
+
+    def add(self, prompt: int, computed: int) -> None:
+        """Take a request whose prompt has run, of the tokens that it computes in all."""
+        self.running += 1
+        self.context += prompt
+        last = self.steps + computed - prompt
+        requests, tokens = self.ending.get(last, (0, 0))
+        self.ending[last] = requests + 1, tokens + computed
+
+    def run(self) -> int:
+        """Run a token of each; return the tokens that those that end have held."""
+        self.steps += 1
+        self.context += self.running
+        if self.steps not in self.ending:
+            return 0
+        requests, tokens = self.ending.pop(self.steps)
+        self.running -= requests
+        self.context -= tokens
+        return tokens
 
 
 def replay(arrivals: Sequence[Arrival], scheduler: Scheduler, step_s: Callable[[Step], float]) -> Iterator[Step]:
@@ -119,43 +149,74 @@ def replay(arrivals: Sequence[Arrival], scheduler: Scheduler, step_s: Callable[[
     """
     if scheduler.kv_tokens is not None:
         _check_fits(arrivals, scheduler.kv_tokens)
-    order = sorted(enumerate(arrivals), key=lambda item: item[1].at_s)
-    waiting = deque(_Running(index, one.at_s, one.prompt, one.computed) for index, one in order)
-    prompts: list[_Running] = []
-    decodes: list[_Running] = []
+    waiting = deque(
+        _Prompt(one.at_s, one.prompt, one.computed) for one in sorted(arrivals, key=lambda arrival: arrival.at_s)
+    )
+    prompts: list[_Prompt] = []
+    decodes = _Decodes()
     now_s, held = 0.0, 0
     for _ in range(MAX_STEPS):
-        if not (prompts or decodes or waiting):
+        if not (prompts or decodes.running or waiting):
             return
-        if not (prompts or decodes):
+        if not (prompts or decodes.running):
             now_s = max(now_s, waiting[0].at_s)
-        room = scheduler.max_batched_tokens
-        ran = [one.decode() for one in decodes[:room]]
-        room -= len(ran)
+        room = scheduler.max_batched_tokens - decodes.running
+        ran = []
         for one in prompts:
             if not room:
                 break
-            ran.append(one.run(room))
-            room -= ran[-1].new
-        while room and _may_start(waiting, now_s, scheduler, running=len(prompts) + len(decodes), held=held):
+            ran.append((one.done, new := one.run(room)))
+            room -= new
+        while (
+            room
+            and waiting
+            and _may_start(waiting, now_s, scheduler, running=len(prompts) + decodes.running, held=held)
+        ):
             one = waiting.popleft()
             held += one.computed
             prompts.append(one)
-            ran.append(one.run(room))
-            room -= ran[-1].new
-        step = Step(now_s, tuple(ran))
+            ran.append((one.done, new := one.run(room)))
+            room -= new
+        step = _step(now_s, decodes, ran)
         yield step
         now_s += step_s(step)
-        decodes += [one for one in prompts if one.done >= one.prompt]
-        prompts = [one for one in prompts if one.done < one.prompt]
-        held -= sum([one.computed for one in decodes if one.done >= one.computed])
-        decodes = [one for one in decodes if one.done < one.computed]
+        held -= decodes.run()
+        if ran:
+            held -= _past_prompts(prompts, decodes)
+            prompts = [one for one in prompts if one.done < one.prompt]
     raise UsageError(f"the trace takes more than {MAX_STEPS:,} steps to serve: give a shorter stretch of it")
 
 
-def _may_start(waiting: Sequence[_Running], now_s: float, scheduler: Scheduler, *, running: int, held: int) -> bool:
+def _step(start_s: float, decodes: _Decodes, ran: Sequence[tuple[int, int]]) -> Step:
+    """Put together what decodes and what runs of prompts, each with the tokens done before it and its new ones."""
+    if not ran:
+        return Step(start_s, decodes.running, decodes.context, 0, 0, 0)
+    longer = [one for one in ran if one[1] > 1]
+    lasts = [done for done, new in ran if new == 1]
+    return Step(
+        start_s,
+        decodes.running + len(lasts),
+        decodes.context + sum(lasts),
+        len(longer),
+        sum([new for _, new in longer]),
+        sum([done for done, _ in longer]),
+    )
+
+
+def _past_prompts(prompts: Sequence[_Prompt], decodes: _Decodes) -> int:
+    """Let prompts that have run go on to decode; return the tokens of those that are answered with one, and end."""
+    ended = 0
+    for one in prompts:
+        if one.done == one.computed:
+            ended += one.computed
+        elif one.done == one.prompt:
+            decodes.add(one.prompt, one.computed)
+    return ended
+
+
+def _may_start(waiting: Sequence[_Prompt], now_s: float, scheduler: Scheduler, *, running: int, held: int) -> bool:
     """Tell whether the first of those that wait has come, and may run beside so many that will hold so many tokens."""
-    if not waiting or waiting[0].at_s > now_s or running >= scheduler.max_sequences:
+    if waiting[0].at_s > now_s or running >= scheduler.max_sequences:
         return False
     return scheduler.kv_tokens is None or held + waiting[0].computed <= scheduler.kv_tokens
 

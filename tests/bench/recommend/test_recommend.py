@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from hypothesis import strategies as st
 
 from bench.cli import main
 from bench.cli.exits import Exit
+from bench.files import FileError
+from bench.line import encode
 from bench.profile.profile import Profile
 from bench.recommend.decision import Limits, Origin
-from bench.recommend.recommend import Evidence, Recommendation, Traffic, Why, decide, modelled, rooms_of
-from bench.record import Environment, Label, Measured, Trial
+from bench.recommend.recommend import Evidence, Recommendation, Telling, Traffic, Why, decide, modelled, rooms_of
+from bench.record import SCHEMA, Environment, Label, Measured, Trial
 from bench.shipped import shipped_profiles
-from bench.store import Store
+from bench.store import Store, read_run
 from bench.sweep import Sweep
 from bench.tune.pick import pick
 from dcp_core.layout import DcpLayout, legal_dcps
@@ -40,6 +43,7 @@ def of_one_device(dcp: int) -> Evidence:
     return Evidence(replace(profile, entries=tuple(entry for entry in profile.entries if entry.label is label)))
 
 
+HEAVY = ("torch", "triton", "flashinfer", "matplotlib", "numpy", "scipy", "transformers", "ray", "rich")
 EVIDENCE = {dcp: of_one_device(dcp) for dcp in (1, 2)}
 ASSUMED = Limits(None, "NVIDIA H200")
 
@@ -151,7 +155,70 @@ def test_the_reference_is_timed_in_one_way() -> None:
     """So that exchanges, once measured in that way on such a machine, are put to use by lying beside it."""
     (path,) = shipped_profiles("q16,kv1,d128,dtype=bfloat16", "h200")
     trials, _ = Store.read(path.parent.parent)
-    assert Evidence.of(Profile.load(path), trials).way is not None
+    profile = Profile.load(path)
+    whole = Evidence.of(profile, trials)
+    assert whole.way is not None
+    telling, _ = Store.read(path.parent.parent, reader=Telling([profile]))
+    some = Evidence.of(profile, telling)
+    assert (some.way, some.beside().models) == (whole.way, whole.beside().models)
+    assert len(telling) < len(trials) / 4, "most lines say nothing of exchanges, or nothing new"
+
+
+def test_runs_are_read_for_ways_of_the_profile_and_exchanges_between_real_ranks(tmp_path: Path) -> None:
+    of_profile, again = timed(["loopback"], "32q1s32k", "64q1s32k")
+    (elsewhere,) = timed(["loopback"], "8q1s1k")
+    (real,) = timed(["ag_rs"], "q1s16")
+    alone = next(trial(one) for one in cases(["32q1s32k"], dcps=[1]))
+    otherwise = replace(again, protocol=again.protocol - 1)
+    (profile,) = (one for one in pick([of_profile, again]) if one.geometry.q_heads == 16)
+    written = [replace(of_profile, is_sentinel=True), elsewhere, of_profile, again, real, alone, otherwise]
+    lines = [
+        encode(of_profile).replace(b'"seconds":', b'"seconds":1'),
+        *map(encode, written),
+        b'{"checksum":1,"trial":{}}\n',
+    ]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"".join([*lines, encode(alone).replace(b'"seconds":', b'"seconds":1')]))
+    trials, notices = read_run(path, reader=Telling([profile]))
+    assert trials == [of_profile, real, otherwise]
+    (notice,) = notices  # of what tells nothing it does not matter whether it is damaged
+    assert "line 1 and 1 more: set aside: its checksum does not match" in notice
+    path.write_bytes(encode(replace(alone, schema=SCHEMA + 1)))
+    with pytest.raises(FileError, match="use a newer dcpbench"):
+        read_run(path, reader=Telling([profile]))
+
+
+PLAIN = "--model qwen3-235b-a22b --tp 8 --context 32k --concurrency 64"
+
+
+@pytest.mark.parametrize(
+    ("question", "runs"),
+    [
+        (PLAIN, 0),  # every step was measured with its exchange
+        (f"{PLAIN} --slo-us 20000 --gpu-memory 80GiB --json", 0),
+        ("--model qwen3-235b-a22b --tp 16 --context 32k --concurrency 64 --exchange-us 40", 0),
+        ("--model qwen3-235b-a22b --tp 16 --context 32k --concurrency 64", 1),
+    ],
+)
+def test_an_answer_reads_each_file_once_and_no_run_that_it_does_not_need(question: str, runs: int) -> None:
+    """And imports nothing heavy: what it costs is told by this, not by a clock."""
+    code = f"""
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from bench.cli import main
+status = main({["recommend", *question.split(), "--gpu", "h200"]!r})
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print(json.dumps([status, heavy, [name for name in opened if name.endswith((".jsonl", ".json"))]]), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    status, heavy, opened = json.loads(done.stderr.splitlines()[-1])
+    assert (status, heavy) == (Exit.DONE, [])
+    read = Counter(Path(name).name for name in opened)
+    assert set(read.values()) == {1}
+    assert bool(runs) == any(name.endswith(".jsonl") for name in read)
+    profiles = [name for name in read if name.endswith(".json")]
+    assert 2 <= len(profiles) <= 3, "those of the geometries that are asked about, one for each legal dcp"
 
 
 def test_a_chunk_without_context_exchanges_under_vllm_alone() -> None:
@@ -315,10 +382,3 @@ def test_drafted_tokens_and_chunks_are_batches_of_their_own(run: Run) -> None:
     first, second = (Workload.parse(one["batch"]) for one in json.loads(out)["batches"])
     assert set(first.requests) == {Request(4, 32772)}
     assert second.requests[-1] == Request(8192, 40960)
-
-
-def test_it_answers_without_torch() -> None:
-    loaded = "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
-    program = f"import sys; from bench.cli import main; main({['recommend', *TYPED]!r}); {loaded}"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "False False"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -16,7 +18,8 @@ from bench.errors import UsageError
 from bench.files import FileError
 from bench.recommend.batches import MOST, Sizes, carrying, remembered
 from bench.recommend.trace_file import read_trace
-from bench.recommend.traffic import Arrival, Ran, Scheduler, Step, replay
+from bench.recommend.traffic import Arrival, Scheduler, Step, replay
+from tests.bench.recommend.plain_replay import Ran, counted, plain_replay
 
 ARRIVALS = st.lists(
     st.builds(Arrival, st.floats(0, 50), st.integers(1, 300), st.integers(1, 40)), min_size=1, max_size=20
@@ -28,13 +31,26 @@ def second(_step: Step) -> float:
     return 1.0
 
 
+def by_work(step: Step) -> float:
+    return 0.01 + 0.1 * step.decodes + 1e-3 * step.new + 1e-5 * (step.decode_context + step.context)
+
+
+@given(ARRIVALS, SCHEDULERS, st.none() | st.integers(340, 1000), st.sampled_from([second, by_work]))
+def test_steps_are_those_of_the_replay_of_each_request(
+    arrivals: list[Arrival], scheduler: Scheduler, kv_tokens: int | None, step_s: Callable[[Step], float]
+) -> None:
+    scheduler = replace(scheduler, kv_tokens=kv_tokens)
+    plain = [counted(start_s, ran) for start_s, ran in plain_replay(arrivals, scheduler, step_s)]
+    assert list(replay(arrivals, scheduler, step_s)) == plain
+
+
 @given(ARRIVALS, SCHEDULERS)
 def test_every_token_runs_once_in_order_and_none_before_it_came(arrivals: list[Arrival], scheduler: Scheduler) -> None:
     done: Counter[int] = Counter()
-    for step in replay(arrivals, scheduler, second):
-        for one in step.ran:
+    for start_s, ran in plain_replay(arrivals, scheduler, second):
+        for one in ran:
             assert one.new >= 1
-            assert step.start_s >= arrivals[one.request].at_s
+            assert start_s >= arrivals[one.request].at_s
             done[one.request] += one.new
             assert one.total == done[one.request]
     assert done == {index: one.computed for index, one in enumerate(arrivals)}
@@ -42,29 +58,34 @@ def test_every_token_runs_once_in_order_and_none_before_it_came(arrivals: list[A
 
 @given(ARRIVALS, SCHEDULERS)
 def test_no_step_exceeds_its_budgets_and_decodes_come_first(arrivals: list[Arrival], scheduler: Scheduler) -> None:
-    for step in replay(arrivals, scheduler, second):
-        assert 1 <= sum(one.new for one in step.ran) <= scheduler.max_batched_tokens
-        assert len({one.request for one in step.ran}) == len(step.ran) <= scheduler.max_sequences
-        prompts = [one.total <= arrivals[one.request].prompt for one in step.ran]
+    for _, ran in plain_replay(arrivals, scheduler, second):
+        assert 1 <= sum(one.new for one in ran) <= scheduler.max_batched_tokens
+        assert len({one.request for one in ran}) == len(ran) <= scheduler.max_sequences
+        prompts = [one.total <= arrivals[one.request].prompt for one in ran]
         assert prompts == sorted(prompts)
 
 
 @given(ARRIVALS, st.integers(340, 1000))
 def test_requests_under_way_never_hold_more_than_the_cache(arrivals: list[Arrival], kv_tokens: int) -> None:
     held: set[int] = set()
-    for step in replay(arrivals, Scheduler(64, 8, kv_tokens), second):
-        held |= {one.request for one in step.ran}
+    for _, ran in plain_replay(arrivals, Scheduler(64, 8, kv_tokens), second):
+        held |= {one.request for one in ran}
         assert sum(arrivals[index].computed for index in held) <= kv_tokens
-        held -= {one.request for one in step.ran if one.total == arrivals[one.request].computed}
+        held -= {one.request for one in ran if one.total == arrivals[one.request].computed}
 
 
 def test_a_long_prompt_runs_by_chunks_beside_decodes() -> None:
     arrivals = [Arrival(0.0, 4, 3), Arrival(0.0, 20, 1)]
-    steps = [step.ran for step in replay(arrivals, Scheduler(10), second)]
+    steps = [ran for _, ran in plain_replay(arrivals, Scheduler(10), second)]
     assert steps == [
         (Ran(0, 4, 4), Ran(1, 6, 6)),
         (Ran(0, 1, 5), Ran(1, 9, 15)),
         (Ran(0, 1, 6), Ran(1, 5, 20)),
+    ]
+    assert list(replay(arrivals, Scheduler(10), second)) == [
+        Step(0.0, decodes=0, decode_context=0, longer=2, new=10, context=0),
+        Step(1.0, decodes=1, decode_context=4, longer=1, new=9, context=6),
+        Step(2.0, decodes=1, decode_context=5, longer=1, new=5, context=15),
     ]
 
 
@@ -75,7 +96,7 @@ def test_what_the_cache_never_holds_is_refused() -> None:
 
 @given(ARRIVALS, SCHEDULERS)
 def test_few_batches_carry_all_steps_and_all_time(arrivals: list[Arrival], scheduler: Scheduler) -> None:
-    timed = [(Sizes.of(step), 1.0 + len(step.ran)) for step in replay(arrivals, scheduler, second)]
+    timed = [(Sizes.of(step), 1.0 + step.decodes + step.longer) for step in replay(arrivals, scheduler, second)]
     found = carrying(timed)
     assert sum(one.steps for one in found) == len(timed)
     assert sum(one.share for one in found) == pytest.approx(1.0)
@@ -84,7 +105,7 @@ def test_few_batches_carry_all_steps_and_all_time(arrivals: list[Arrival], sched
 
 
 def test_steps_that_are_alike_become_their_mean() -> None:
-    alike = [Step(0.0, tuple(Ran(index, 1, 1001 + gap) for index in range(8))) for gap in (0, 2, 4)]
+    alike = [Step(0.0, 8, 8 * (1000 + gap), 0, 0, 0) for gap in (0, 2, 4)]
     (one,) = carrying((Sizes.of(step), 1.0) for step in alike)
     assert (str(one.workload), one.steps, one.share) == ("8q1s1003", 3, 1.0)
 
@@ -97,7 +118,7 @@ def test_steps_that_are_alike_are_timed_once() -> None:
         return 5.0
 
     of = remembered(time_us)
-    assert {of(Sizes.of(Step(0.0, (Ran(0, 1, total),)))) for total in (1000, 1001, 1002)} == {5.0}
+    assert {of(Sizes.of(Step(0.0, 1, total - 1, 0, 0, 0))) for total in (1000, 1001, 1002)} == {5.0}
     assert asked == ["q1s1000"]
 
 
