@@ -27,6 +27,8 @@ FLUSH_S = 1e-4
 """Cooling the L2 cache before a repetition, and waiting for it."""
 OPENING_S = 0.06
 """For each rank in one process: opening a path, its inputs and its check. This and what follows: 970 cases on an H200."""
+EXCHANGE_S = 0.1
+"""Opening an exchange between real ranks: 300 cases between two H200s."""
 MANY_REQUESTS, REQUEST_S, FURTHER_S = 256, 5e-3, 3e-4
 """Laying out and checking a request, and each beyond so many, of which fewer rows are checked."""
 EAGER_S = 1e-4
@@ -64,7 +66,8 @@ def opening_seconds(case: Case, ceiling: Ceiling) -> float:
     step_s = sum(work.seconds(ceiling) for work in step_work(case))
     requests_s = REQUEST_S * min(requests, MANY_REQUESTS) + FURTHER_S * max(requests - MANY_REQUESTS, 0)
     written_s = 2 * case_bytes(case, together) / ceiling.bytes_per_s
-    return OPENING_S * together + requests_s + together * step_s + written_s
+    meeting_s = EXCHANGE_S if together < case.layout.dcp and ceiling is not CPU else 0.0
+    return OPENING_S * together + meeting_s + requests_s + together * step_s + written_s
 
 
 def racing_seconds(case: Case, policy: Policy, ceiling: Ceiling, samples: Sequence[int]) -> list[float]:

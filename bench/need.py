@@ -133,10 +133,12 @@ def _oracle_bytes(case: Case) -> int:
     some = min(len(workload), ORACLE_REQUESTS)
     scores = sum(request.new * request.total for request in workload.requests) * heads.query
     everything = scores <= ORACLE_SCORES and some == len(workload)
-    rows = max(workload.new_lens) if everything else min(max(workload.new_lens), max(2, ORACLE_ROWS // some))
-    longest = max(workload.total_lens)
-    keys_values = 2 * longest * heads.kv * case.shape.head_dim * 8
-    return keys_values + rows * heads.query * longest * ORACLE_BYTES_PER_SCORE
+    rows = max(workload.new_lens) if everything else max(2, ORACLE_ROWS // some)
+    key_bytes = 2 * heads.kv * case.shape.head_dim * 8
+    return max(
+        request.total * (key_bytes + min(request.new, rows) * heads.query * ORACLE_BYTES_PER_SCORE)
+        for request in workload.requests
+    )
 
 
 def _reference_bytes(case: Case) -> int:

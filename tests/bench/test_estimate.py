@@ -52,8 +52,8 @@ def test_three_trials_correct_the_model_and_failures_do_not() -> None:
     assert seconds_each(found, Policy(), "NVIDIA H200", failed) == plain
 
 
-COMPILED = ("20261128T070905", "20261128T140846", "20261128T143205", "20261128T143400")
-"""Runs in which kernels were compiled."""
+COMPILED = ("20261128T070905", "20261128T143205", "20261128T215032")
+"""Runs in which kernels were compiled, or CUPTI was started to trace them."""
 COMPILING_S = 20.0
 """Beyond what is expected: less than compiling a kernel takes, and more than loading one does."""
 
@@ -70,10 +70,12 @@ def test_every_run_that_ships_took_about_what_is_expected_of_it() -> None:
             continue  # a search, which has estimates of its own
         times = [(one.seconds, case_seconds(one.case, one.policy, H200)) for one in trials]
         others = [(took_s, expected_s) for took_s, expected_s in times if took_s < expected_s + COMPILING_S]
+        # A process starts in its run's first trial.
+        start_s = starting_seconds(max(one.ranks for one in trials), H200) if times[0] in others else 0.0
         if len(others) < len(times):
             compiled.add(run.name.partition(".")[0])
         took_s, expected_s = map(sum, zip(*others, strict=True))
-        ratios.append(took_s / (starting_seconds(max(one.ranks for one in trials), H200) + expected_s))
+        ratios.append(took_s / (start_s + expected_s))
     assert len(ratios) >= 16
     assert all(1 / 1.5 < ratio < 1.5 for ratio in ratios)
     assert compiled == set(COMPILED)

@@ -129,7 +129,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Figure, "savefig", save_unrendered)
     earlier = sorted((REFERENCE / "h200" / "earlier").glob("*.jsonl"))
-    seed = next((REFERENCE / "h200").glob("20261128T135630*.jsonl"))
+    seed = next((REFERENCE / "h200").glob("20261128T215335*.jsonl"))
     (profile,) = shipped_profiles("q16,kv1,d128,dtype=bfloat16")
     for folder in ("results/profiles", "baseline", "path/to/your"):
         (tmp_path / folder).mkdir(parents=True)
