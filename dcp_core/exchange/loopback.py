@@ -16,7 +16,8 @@ class Loopback:
     """Every rank lives in this process and reads its peers' tensors directly.
 
     While the board is ``solo``, both calls return what they last returned: a rank's own work can then be timed, captured
-    and repeated without its peers, and without the exchange.
+    and repeated without its peers, and without the exchange. What is gathered stays where it is from step to step: a captured
+    graph reads it there.
     """
 
     name = ExchangeName.LOOPBACK
@@ -38,7 +39,8 @@ class Loopback:
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every seat's query heads."""
         if not self._board.solo or self._gathered is None:
-            self._gathered = interleave_ranks(torch.stack(self._board.swap(self._rank, q)), self._kv_heads)
+            stacked = torch.stack(self._board.swap(self._rank, q))
+            self._gathered = interleave_ranks(stacked, self._kv_heads, out=self._gathered)
         return self._gathered
 
     def combine(self, partial: Partial, *, into: Partial | None = None) -> Partial:

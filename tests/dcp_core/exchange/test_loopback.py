@@ -84,6 +84,21 @@ def test_a_seat_by_itself_gets_what_it_last_got() -> None:
         assert torch.equal(opened[1].combine(partials[1]).out, together[1][1].out)
 
 
+def test_a_later_step_gathers_into_the_memory_that_a_graph_captured_of_an_earlier_one_reads() -> None:
+    traffic, mesh = Traffic(dcp=2), Mesh.simulated(2)
+    opened = [open_exchange(traffic.case(ExchangeName.LOOPBACK), member) for member in mesh.members()]
+    queries = traffic.queries()
+    first = mesh.each(lambda i: opened[i].gather_heads(queries[i]))
+    expected = [-gathered for gathered in first]
+    second = mesh.each(lambda i: opened[i].gather_heads(-queries[i]))
+    with mesh.solo():
+        alone = opened[1].gather_heads(queries[1])
+    assert [gathered.data_ptr() for gathered in (*second, alone)] == [
+        gathered.data_ptr() for gathered in (*first, first[1])
+    ]
+    assert all(torch.equal(gathered, other) for gathered, other in zip(first, expected, strict=True))
+
+
 def test_alone_there_is_nothing_to_exchange() -> None:
     traffic = Traffic(dcp=1, base=LseBase.TWO)
     opened = open_exchange(traffic.case(ExchangeName.ALONE), Mesh.alone())
