@@ -68,8 +68,10 @@ class Fold:
         return cls(dcp, rows, kv_lens, torch.cat(places), earlier)
 
     def lays_out_as(self, other: Fold) -> bool:
-        """Tell whether a batch of the other fold has its queries at the same places, however long its contexts are."""
-        return (self.dcp, self.rows) == (other.dcp, other.rows) and torch.equal(self.place, other.place)
+        """Tell whether the queries of a batch of the other fold stand as these do, however long its contexts are."""
+        alike = (self.dcp, self.rows) == (other.dcp, other.rows) and torch.equal(self.place, other.place)
+        # Queries that see no key all stand at -1, whichever row is theirs.
+        return alike and torch.equal(self.earlier, other.earlier)
 
     @property
     def straight(self) -> bool:

@@ -36,6 +36,13 @@ def test_a_mixed_batch_is_planned_again_with_its_requests_elsewhere() -> None:
         assert group.judge(group.run(first.path)).passed
 
 
+def test_short_prompts_are_planned_again_with_their_rows_cut_elsewhere() -> None:
+    first, second = (Group(case(batch, dcp=4, path="fold")) for batch in ("q2_q3", "q3_q2"))
+    for group in (first, second, first):
+        group.plan_on(first.path)
+        assert group.judge(group.run(first.path)).passed
+
+
 @pytest.mark.parametrize("path", ["decode", *PATHS])
 def test_one_plan_serves_every_layer(path: str) -> None:
     group = Group(case("4q1s37", dcp=2, path=path)).plan()
