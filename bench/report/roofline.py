@@ -175,7 +175,7 @@ def _draw_link(axes: Axes, environment: Environment) -> None:
 def _draw_line(axes: Axes, height: float, name: str) -> None:
     axes.axhline(height, color=_LIMIT, lw=1.1, gid="limit")
     axes.annotate(
-        name, (0.02, height), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7
+        name, (0.02, height), xycoords=("axes fraction", "data"), xytext=(0, -8), textcoords="offset points", fontsize=7
     )
 
 

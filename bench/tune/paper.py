@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -185,19 +184,23 @@ def made_up_table(seed: int = 0) -> dict[Case, Runner]:
     available = Available(
         (KernelName.FA2, KernelName.FA3, KernelName.CUDA_CORE, KernelName.PERSISTENT), tuple(_EXCHANGE_US)
     )
-    ceiling, source = ceiling_of("H200"), random.Random(seed)
+    ceiling = ceiling_of("H200")
     table = {}
+
+    # What is drawn for one of these follows from its name alone: a stage or a setting more leaves the others as they are.
+    def drawn(spread: float, *name: object) -> float:
+        return random.Random(f"{seed} {' '.join(map(str, name))}").gauss(0, spread)
+
     for batch in map(Workload.parse, MADE_UP):
-        factors: dict[object, float] = defaultdict(lambda: math.exp(abs(source.gauss(0, 0.25))))
-        few: dict[object, float] = defaultdict(lambda: math.exp(abs(source.gauss(0, 0.03))))
         for settings in space(Case(shape, layout, batch, default_settings(layout, batch)), available):
             case = Case(shape, layout, batch, settings)
             us = _EXCHANGE_US[settings.exchange]
             for work in step_work(case):
                 kernel = settings.kernel_for_new if work.stage == "new" else settings.kernel
-                us += 1e6 * (work.seconds(ceiling) - ceiling.launch_s) * factors[work.stage, kernel, settings.path]
+                factor = math.exp(abs(drawn(0.25, batch, work.stage, kernel, settings.path)))
+                us += 1e6 * (work.seconds(ceiling) - ceiling.launch_s) * factor
             for name in _FEW_PERCENT:
-                us *= few[name, getattr(settings, name)]
-            us *= math.exp(source.gauss(0, 0.01))
+                us *= math.exp(abs(drawn(0.03, batch, name, getattr(settings, name))))
+            us *= math.exp(drawn(0.01, batch, settings))
             table[case] = Runner(us, 0.004, 0.35, 0.45)
     return table

@@ -67,7 +67,7 @@ def test_a_group_of_one_is_measured_whole() -> None:
     [
         ("split", ["context", "new", "merge"], ["batch", "plan context", "plan new"]),
         ("mask", ["attention"], ["batch", "mask", "plan"]),
-        ("fold", ["fold", "attention", "unfold"], ["batch", "fold", "plan"]),
+        ("fold", ["fold", "attention", "unfold", "new", "merge"], ["batch", "fold", "plan"]),
     ],
 )
 def test_a_simulation_checks_every_rank_and_times_one_without_the_exchange(

@@ -151,5 +151,8 @@ def test_what_is_simulated_and_modelled_comes_as_near_to_two_gpus_as_the_page_sa
     found = comparisons(trials)
     near = sum(one.is_close for one in found)
     page = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
-    assert f"{near} of {len(found)} are within 10 % (median error {100 * median(abs(one.error) for one in found):.1f} %)" in page
+    assert (
+        f"{near} of {len(found)} are within 10 % (median error {100 * median(abs(one.error) for one in found):.1f} %)"
+        in page
+    )
     assert near >= 0.9 * len(found)

@@ -22,7 +22,10 @@ ENVIRONMENT = Environment({"device_name": H200}, {"compute_capability": "9.0"})
 ALL = Available((KernelName.FA2, KernelName.FA3, KernelName.CUDA_CORE, KernelName.PERSISTENT), ())
 BATCHES = ("16q1s32k", "64q1s32k", "q512s8704", "8q4s32k", "q2ks32k")
 TOOK_S = 46.0
-"""Searching everything for these at dcp 1 and 2 (simulated) on an H200, 2026-11-24: 1536 candidates, 406 of them screened."""
+"""Searching everything for these at dcp 1 and 2 (simulated) on an H200, 2026-11-24: 1536 candidates, 406 of them screened.
+
+Since then ``fold`` has learnt to be replayable: 90 candidates more.
+"""
 
 
 def cases(dcp: int) -> list[Case]:
@@ -35,7 +38,7 @@ def cases(dcp: int) -> list[Case]:
 
 def test_a_search_of_everything_on_an_h200_takes_about_what_was_foretold() -> None:
     batches = batches_of(everything([*cases(1), *cases(2)], ALL), ENVIRONMENT, cold=True)
-    assert sum(len(batch.candidates) for batch in batches) == 1536
+    assert sum(len(batch.candidates) for batch in batches) == 1626
     found = [forecast(batch, (), Policy(), H200) for batch in batches]
     assert TOOK_S / 1.5 < whole_seconds(found, 1, H200) < 1.5 * TOOK_S
 
