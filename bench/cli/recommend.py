@@ -19,7 +19,8 @@ from bench.errors import UsageError
 from dcp_core.memory import parse_tokens
 
 if TYPE_CHECKING:
-    from bench.recommend.recommend import Evidence, Recommendation
+    from bench.recommend.evidence import Evidence
+    from bench.recommend.recommend import Recommendation
     from bench.record import Environment
     from bench.report.vllm import Serving
     from dcp_core.shapes import ModelShape
@@ -173,7 +174,7 @@ def _gpu(given: Given, measured: Environment | None) -> tuple[str, int]:
 
 def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
     """Join each profile with the runs beside it, where its exchanges may have been measured; dcp 1 has none."""
-    from bench.recommend.recommend import Evidence, Exchanges, Telling
+    from bench.recommend.evidence import Evidence, Exchanges, Telling
     from bench.store import Store
 
     @cache

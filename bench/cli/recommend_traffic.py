@@ -8,7 +8,8 @@ from bench.cli.recommend_options import Asked
 from bench.errors import UsageError
 from bench.files import write_whole
 from bench.recommend.batches import Sizes, carrying, remembered
-from bench.recommend.recommend import Evidence, Recommendation, Room, Traffic, step_times
+from bench.recommend.evidence import Evidence, step_times
+from bench.recommend.recommend import Recommendation, Room, Traffic
 from bench.recommend.trace_file import read_trace
 from bench.recommend.traffic import Scheduler, Step, replay
 from bench.report.table import counted

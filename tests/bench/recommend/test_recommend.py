@@ -23,7 +23,8 @@ from bench.files import FileError
 from bench.line import encode
 from bench.profile.profile import Profile
 from bench.recommend.decision import Limits, Origin
-from bench.recommend.recommend import Evidence, Recommendation, Telling, Traffic, Why, decide, modelled, rooms_of
+from bench.recommend.evidence import Evidence, Telling, modelled
+from bench.recommend.recommend import Recommendation, Traffic, Why, decide, rooms_of
 from bench.record import SCHEMA, Environment, Label, Measured, Trial
 from bench.shipped import shipped_profiles
 from bench.store import Store, read_run
