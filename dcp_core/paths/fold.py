@@ -86,7 +86,6 @@ class FoldLocal:
         self._earlier = fold.earlier.to(self._site.device)
         if self._fused is None:
             self._own = self._site.partial(workload.new_tokens, heads.query)
-        if self._fused is None:
             self._folder = Folder(
                 fold,
                 heads=heads.gathered,
