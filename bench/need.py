@@ -124,7 +124,8 @@ def _workspace_bytes(case: Case) -> int:
 
 def _passes(case: Case) -> int:
     apart = case.workload.is_mixed and case.settings.path is not PathName.DECODE
-    return (2 if case.settings.path is PathName.SPLIT else 1) + (1 if apart else 0)
+    split = 2 if case.settings.exchange is not ExchangeName.DIRECT or not case.settings.overlap else 5
+    return (split if case.settings.path is PathName.SPLIT else 1) + (1 if apart else 0)
 
 
 def _oracle_bytes(case: Case) -> int:

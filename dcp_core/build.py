@@ -246,7 +246,12 @@ def _recipe(site: Site, name: PathName, *, decoding: bool | None = None) -> Reci
     settings = site.case.settings
     if name is not PathName.TP:
         overlap = settings.overlap and name is PathName.SPLIT
-        return GatheredRecipe(site, _local(site, name, shared=False), overlap=overlap)
+        recipe = GatheredRecipe(site, _local(site, name, shared=False), overlap=overlap)
+        if not (overlap and isinstance(site.exchange, FusedExchange)):
+            return recipe
+        from dcp_core.paths.fetched import FetchedSplitRecipe
+
+        return FetchedSplitRecipe(site, site.exchange, recipe)
     from dcp_core.paths.tp import TpRecipe
 
     decoding = site.case.workload.is_decode if decoding is None else decoding

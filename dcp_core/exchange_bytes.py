@@ -14,13 +14,15 @@ from dcp_core.shapes import Request
 LSE_BYTES = 4
 """Of a float32 LSE, one per row and head."""
 FLAG_BYTES, MOST_PROGRAMS = 8, 512
-"""Of a mailbox: an int64 flag for each program of each rank; ``dcp_core.triton_ops.mailbox`` says more."""
+"""Of a mailbox: an int64 flag for each program of each rank, and a mark; ``dcp_core.triton_ops.mailbox`` says more."""
 WORD_BYTES, MOST_ROWS_OF_WORDS = 8, 512
 """Of a mailbox: an int64 word for each element of 16 bits in the rows that a small call may have."""
 ALIGNMENT = 256
 """Of rooms within a mailbox."""
 LEAST_TOKENS = 64
 """A mailbox has room for a power of two of tokens, this at least."""
+LEAST_FETCHED_ROWS = 1 << 14
+"""Of a rank, from which copy engines carry a step of ``overlap``."""
 
 
 def exchange_bytes(case: Case) -> int:
@@ -47,6 +49,12 @@ def _one(case: Case, requests: Sequence[Request], path: PathName) -> int:
         case ExchangeName.A2A:
             # Queries by rank and in order; partials to send and received.
             return everything * (2 * head_bytes + 2 * partial_bytes) + combined
+        case ExchangeName.DIRECT if case.settings.overlap and path is PathName.SPLIT and own >= LEAST_FETCHED_ROWS:
+            # The least mailbox; queries and partials to be fetched; queries fetched; own, new and fetched partials.
+            theirs = everything - own
+            outbox = (own * head_bytes, theirs * head_bytes, theirs * LSE_BYTES)
+            fetched = theirs * head_bytes + (ranks + 1) * own * partial_bytes
+            return mailbox_bytes(case, LEAST_TOKENS, LEAST_TOKENS) + sum(map(_aligned, outbox)) + fetched
         case ExchangeName.DIRECT:
             places = _fold_places(case, requests) if path is PathName.FOLD else tokens
             index = 4 * ranks * tokens if path is PathName.FOLD else 0
@@ -68,20 +76,24 @@ def mailbox_bytes(case: Case, tokens: int, places: int) -> int:
     tokens, places = _doubled(tokens), _doubled(places)
     words = WORD_BYTES * ranks * MOST_ROWS_OF_WORDS if case.shape.dtype.itemsize == 2 else 0
     parts = (
-        FLAG_BYTES * ranks * MOST_PROGRAMS,
+        FLAG_BYTES * ranks * (MOST_PROGRAMS + 1),
         words * case.shape.head_dim,
         words * (case.shape.head_dim + 2),
         places * heads.gathered * head_bytes,
         tokens * heads.gathered * head_bytes,
         tokens * heads.gathered * LSE_BYTES,
     )
-    return sum(-(-part // ALIGNMENT) * ALIGNMENT for part in parts)
+    return sum(map(_aligned, parts))
 
 
 def _fold_places(case: Case, requests: Sequence[Request]) -> int:
     """Return the places of rank 0, which has most of them: ``dcp`` to a row that sees a key; see ``dcp_core.fold``."""
     dcp = case.layout.dcp
     return sum(dcp * (-(-one.new // dcp) - (one.context == 0)) for one in requests)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _doubled(tokens: int) -> int:

@@ -24,6 +24,9 @@ _STAGES, _HOST = (0.5, -0.09), (0.17, 0.28)
 STAGE_COLOURS = {
     "gather": "#9ecae1",
     "gather beside new": "#bcd3e0",
+    "gather beside context": "#7f9db3",
+    "context of peers": "#8c8c8c",
+    "combine beside new": "#a9c4d6",
     "fold": "#d9d2e9",
     "attention": "#525252",
     "context": "#7a7a7a",

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from dcp_core.fold import Fold, OwnRows
-from dcp_core.lse import Partial
+from dcp_core.lse import LseBase, Partial
 from dcp_core.settings import ExchangeName
 
 
@@ -59,12 +59,11 @@ class FusedExchange(Exchange, Protocol):
         """
         ...
 
-    def gather_beside(self, q: Tensor) -> Tensor:
-        """Gather as ``gather_heads`` does, in the way that leaves most of the device to what runs at the same time."""
-        ...
+    def fetching(self, tokens: int) -> Fetching | None:
+        """Make room for a step of ``tokens`` rows that is exchanged while attention runs; None where that would not pay.
 
-    def variant_beside(self, tokens: int) -> str:
-        """Say which way ``gather_beside`` takes, as ``variant`` does."""
+        Every rank of the group must call this; whether it pays depends on the number alone.
+        """
         ...
 
     def combine_beside(self, partial: Partial, beside: Partial | OwnRows, *, into: Partial) -> Partial:
@@ -73,6 +72,32 @@ class FusedExchange(Exchange, Protocol):
         Args:
             beside: of rows that fold, what to attend to for it.
         """
+        ...
+
+
+class Fetching(Protocol):
+    """A step's exchange by what computes nothing; ``dcp_core.exchange.copies`` says in which order all ranks call it.
+
+    Attributes:
+        own: room for this rank's partial of its own heads, ``[T, h, D]``.
+        beside: room for one more of them, over keys that nobody else saw.
+        for_peers: room for its partials of the peers' heads, in the order of ``fetch_queries``.
+    """
+
+    own: Partial
+    beside: Partial
+    for_peers: Partial
+
+    def fetch_queries(self, q: Tensor) -> Tensor:
+        """Return the peers' query heads: ``[T, h, D] -> [T, H - h, D]``, those of one KV head neighbours."""
+        ...
+
+    def fetch_partials(self) -> None:
+        """Fetch what the peers have left in their ``for_peers``, once all have."""
+        ...
+
+    def add_up(self, base: LseBase, into: Partial) -> None:
+        """Add up ``own``, ``beside`` and what was fetched, all in ``base``, with a natural LSE."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A gather by copy engines: every rank leaves its heads in its own mailbox, and fetches those of its peers. Floor 4.
+"""A large step whose payload copy engines carry: each rank leaves its own where its peers reach it, and fetches theirs. Floor 4.
 
 Copy engines need no multiprocessor, so that what computes meanwhile loses none. They copy whatever happens, and cannot be told
 that a rank is lost: hence each fetches into its own room, where a wrong row harms nobody else, and sends nothing.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from ctypes import CDLL, Structure, byref, c_int, c_size_t, c_uint64, c_void_p
 from functools import cache
+from math import prod
 
 import torch
 from torch import Tensor
 
-from dcp_core.triton_ops.direct import stage_heads
-from dcp_core.triton_ops.mailbox import Mailbox
+from dcp_core.lse import LseBase, Partial
+from dcp_core.mesh import Mesh
+from dcp_core.triton_ops.combine import combine
+from dcp_core.triton_ops.direct import meet, stage_heads
+from dcp_core.triton_ops.mailbox import ALIGNMENT, Group, Mailbox
 
 _DEVICE = 2  # CU_MEMORYTYPE_DEVICE
 
@@ -41,38 +45,153 @@ class _Copy(Structure):
     )
 
 
-def gather_by_copies(q: Tensor, mailbox: Mailbox) -> Tensor:
-    """Gather as ``dcp_core.triton_ops.direct.gather_heads`` does, token by token, with copy engines for the payload.
+class Fetching:
+    """What one rank exchanges by copy engines in steps of a number of tokens, ``T``; every rank calls the same in the same order.
+
+    A step attends to its own heads while ``fetch_queries`` runs, to those of its peers after it, leaving its partials in
+    ``for_peers``, and to whatever needs no peer while ``fetch_partials`` runs; ``add_up`` ends it. All memory stays as it is from
+    step to step.
 
     Args:
-        q: ``[T, h, D]``, on a GPU.
+        mailbox: by whose turns the ranks meet.
+        outbox: where this rank leaves what is fetched, and where every rank's begins.
 
-    Returns:
-        The room: ``[T, ranks * h, D]``, valid until the next turn.
-
-    Raises:
-        ValueError: for queries that do not fit the mailbox.
-        RuntimeError: if the driver refuses a copy.
+    Attributes:
+        tokens: of a step.
+        own: room for this rank's partial of its own heads, ``[T, h, D]``.
+        beside: room for one more of them, over keys that nobody else saw.
+        for_peers: room for its partials of the peers' heads, ``[T, (ranks - 1) * h, D]``, in the order of ``fetch_queries``.
     """
-    stage_heads(q, mailbox)
-    group, tokens = mailbox.group, q.shape[0]
-    width = group.group * group.row_bytes  # what one rank has of one KV head of one token
-    stream = torch.cuda.current_stream(q.device).cuda_stream
-    for step in range(1, group.ranks + 1):
-        rank = (mailbox.rank + step) % group.ranks  # not all fetch from the same one
+
+    def __init__(self, mailbox: Mailbox, outbox: Outbox, tokens: int) -> None:
+        group = mailbox.group
+        self.tokens = tokens
+        self._mailbox, self._outbox = mailbox, outbox
+        queries, outs, lses = outbox.parts(tokens)
+        self._staged = queries
+        self.for_peers = Partial(outs, lses)
+        shape = (group.ranks + 1, tokens, group.heads)
+        self._outs = torch.empty(*shape, group.head_dim, dtype=group.dtype, device=queries.device)
+        self._lses = torch.empty(shape, device=queries.device)
+        self._queries = torch.empty_like(outs)
+        self.own, self.beside = (Partial(self._outs[place], self._lses[place]) for place in (0, group.ranks))
+
+    def fetch_queries(self, q: Tensor) -> Tensor:
+        """Return the peers' query heads: ``[T, (ranks - 1) * h, D]``, ordered (KV head, peer, head), the next rank's first.
+
+        Args:
+            q: this rank's, ``[T, h, D]``.
+
+        Raises:
+            ValueError: for queries that do not fit.
+            PeerLost: if a rank is known not to have come to an exchange.
+            RuntimeError: if the driver refuses a copy.
+        """
+        self._mailbox.check()
+        stage_heads(q, self._staged, self._mailbox)
+        group, peers = self._mailbox.group, self._mailbox.group.ranks - 1
+        width = group.group * group.row_bytes  # what one rank has of one KV head of one token
+        for place in range(peers):
+            source = self._outbox.addresses[self._peer(place)]
+            self._copy(source, width, self._queries.data_ptr() + place * width, peers * width, width)
+        return self._queries
+
+    def fetch_partials(self) -> None:
+        """Fetch what the peers have left in their ``for_peers``, once all have; errors as of ``fetch_queries``."""
+        self._mailbox.check()
+        meet(self._mailbox)
+        group, peers = self._mailbox.group, self._mailbox.group.ranks - 1
+        _, outs, lses = self._outbox.starts(self.tokens)
+        for start, width, rooms in (
+            (outs, group.group * group.row_bytes, self._outs),
+            (lses, group.group * self._lses.itemsize, self._lses),
+        ):
+            for place in range(peers):
+                # This rank's heads stand there at the place that it has in the peer's order.
+                source = self._outbox.addresses[self._peer(place)] + start + (peers - 1 - place) * width
+                self._copy(source, peers * width, rooms[place + 1].data_ptr(), width, width)
+
+    def add_up(self, base: LseBase, into: Partial) -> None:
+        """Add up ``own``, ``beside`` and what was fetched, all in ``base``; NaN once some rank has given up on another."""
+        combine(self._outs, self._lses, base=base, into=into, marks=self._mailbox.marks)
+
+    def _peer(self, place: int) -> int:
+        """Return the rank at a place: not all fetch from the same one at a time."""
+        return (self._mailbox.rank + 1 + place) % self._mailbox.group.ranks
+
+    def _copy(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int) -> None:
+        """Copy so many bytes of each KV head of each token."""
+        height = self.tokens * self._mailbox.group.kv_heads
+        if not height:
+            return
         copy = _Copy(
             source_type=_DEVICE,
-            source=mailbox.staged_address(rank),
-            source_pitch=width,
+            source=source,
+            source_pitch=source_pitch,
             target_type=_DEVICE,
-            target=mailbox.gathered_address(rank),
-            target_pitch=group.ranks * width,
+            target=target,
+            target_pitch=target_pitch,
             width=width,
-            height=tokens * group.kv_heads,
+            height=height,
         )
+        stream = torch.cuda.current_stream(self._queries.device).cuda_stream
         if error := _driver().cuMemcpy2DAsync_v2(byref(copy), c_void_p(stream)):
-            raise RuntimeError(f"the CUDA driver refused to copy {tokens} tokens from rank {rank}: error {error}")
-    return mailbox.gathered(tokens, 1)
+            raise RuntimeError(f"the CUDA driver refused to copy {self.tokens} tokens from a peer: error {error}")
+
+
+class Outbox:
+    """Memory of one rank that its peers reach, and what lies in it: queries, then partials of the peers' heads.
+
+    Args:
+        memory: uint8, this rank's own.
+        addresses: where each rank's begins, for this rank.
+    """
+
+    def __init__(self, group: Group, memory: Tensor, addresses: tuple[int, ...]) -> None:
+        self.addresses = addresses
+        self._group, self._memory = group, memory
+
+    @classmethod
+    def on(cls, mesh: Mesh, group: Group, tokens: int) -> Outbox:
+        """Make one with room for ``tokens``; every rank of the group must."""
+        memory, addresses = mesh.symmetric(cls.bytes_for(group, tokens))
+        return cls(group, memory, tuple(addresses.tolist()))
+
+    def holds(self, tokens: int) -> bool:
+        """Tell whether there is room for so many."""
+        return self.bytes_for(self._group, tokens) <= self._memory.numel()
+
+    @staticmethod
+    def bytes_for(group: Group, tokens: int) -> int:
+        """Return the bytes of one with room for ``tokens``."""
+        return sum(_part_bytes(group, tokens))
+
+    def starts(self, tokens: int) -> tuple[int, int, int]:
+        """Return where queries, outputs and LSEs of a step of ``tokens`` begin, in bytes."""
+        queries, outs, _ = _part_bytes(self._group, tokens)
+        return 0, queries, queries + outs
+
+    def parts(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return this rank's queries ``[T, h, D]``, outputs ``[T, (ranks - 1) * h, D]`` and LSEs of those, float32; views."""
+        group = self._group
+        theirs = (group.ranks - 1) * group.heads
+        shapes = ((tokens, group.heads, group.head_dim), (tokens, theirs, group.head_dim), (tokens, theirs))
+        dtypes = (group.dtype, group.dtype, torch.float32)
+        queries, outs, lses = (
+            self._memory[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            for start, shape, dtype in zip(self.starts(tokens), shapes, dtypes, strict=True)
+        )
+        return queries, outs, lses
+
+
+def _part_bytes(group: Group, tokens: int) -> tuple[int, int, int]:
+    """Return the bytes of the queries, the outputs and the LSEs in an outbox."""
+    rows = tokens * group.heads
+    theirs = (group.ranks - 1) * rows
+    queries, outs, lses = (
+        -(-size // ALIGNMENT) * ALIGNMENT for size in (rows * group.row_bytes, theirs * group.row_bytes, 4 * theirs)
+    )
+    return queries, outs, lses
 
 
 @cache

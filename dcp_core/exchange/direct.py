@@ -8,10 +8,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from dcp_core.exchange.copies import gather_by_copies
+from dcp_core.exchange.copies import Fetching, Outbox
 from dcp_core.fold import Fold, OwnRows
 from dcp_core.layout import RankHeads
-from dcp_core.lse import Partial
+from dcp_core.lse import LseBase, Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName, Unsupported
 from dcp_core.triton_ops.direct import (
@@ -20,24 +20,21 @@ from dcp_core.triton_ops.direct import (
     SMALL,
     combine,
     gather_heads,
-    stage_heads,
     tile_for,
 )
-from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox
+from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, MOST_RANKS, Group, Laid, Mailbox, PeerLost
 
 HEAD_DIMS = (64, 256)
 POLLS = 20_000_000
 """Looks at a flag before its rank is given up for lost: some twenty seconds."""
 EARLY_CAPABILITY = (9, 0)
 """Of a device, from which a kernel can be launched before the one that it follows has ended."""
-LEAST_COPY_BYTES = 1 << 20
-"""Of a rank's query heads, from which a gather beside other work leaves them to copy engines."""
+LEAST_FETCHED_ROWS = 1 << 14
+"""Of a rank, from which copy engines carry a step: as many tiles of 128 rows as a device has multiprocessors, so that a pass over
+its own heads and one over those of its peers take no longer than one over all.
+"""
 LEAST_TOKENS = 64
 """A mailbox is made for at least so many, and grows by doubling: making one takes milliseconds and every rank's help."""
-
-
-class PeerLost(RuntimeError):
-    """A rank of the group did not come to an exchange within its time: which, and in which turn."""
 
 
 class Direct:
@@ -67,6 +64,8 @@ class Direct:
         self._places = torch.empty(0, 0, dtype=torch.int64)
         self._places_here = self._places.to(mesh.device, torch.int32)
         self._mailbox = self._make(LEAST_TOKENS, LEAST_TOKENS)
+        self._outbox: Outbox | None = None
+        self._fetching: Fetching | None = None
         self._load()
 
     def reserve(self, tokens: int) -> None:
@@ -90,19 +89,21 @@ class Direct:
 
     def gather_heads(self, q: Tensor) -> Tensor:
         """Return every rank's query heads, in this rank's mailbox."""
-        _complain(self._mailbox)
+        self._mailbox.check()
         return gather_heads(q, self._mailbox, self._laid)
 
-    def variant_beside(self, tokens: int) -> str:
-        """Say which way ``gather_beside`` takes."""
-        return "copy engines" if self._copies(tokens) else self.variant(tokens)
-
-    def gather_beside(self, q: Tensor) -> Tensor:
-        """Return what ``gather_heads`` does; a large one by copy engines, which leave the multiprocessors to other work."""
-        if not self._copies(q.shape[0]):
-            return self.gather_heads(q)
-        _complain(self._mailbox)
-        return gather_by_copies(q, self._mailbox)
+    def fetching(self, tokens: int) -> Fetching | None:
+        """Make room for a step whose payload copy engines carry; None for one so small that attention would suffer."""
+        if tokens * self._group.heads < LEAST_FETCHED_ROWS:
+            return None
+        if self._outbox is None or not self._outbox.holds(tokens):
+            self._agree_that_none_is_lost()
+            self._outbox = Outbox.on(self._mesh, self._group, tokens)
+            self._load_fetching(self._outbox)
+        self._mailbox.check()
+        if self._fetching is None or self._fetching.tokens != tokens:
+            self._fetching = Fetching(self._mailbox, self._outbox, tokens)
+        return self._fetching
 
     def combine(self, partial: Partial, *, into: Partial | None = None) -> Partial:
         """Add up every rank's partial for this rank's heads."""
@@ -115,27 +116,27 @@ class Direct:
     def check(self) -> None:
         """Raise PeerLost if a rank did not come to an exchange; waits for the device."""
         torch.cuda.synchronize(self._mesh.device)
-        _complain(self._mailbox)
+        self._mailbox.check()
 
     def _combine(self, partial: Partial, beside: Partial | OwnRows | None, into: Partial) -> Partial:
-        _complain(self._mailbox)
+        self._mailbox.check()
         return combine(partial, self._mailbox, self._laid, beside=beside, into=into)
-
-    def _copies(self, tokens: int) -> bool:
-        large = tokens * self._group.heads * self._group.row_bytes >= LEAST_COPY_BYTES
-        return large and self._laid.places is None
 
     def _room(self, tokens: int, *, places: int) -> None:
         known = self._mailbox
         if tokens > known.tokens or places > known.places:
-            torch.cuda.synchronize(self._mesh.device)
-            # A new mailbox knows of no loss, and making one takes every rank: all are told, or none.
-            if problem := self._mesh.first_problem(_loss(known)):
-                raise PeerLost(problem)
+            self._agree_that_none_is_lost()
             self._mailbox = self._make(max(_doubled(tokens), known.tokens), max(_doubled(places), known.places))
-        _complain(known)
+            self._fetching = None
+        known.check()
         if self._combined.out.shape[0] != tokens:
             self._combined = self._own(tokens)
+
+    def _agree_that_none_is_lost(self) -> None:
+        """Before new memory is made, which knows of no loss and takes every rank: all are told, or none."""
+        torch.cuda.synchronize(self._mesh.device)
+        if problem := self._mesh.first_problem(self._mailbox.problem):
+            raise PeerLost(problem)
 
     def _own(self, tokens: int) -> Partial:
         group = self._group
@@ -182,10 +183,18 @@ class Direct:
             partial = Partial(gathered, torch.zeros(gathered.shape[:2], device=device))
             beside = None if laid.places is None else OwnRows(rows, keys, keys, first, group.ranks)
             combine(partial, self._mailbox, laid, beside=beside, into=Partial(rows, room.lse), tile=tile)
-            if laid.places is None and tile is LARGE:
-                stage_heads(rows, self._mailbox)
-                combine(partial, self._mailbox, laid, into=Partial(rows, room.lse), tile=tile)
             torch.cuda.synchronize(device)
+
+    def _load_fetching(self, outbox: Outbox) -> None:
+        """Take steps of one token by copy engines, for the same reason."""
+        fetching, room = Fetching(self._mailbox, outbox, 1), self._own(1)
+        for apart in (16, 1):
+            rows = torch.empty_strided(room.out.shape, (apart, apart, 1), dtype=room.out.dtype, device=room.out.device)
+            fetching.fetch_queries(rows.zero_())
+            fetching.fetch_partials()
+            fetching.add_up(LseBase.NATURAL, room)
+            torch.cuda.synchronize(self._mesh.device)
+        self._mesh.barrier()
 
 
 def refusal(mesh: Mesh, head_dim: int) -> str:
@@ -211,18 +220,6 @@ def _unreached(mine: int, others: Sequence[int | None]) -> str:
                 f"exchange direct needs GPUs that reach each other's memory, and device {mine} does not reach {other}"
             )
     return ""
-
-
-def _loss(mailbox: Mailbox) -> str:
-    """Say in a sentence which rank is known not to have come, or nothing; the device is not waited for."""
-    if (lost := mailbox.lost_rank()) is None:
-        return ""
-    return f"rank {lost[0]} did not come to turn {lost[1]} of exchange direct; every result since is NaN"
-
-
-def _complain(mailbox: Mailbox) -> None:
-    if loss := _loss(mailbox):
-        raise PeerLost(loss)
 
 
 def _doubled(tokens: int) -> int:

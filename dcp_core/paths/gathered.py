@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Protocol
 
@@ -80,7 +82,7 @@ class GatheredRecipe:
         self._site, self._local = site, local
         self._rows = rows_for(site, 0)
         self._fused = site.exchange if isinstance(site.exchange, FusedExchange) else None
-        self._ahead = _stream_ahead(site.device) if overlap else None
+        self._overlap = overlap
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch: the same room as long as the number of tokens is, so that a captured graph stays right."""
@@ -99,31 +101,25 @@ class GatheredRecipe:
         gather = Stage("gather", self._gather, communicates=True, variant=variant)
         combine = Stage("combine", self._combine, communicates=True, variant=variant)
         attend, apart, finish = self._local.attend(), self._local.apart(), self._local.finish()
-        if self._ahead is None or not apart:
+        if not (self._overlap and apart):
             return (gather, *attend, *apart, combine, *finish)
-        beside = partial(self._gather_beside, apart, self._ahead)
-        if self._fused is not None:
-            variant = self._fused.variant_beside(self._rows.lse.shape[0])
+        beside = partial(self._gather_beside, apart)
         return (Stage("gather beside new", beside, communicates=True, variant=variant), *attend, combine, *finish)
 
     def result(self, out: Tensor) -> Partial:
         """Return ``out`` with the LSE that the last step left."""
         return Partial(out, self._rows.lse, self._rows.base)
 
-    def _gather_beside(self, apart: tuple[Stage, ...], ahead: torch.cuda.Stream, step: Step) -> None:
+    def _gather_beside(self, apart: tuple[Stage, ...], step: Step) -> None:
         """Gather, and run what needs no other rank in the meantime.
 
         Not beside attention, which fills the device: two such passes at once take longer than one after the other.
         """
-        here = torch.cuda.current_stream(self._site.device)
-        ahead.wait_stream(here)
-        # The gather first: it waits for peers on a few multiprocessors, which nothing else must hold by then.
-        with torch.cuda.stream(ahead):
-            gather = self._site.exchange.gather_heads if self._fused is None else self._fused.gather_beside
-            self._rows.q = gather(step.q)
-        for stage in apart:
-            stage.run(step)
-        here.wait_stream(ahead)
+        with ahead(self._site.device) as stream:
+            with torch.cuda.stream(stream):
+                self._gather(step)
+            for stage in apart:
+                stage.run(step)
 
     def _gather(self, step: Step) -> None:
         self._rows.q = self._site.exchange.gather_heads(step.q)
@@ -145,6 +141,18 @@ def merge_own(site: Site, step: Step, rows: GatheredRows, own: Partial) -> None:
     """Add one more partial of the rank's own heads to what the combine wrote."""
     combined = Partial(step.out, rows.lse)
     site.arithmetic.merge(combined, own, into=combined)
+
+
+@contextmanager
+def ahead(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Give a stream for what exchanges while the current one computes; both have ended where this does.
+
+    What exchanges is to be launched first: it waits for peers on a few multiprocessors, which nothing else must hold by then.
+    """
+    here, stream = torch.cuda.current_stream(device), _stream_ahead(device)
+    stream.wait_stream(here)
+    yield stream
+    here.wait_stream(stream)
 
 
 @cache

@@ -13,16 +13,24 @@ TILE = 1024
 """Elements of one source that a program adds up: 16 bytes of bfloat16 a thread, the widest load there is."""
 
 
-def combine(outs: Tensor, lses: Tensor, *, base: LseBase = LseBase.NATURAL, into: Partial | None = None) -> Partial:
+def combine(
+    outs: Tensor,
+    lses: Tensor,
+    *,
+    base: LseBase = LseBase.NATURAL,
+    into: Partial | None = None,
+    marks: Tensor | None = None,
+) -> Partial:
     """Add up partial results over disjoint sets of keys, as ``dcp_core.lse.combine`` does.
 
     Args:
         outs: ``[N, T, H, D]``, any strides but for contiguous D: a receive buffer that holds the LSE too, say.
         lses: ``[N, T, H]`` float32, in ``base``, any strides.
         into: where to write, with strides as free; allocated if None. It may be one of the sources.
+        marks: int64 ``[ranks]``: where any is not 0, the sources are not what they should be.
 
     Returns:
-        A natural Partial of ``[T, H, D]``.
+        A natural Partial of ``[T, H, D]``; NaN where the sources are marked.
 
     Raises:
         ValueError: for shapes, strides or dtypes that do not fit.
@@ -47,8 +55,10 @@ def combine(outs: Tensor, lses: Tensor, *, base: LseBase = LseBase.NATURAL, into
         tokens * heads,
         heads,
         base.to_natural,
+        lses if marks is None else marks,
         HEAD_DIM=head_dim,
         SOURCES=sources,
+        MARKS=0 if marks is None else marks.numel(),
         HEIGHT=height,
         COLUMNS=columns,
     )
@@ -186,8 +196,10 @@ def _combine(
     rows,
     heads,
     base_to_natural,
+    marks,
     HEAD_DIM: tl.constexpr,
     SOURCES: tl.constexpr,
+    MARKS: tl.constexpr,
     HEIGHT: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -207,6 +219,9 @@ def _combine(
         lses += lse_n
         outs += out_n
     added /= tl.where(total == 0.0, 1.0, total)[:, None]
+    for mark in tl.static_range(MARKS):
+        total += tl.where(tl.load(marks + mark) == 0, 0.0, float("nan"))
+        added += tl.where(tl.load(marks + mark) == 0, 0.0, float("nan"))
 
     target = result + (token * result_t + head * result_h)[:, None] + column
     # In place, a warp that is done would overwrite LSEs that another has yet to read.

@@ -5,7 +5,7 @@ program of the kernel writes its rows into every peer's room, then sets its flag
 waits for its peers' flags in its own mailbox. A program waits for the same program of its peers and for nobody else. Small
 turns flag every element instead: see ``dcp_core.triton_ops.words``.
 
-A large gather may also leave one's heads where its peers fetch them, which copy engines can do: ``stage_heads``.
+A large turn may also leave things where its peers fetch them, which copy engines can do: ``stage_heads`` and ``meet``.
 
 Why nothing is lost or overwritten: a rank that has finished turn k has seen a flag of every peer for turn k, so every peer
 had by then finished whatever it did before turn k, reading what turn k - 1 brought it included. So turn k + 1 may write
@@ -77,7 +77,8 @@ def gather_heads(
         ValueError: for queries that do not fit the mailbox.
     """
     group, tokens = mailbox.group, q.shape[0]
-    _check_queries(q, mailbox)
+    _check_queries(q, group)
+    _check_room(tokens, mailbox)
     tile = _checked(tile, tokens, group)
     grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, tokens, phase, tile) | _placing(mailbox, laid)
     if tile.as_words:
@@ -87,21 +88,30 @@ def gather_heads(
     return mailbox.gathered(tokens if laid.places is None else laid.rows, laid.fold)
 
 
-def stage_heads(q: Tensor, mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> None:
-    """Leave this rank's query heads at ``mailbox.staged_address`` for its peers, and wait until all have done so.
+def stage_heads(q: Tensor, room: Tensor, mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> None:
+    """Leave this rank's query heads in ``room`` for its peers, and wait until all have done so.
 
     Until the next turn, every rank may fetch those of all; nobody stages others before each has begun that turn.
 
     Args:
-        q: as for ``gather_heads``.
+        q: as for ``gather_heads``, of any number of tokens.
+        room: contiguous ``[T, h, D]``, beginning at a multiple of 16 bytes, of this rank's own memory that its peers reach.
 
     Raises:
-        ValueError: for queries that do not fit the mailbox.
+        ValueError: for queries that do not fit the group.
     """
     tokens = q.shape[0]
-    _check_queries(q, mailbox)
+    _check_queries(q, mailbox.group)
+    if room.shape != q.shape or room.dtype != q.dtype or not (room.is_contiguous() and _aligned(room)):
+        raise ValueError(f"a room for queries should be contiguous, aligned, and as {_named(q)}, not {_named(room)}")
     grid, turn = _grid(tokens, mailbox, LARGE), _turn(mailbox, tokens, phase, LARGE)
-    stage_rows[grid](q, *q.stride()[:2], mailbox.tokens * mailbox.group.heads, **turn, ALIGNED=_aligned(q))
+    stage_rows[grid](q, *q.stride()[:2], room, **turn, ALIGNED=_aligned(q))
+
+
+def meet(mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> None:
+    """Take a turn that moves nothing: what each rank's stream did before, in memory that its peers reach, they may then fetch."""
+    nothing = mailbox.gathered(0, 1)[:, : mailbox.group.heads]
+    stage_heads(nothing, nothing, mailbox, phase=phase)
 
 
 def combine(
@@ -238,12 +248,10 @@ def _aligned(*rows: Tensor) -> bool:
     )
 
 
-def _check_queries(q: Tensor, mailbox: Mailbox) -> None:
-    group = mailbox.group
+def _check_queries(q: Tensor, group: Group) -> None:
     if q.shape[1:] != (group.heads, group.head_dim) or q.dtype != group.dtype:
         raise ValueError(f"queries should be [T, {group.heads}, {group.head_dim}] of {group.dtype}, not {_named(q)}")
     check_rows(q)
-    _check_room(q.shape[0], mailbox)
 
 
 def _check_room(tokens: int, mailbox: Mailbox) -> None:

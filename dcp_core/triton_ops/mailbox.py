@@ -25,6 +25,10 @@ SEATS = 256
 """A loss is one number, turn * SEATS + rank + 1: written at once, it is never half of one loss and half of another."""
 
 
+class PeerLost(RuntimeError):
+    """A rank of the group did not come to an exchange within its time: which, and in which turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Who exchanges what: ``ranks`` ranks of ``kv_heads`` KV heads, each with ``group`` query heads to a KV head."""
@@ -47,8 +51,8 @@ class Group:
 
     @property
     def flag_bytes(self) -> int:
-        """Bytes at the beginning of a mailbox: int64 flags ``[ranks, MOST_PROGRAMS]``."""
-        return _aligned(8 * self.ranks * MOST_PROGRAMS)
+        """Bytes at the beginning of a mailbox: int64 flags ``[ranks, MOST_PROGRAMS]``, then marks ``[ranks]``."""
+        return _aligned(8 * self.ranks * (MOST_PROGRAMS + 1))
 
     @property
     def has_words(self) -> bool:
@@ -97,7 +101,6 @@ class Mailbox:
 
     Args:
         memory: uint8, this rank's own; ``group.marked_bytes`` of it zero before the first turn of any rank.
-        addresses: where each rank's mailbox begins, for this rank: the copy engines are told by the host.
         rooms: int64 ``[6, ranks]`` on the device: where the flags, the gather room, the outputs and the LSEs of the combine
             room, the words of a gather and those of a combine begin in each rank's mailbox.
         turns: int64 ``[MOST_PROGRAMS]`` on the device: the last turn, once for each program, so that none reads what another
@@ -114,7 +117,6 @@ class Mailbox:
     group: Group
     rank: int
     memory: Tensor
-    addresses: tuple[int, ...]
     rooms: Tensor
     turns: Tensor
     loss: Tensor
@@ -158,7 +160,6 @@ class Mailbox:
             group,
             rank,
             memory,
-            tuple(addresses.tolist()),
             starts[:, None] + addresses,
             torch.zeros(MOST_PROGRAMS, dtype=torch.int64, device=memory.device),
             torch.zeros(1, dtype=torch.int64, device=memory.device),
@@ -176,19 +177,11 @@ class Mailbox:
         shape = (rows, fold * group.ranks * group.heads, group.head_dim)
         return self.memory[start : start + prod(shape) * group.dtype.itemsize].view(group.dtype).view(shape)
 
-    def gathered_address(self, of_rank: int) -> int:
-        """Return where, in this rank's gather room, the first of another rank's heads belong."""
-        group = self.group
-        return self.addresses[self.rank] + group.marked_bytes + of_rank * group.group * group.row_bytes
-
-    def staged_address(self, of_rank: int) -> int:
-        """Return where a rank leaves its own query heads for its peers to fetch: its own place in its own combine room.
-
-        Nobody else writes there, since nobody sends itself a partial.
-        """
-        group = self.group
-        outs = group.marked_bytes + group.gather_bytes(self.places)
-        return self.addresses[of_rank] + outs + of_rank * self.tokens * group.heads * group.row_bytes
+    @property
+    def marks(self) -> Tensor:
+        """For each rank, this one among them, whether it has given up on some peer: int64 ``[ranks]``, a view; 0 if not."""
+        start = 8 * self.group.ranks * MOST_PROGRAMS
+        return self.memory[start : start + 8 * self.group.ranks].view(torch.int64)
 
     def lost_rank(self) -> tuple[int, int] | None:
         """Return the rank that did not come and the turn in which it was waited for; None if none is known.
@@ -198,6 +191,18 @@ class Mailbox:
         """
         loss = int(self.told)
         return (loss % SEATS - 1, loss // SEATS) if loss else None
+
+    @property
+    def problem(self) -> str:
+        """Say in a sentence which rank is known not to have come, or nothing; the device is not waited for."""
+        if (lost := self.lost_rank()) is None:
+            return ""
+        return f"rank {lost[0]} did not come to turn {lost[1]} of exchange direct; every result since is NaN"
+
+    def check(self) -> None:
+        """Raise PeerLost if a rank is known not to have come; the device is not waited for."""
+        if problem := self.problem:
+            raise PeerLost(problem)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

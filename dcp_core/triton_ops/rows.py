@@ -82,7 +82,7 @@ def stage_rows(
     q,
     q_t: tl.int64,
     q_h: tl.int64,
-    room_rows,
+    target,
     rooms,
     turns,
     loss,
@@ -100,17 +100,17 @@ def stage_rows(
     EARLY: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Leave rows at one's own place in one's own combine room, and wait until the peers have done so."""
+    """Leave rows in memory of one's own that peers reach, and wait until they have done so."""
     push = begin(phase, EARLY)
     column = tl.arange(0, COLUMNS)[None, :]
     if push:
-        room = room_in(rooms, rank, OUTS, RANKS, q.dtype.element_ty)
+        room = tl.multiple_of(target, 16)
         for tile in range(tl.program_id(0), tl.cdiv(tokens * KV_HEADS * GROUP, HEIGHT), tl.num_programs(0)):
             row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
             inside = live[:, None] & (column < HEAD_DIM)
             queries = tl.load(at_rows(q, token, kv_head * GROUP + head, q_t, q_h, column, ALIGNED), inside)
             telling = may_be_told(turns, loss, row, live)
-            there = at_rows(room, rank * room_rows + row, 0, HEAD_DIM, 0, column, False)
+            there = at_rows(room, row, 0, HEAD_DIM, 0, column, False)
             tl.store(there, queries, inside & telling[:, None])
     turn = number_of(turns, push)
     if push:

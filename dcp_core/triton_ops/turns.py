@@ -148,14 +148,20 @@ def await_peers(rooms, loss, told, rank, turn, polls, RANKS: tl.constexpr):
         left -= 1
     tl.debug_barrier()
     lost = tl.min(tl.where(late, peer, RANKS))
-    note_loss(loss, told, turn, lost, RANKS)
+    note_loss(rooms, rank, loss, told, turn, lost, RANKS)
     return (lost == RANKS) & whole
 
 
 @triton.jit
-def note_loss(loss, told, turn, lost, RANKS: tl.constexpr):
-    """Write down that a rank did not come in this turn, unless a loss is known already; ``lost == RANKS``: all came."""
+def note_loss(rooms, rank, loss, told, turn, lost, RANKS: tl.constexpr):
+    """Write down that a rank did not come in this turn, unless a loss is known already; ``lost == RANKS``: all came.
+
+    Every rank's mailbox is marked too: from now on this one waits for nobody, and may overwrite what a peer is still fetching.
+    """
     if lost < RANKS:
         loss_now = turn * _SEATS + lost + 1
         if tl.atomic_cas(loss, tl.cast(0, tl.int64), loss_now) == 0:
             tl.store(told, loss_now)
+            peer = tl.arange(0, _RANKS)
+            there = tl.load(rooms + FLAGS * RANKS + tl.where(peer < RANKS, peer, rank)).to(tl.pointer_type(tl.int64))
+            tl.atomic_xchg(there + (RANKS * _PROGRAMS + rank), loss_now, peer < RANKS, sem="release", scope="sys")

@@ -92,7 +92,7 @@ def gather_words(
             here = (others & live[None, :])[:, :, None] & inside[None, None, :]
             words, late = _await(_at(own, _row(peer, row), HEAD_DIM, column), here, turn, left)
             lost = _lowest(late, peer, RANKS)
-            note_loss(loss, told, turn, lost, RANKS)
+            note_loss(rooms, rank, loss, told, turn, lost, RANKS)
             left = tl.where(lost < RANKS, 0, left)
             place = place_of(places, rank, token, tokens, live, PLACED)[None, :]
             came = gathered_row(place, kv_head[None, :], peer, head[None, :], RANKS, KV_HEADS, GROUP, FOLD)
@@ -192,7 +192,7 @@ def combine_words(
 
             coming = others & live[None, :]
             words, lse, lost = _await_partials(here, peer, row, column, coming, turn, left, RANKS, HEAD_DIM)
-            note_loss(loss, told, turn, lost, RANKS)
+            note_loss(rooms, rank, loss, told, turn, lost, RANKS)
             left = tl.where(lost < RANKS, 0, left)
             lse = tl.where(coming, lse * base_to_natural, float("-inf"))
             top = tl.maximum(tl.maximum(mine, other), tl.max(lse, 0))

@@ -13,11 +13,13 @@ from torch import Tensor
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.build import open_exchange
 from dcp_core.exchange import direct
+from dcp_core.exchange.copies import Fetching
 from dcp_core.exchange_bytes import exchange_bytes, mailbox_bytes
 from dcp_core.fold import Fold
 from dcp_core.lse import Partial
 from dcp_core.mesh import Board, Mesh
 from dcp_core.triton_ops.mailbox import Group
+from tests.dcp_core.triton_ops.mailboxes import mailboxes, outboxes
 from tests.ranks import on_ranks
 
 RANKS = 2
@@ -87,6 +89,19 @@ def test_a_mailbox_is_as_large_as_the_one_that_is_made(tokens: int, places: int,
     group = Group(dcp, heads.kv, heads.query // heads.kv, one.shape.head_dim, getattr(torch, dtype))
     made = group.mailbox_bytes(direct._doubled(tokens), direct._doubled(places))
     assert mailbox_bytes(one, tokens, places) == made
+
+
+@pytest.mark.parametrize("dcp", [2, 4])
+def test_what_is_fetched_has_rooms_of_its_own_beside_the_least_mailbox(dcp: int) -> None:
+    small = case("q9s4000", "direct", dcp=dcp)
+    heads = small.layout.heads(small.shape)
+    least = direct.LEAST_FETCHED_ROWS // heads.query
+    one = case(f"q{least}s9000", "direct", dcp=dcp, overlap=True)
+    group = Group(dcp, heads.kv, heads.query // heads.kv, 64, torch.bfloat16)
+    (box, *_), (outbox, *_) = (make(group, tokens=least, device="cpu") for make in (mailboxes, outboxes))
+    assert exchange_bytes(one) == mailbox_bytes(one, 64, 64) + held(Fetching(box, outbox, least), set())
+    fewer = case(f"q{least - 1}s9000", "direct", dcp=dcp, overlap=True)
+    assert exchange_bytes(fewer) == exchange_bytes(replace(fewer, settings=replace(fewer.settings, overlap=False)))
 
 
 @pytest.mark.parametrize("dcp", [2, 4])

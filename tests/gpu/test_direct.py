@@ -18,16 +18,17 @@ from torch import Tensor
 
 from dcp_core.build import open_exchange
 from dcp_core.exchange.base import interleave_ranks
-from dcp_core.exchange.copies import gather_by_copies
-from dcp_core.exchange.direct import Direct, PeerLost
-from dcp_core.lse import Partial
+from dcp_core.exchange.copies import Fetching
+from dcp_core.exchange.direct import Direct
+from dcp_core.lse import LseBase, Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
 from dcp_core.triton_ops.carveout import ask_for_shared_memory
 from dcp_core.triton_ops.direct import Phase, combine, gather_heads
-from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox
+from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox, PeerLost
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
-from tests.dcp_core.triton_ops.mailboxes import mailboxes
+from tests.dcp_core.exchange.test_copies import leave
+from tests.dcp_core.triton_ops.mailboxes import mailboxes, outboxes
 from tests.dcp_core.triton_ops.test_direct import assert_same, expected_of, partials, queries
 from tests.ranks import on_ranks
 
@@ -142,24 +143,36 @@ def test_work_may_stand_between_the_two_launches_of_a_combine(ranks: int) -> Non
 
 @pytest.mark.parametrize("kv_heads", [1, 3])
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_gathers_by_copy_engines_alternate_with_combines_and_other_gathers(ranks: int, kv_heads: int) -> None:
+def test_steps_by_copy_engines_alternate_with_others(ranks: int, kv_heads: int) -> None:
     group = Group(ranks, kv_heads, 2, 128, torch.bfloat16)
-    here = Ranks(group, 300)
-    for layer, tokens in enumerate((300, 300, 129, 300, 1, 300)):
+    here, boxes_of_all = Ranks(group, 300), outboxes(group, tokens=300, device="cuda")
+    tokens_of_layers = (300, 300, 129, 300, 1, 300)
+    # Loaded now: loading a kernel waits for the device, and a rank there may wait for its peer.
+    Fetching(here.boxes[0], boxes_of_all[0], 1).add_up(LseBase.NATURAL, partials(group, 1, group.heads, 0, "cuda")[0])
+    for layer, tokens in enumerate(tokens_of_layers):
         q = queries(group, tokens, layer, "cuda")
         given = partials(group, tokens, ranks * group.heads, layer, "cuda")
+        beside = partials(group, tokens, group.heads, layer + 50, "cuda")
+        if layer == 3:
+            torch.cuda.synchronize()
+            here.each(lambda rank, box, q=q: gather_heads(q[rank], box, PLAIN))
+            here.each(lambda rank, box, given=given: combine(given[rank], box, PLAIN))
+            continue
+        fetching = [Fetching(box, outbox, tokens) for box, outbox in zip(here.boxes, boxes_of_all, strict=True)]
+        into = [Partial(torch.empty_like(one.own.out), torch.empty_like(one.own.lse)) for one in fetching]
         torch.cuda.synchronize()
-        way = gather_heads if layer == 3 else None
-        gathered = here.each(
-            lambda rank, box, q=q, way=way: (
-                gather_by_copies(q[rank], box) if way is None else way(q[rank], box, PLAIN)
-            ).clone()
-        )
-        combined = here.each(lambda rank, box, given=given: combine(given[rank], box, PLAIN))
+        gathered = here.each(lambda rank, _, q=q, fetching=fetching: fetching[rank].fetch_queries(q[rank]))
+        here.assert_nobody_lost()
+        for rank, one in enumerate(fetching):
+            leave(one, rank, given[rank], beside[rank], group)
+        torch.cuda.synchronize()
+        here.each(lambda rank, _, fetching=fetching: fetching[rank].fetch_partials())
+        here.each(lambda rank, _, fetching=fetching, into=into: fetching[rank].add_up(LseBase.NATURAL, into[rank]))
         here.assert_nobody_lost()
         for rank in range(ranks):
-            assert torch.equal(gathered[rank], interleave_ranks(torch.stack(q), kv_heads))
-            assert_same(combined[rank], expected_of(given, group, rank))
+            peers = [q[(rank + step) % ranks] for step in range(1, ranks)]
+            assert torch.equal(gathered[rank], interleave_ranks(torch.stack(peers), kv_heads))
+            assert_same(into[rank], expected_of(given, group, rank, beside[rank]))
 
 
 def test_tokens_that_change_from_call_to_call() -> None:
@@ -323,6 +336,7 @@ def outlive_a_peer(mesh: Mesh) -> str:
     """Exchange once; then one process is killed, and the other says what it is told of that."""
     traffic = Traffic(dcp=2, query=8, kv=1, dtype="bfloat16", head_dim=128, tokens=64)
     heads = traffic.case(ExchangeName.DIRECT).layout.heads(traffic.case(ExchangeName.DIRECT).shape)
+    Direct(mesh, heads, 128, torch.bfloat16)  # compiles, for which one rank may take longer than another has patience
     opened = Direct(mesh, heads, 128, torch.bfloat16, polls=100_000)
     opened.reserve(64)
     q = traffic.queries()[mesh.rank].cuda()

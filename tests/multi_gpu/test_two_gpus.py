@@ -19,7 +19,7 @@ from dcp_core.lse import LseBase
 from dcp_core.mesh import Mesh
 from dcp_core.oracle import judge
 from dcp_core.settings import Case, ExchangeName, IllegalSettings, Settings
-from dcp_core.shapes import ModelShape, Workload
+from dcp_core.shapes import DType, ModelShape, Workload
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
 from tests.ranks import on_ranks
 
@@ -34,7 +34,15 @@ TRAFFIC = {
     "float16, base two": Traffic(dcp=RANKS, dtype="float16", base=LseBase.TWO, head_dim=256),
     "float32": Traffic(dcp=RANKS, head_dim=64),
 }
-BATCHES = ("8q1s1037", "q128s4001", "q4s133_q17s130_q2s3", "q512", "q7s9_q1s17_q4s600", "16q1s900_q700s1900")
+BATCHES = (
+    "8q1s1037",
+    "q128s4001",
+    "q4s133_q17s130_q2s3",
+    "q512",
+    "q7s9_q1s17_q4s600",
+    "16q1s900_q700s1900",
+    "q2300s6000",
+)
 PATHS = ("decode", "split", "mask", "fold")
 WAYS = ((False, "separate"), (True, "separate"), (False, "shared"))
 """To go through ``split``: new tokens beside the gather or after it, and one exchange for decodes and the others."""
@@ -66,6 +74,10 @@ def test_an_exchange_gives_what_the_loopback_gives(
 def cases() -> Iterator[Case]:
     """Yield every path and exchange on every batch that it serves: Qwen3-235B's geometry at tp 8, dcp 2."""
     shape, layout = ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS)
+    fetched = {"path": "split", "kernel": "fa3", "new_kernel": "fa2", "exchange": "direct", "overlap": True}
+    for batch in ("3q700s1500_q400s4000", "q2500s2501"):
+        few = ModelShape(8 * RANKS, 2, 64, dtype=DType.FLOAT16)
+        yield Case(few, DcpLayout(2 * RANKS, RANKS), Workload.parse(batch), Settings.from_json(fetched))
     for batch in BATCHES:
         for path in PATHS:
             for which in EXCHANGES:
@@ -123,6 +135,7 @@ def test_a_path_is_right_launched_and_replayed(index: int, ran: list[list[Ran]])
 FOLLOWING = (
     ("decode", "8q1s4k", "8q1s3001"),
     ("split", "4q8s4k", "4q8s3001"),
+    ("split", "q2100s6000", "q2100s4001"),
     ("mask", "4q8s4k", "4q8s3001"),
     ("fold", "4q7s4k", "4q7s3001"),
 )
@@ -135,7 +148,10 @@ def replay_for_another_batch(mesh: Mesh) -> list[Check]:
 
 def replayed_for(mesh: Mesh, path: str, first: str, second: str, which: ExchangeName) -> Check:
     """Capture a step of one batch, plan another, replay the graph, and compare what it gives with the oracle."""
-    settings = Settings.from_json({"path": path, "kernel": "fa2", "exchange": which, "replayable": True})
+    overlap = path == "split" and which is ExchangeName.DIRECT
+    settings = Settings.from_json(
+        {"path": path, "kernel": "fa2", "exchange": which, "replayable": True, "overlap": overlap}
+    )
     captured, following = (
         Stand(Case(ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS), Workload.parse(batch), settings), mesh, seed=0)
         for batch in (first, second)
@@ -191,7 +207,7 @@ def test_a_measurement_on_two_gpus_times_both_and_the_exchange() -> None:
 
 
 def measure_overlapped(mesh: Mesh) -> Measured:
-    """Measure a prefill whose gather is large enough to be left to copy engines."""
+    """Measure a prefill that is large enough to be exchanged by copy engines."""
     settings = Settings.from_json({"path": "split", "kernel": "fa2", "exchange": "direct", "overlap": True})
     case = Case(ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS), Workload.parse("q8ks32k"), settings)
     outcome = measure(case, mesh, TRACING)
@@ -199,16 +215,22 @@ def measure_overlapped(mesh: Mesh) -> Measured:
     return outcome
 
 
-def test_the_timeline_of_a_prefill_shows_its_gather_beside_attention_and_is_as_long_as_its_step() -> None:
+def test_the_timeline_of_a_prefill_shows_what_is_exchanged_beside_attention_and_is_as_long_as_its_step() -> None:
     first, second = on_ranks(RANKS, measure_overlapped, cuda=True)
-    assert first.stages[0].variant == "copy engines"
+    names = ["gather beside context", "context of peers", "combine beside new"]
+    assert [stage.name for stage in first.stages[: len(names)]] == names
+    assert [stage.variant for stage in first.stages[: len(names)]] == ["copy engines", "", "copy engines"]
     assert first.timeline, "CUPTI saw nothing, or never as much twice"
     assert first.timeline == second.timeline
     exchange = [piece for piece in first.timeline if piece.communicates]
     compute = [piece for piece in first.timeline if not piece.communicates]
-    assert {"stage_rows", "combine_rows"} <= {piece.name for piece in exchange}
+    assert [piece.name for piece in exchange if not piece.name.startswith("Memcpy")] == [
+        "stage_rows",
+        "stage_rows",
+        "_combine",
+    ]
     copies = [piece for piece in exchange if piece.name.startswith("Memcpy")]
-    assert len(copies) == RANKS - 1, "a rank fetches the heads of every other"
+    assert len(copies) == 3 * (RANKS - 1), "a rank fetches queries, outputs and LSEs of every other"
     assert any(one.start_us < other.end_us and other.start_us < one.end_us for one in copies for other in compute)
     assert max(piece.end_us for piece in first.timeline) == pytest.approx(first.step_us.median, rel=0.1)
 

@@ -15,14 +15,15 @@ from torch import Tensor
 from dcp_core.build import open_exchange
 from dcp_core.exchange import direct as exchange
 from dcp_core.exchange.base import FusedExchange
-from dcp_core.exchange.direct import Direct, PeerLost, refusal
+from dcp_core.exchange.copies import Fetching
+from dcp_core.exchange.direct import Direct, refusal
 from dcp_core.fold import Fold, OwnRows
 from dcp_core.layout import RankHeads
 from dcp_core.lse import Partial
 from dcp_core.mesh import Mesh, MeshError
 from dcp_core.settings import ExchangeName, Unsupported
 from dcp_core.triton_ops import direct as kernels
-from dcp_core.triton_ops.mailbox import MOST_PROGRAMS
+from dcp_core.triton_ops.mailbox import MOST_PROGRAMS, PeerLost
 from tests.dcp_core.exchange.made_partials import Traffic
 from tests.ranks import on_ranks
 
@@ -142,10 +143,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorded]:
     for name, kernel in every.items():
         monkeypatch.setattr(kernels, name, kernel)
     # In the place of copies between GPUs, which nothing but those can make.
-    monkeypatch.setattr(
-        exchange, "gather_by_copies", lambda q, box: kernels.stage_heads(q, box) or box.gathered(len(q), 1)
-    )
-    monkeypatch.setattr(exchange, "LEAST_COPY_BYTES", 1)
+    monkeypatch.setattr(Fetching, "_copy", lambda *_: None)
     return every
 
 
@@ -159,7 +157,7 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     loaded = {name: set(kernel.variants) for name, kernel in recorded.items()}
-    counts = {"gather_rows": 4, "combine_rows": 4, "stage_rows": 2, "gather_words": 2, "combine_words": 2}
+    counts = {"gather_rows": 4, "combine_rows": 4, "stage_rows": 0, "gather_words": 2, "combine_words": 2}
     assert {name: len(variants) for name, variants in loaded.items()} == counts
     for kernel in recorded.values():
         kernel.variants.clear()
@@ -168,7 +166,6 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
         for folded in (False, True):
             opened.reserve_folded(tokens, folds) if folded else opened.reserve(tokens)
             for gap in (0, 1):
-                opened.gather_beside(rows(tokens, 2, mesh.device, gap=gap).out)
                 gathered = opened.gather_heads(rows(tokens, 2, mesh.device, gap=gap).out)
                 made = Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device))
                 beside, keys = rows(tokens, 2, mesh.device, gap=gap), rows(tokens, 1, mesh.device, gap=gap).out
@@ -178,12 +175,49 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
     assert {name: kernel.variants for name, kernel in recorded.items()} == loaded
 
 
+def test_what_is_fetched_needs_no_kernel_that_was_not_loaded_when_room_was_made(
+    mesh: Pretended, recorded: dict[str, Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
+    monkeypatch.setattr(exchange, "LEAST_FETCHED_ROWS", 2)
+    fetching = opened.fetching(8)
+    assert fetching is not None
+    stage = recorded["stage_rows"]
+    loaded, stage.variants = set(stage.variants), set()
+    for gap in (0, 1):
+        fetching.fetch_queries(rows(8, 2, mesh.device, gap=gap).out)
+        fetching.fetch_partials()
+    assert stage.variants == loaded
+    assert len(loaded) == 2
+
+
+def test_rooms_to_fetch_from_stay_as_long_as_the_tokens_do_and_grow_with_them(
+    mesh: Pretended, recorded: dict[str, Recorded]
+) -> None:
+    opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
+    least = exchange.LEAST_FETCHED_ROWS // HEADS.query
+    assert opened.fetching(least - 1) is None
+    first = opened.fetching(least)
+    assert isinstance(first, Fetching)
+    assert opened.fetching(least) is first
+    larger = opened.fetching(least + 1)
+    assert larger is not first
+    assert larger.tokens == larger.own.out.shape[0] == least + 1
+    opened.reserve(300)  # a new mailbox, by whose turns ranks meet from now on
+    again = opened.fetching(least + 1)
+    assert again is not larger
+    assert again.own.out.data_ptr() != larger.own.out.data_ptr()
+    assert again.for_peers.out.data_ptr() == larger.for_peers.out.data_ptr()
+
+
 def test_all_programs_of_a_launch_run_at_once(mesh: Pretended, recorded: dict[str, Recorded]) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     for tokens in (256, 1024, 8192):
         opened.reserve(tokens)
         gathered = opened.gather_heads(rows(tokens, 2, mesh.device).out)
-        opened.gather_beside(rows(tokens, 2, mesh.device).out)
+        if fetching := opened.fetching(tokens):
+            fetching.fetch_queries(rows(tokens, 2, mesh.device).out)
+            fetching.fetch_partials()
         opened.combine(Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device)))
     each = 1 << 16  # registers of a multiprocessor, of which this device has two
     assert max(max(kernel.registers) for kernel in recorded.values()) <= 2 * each
@@ -204,13 +238,9 @@ def test_it_says_in_which_tiles_a_call_moves(opened: Direct) -> None:
     few = kernels.MOST_ROWS_OF_WORDS // HEADS.query
     assert opened.variant(1) == opened.variant(few) == "words in tiles of 2 rows, 4 warps"
     assert opened.variant(few + 1) == opened.variant(8192) == "tiles of 32 rows, 8 warps"
-    many = exchange.LEAST_COPY_BYTES // (HEADS.query * HEAD_DIM * 2)
-    assert opened.variant_beside(few) == opened.variant(few)
-    assert opened.variant_beside(many - 1) == "tiles of 32 rows, 8 warps"
-    assert opened.variant_beside(many) == "copy engines"
 
 
-@pytest.mark.parametrize("call", ["reserve", "grow", "gather", "combine", "check"])
+@pytest.mark.parametrize("call", ["reserve", "grow", "fetch", "gather", "combine", "check"])
 def test_a_loss_is_told_by_the_very_next_call(opened: Direct, mesh: Pretended, call: str) -> None:
     opened.reserve(5)
     opened.gather_heads(rows(5, 2, mesh.device).out)  # nobody comes
@@ -219,6 +249,7 @@ def test_a_loss_is_told_by_the_very_next_call(opened: Direct, mesh: Pretended, c
     calls = {
         "reserve": lambda: opened.reserve(5),
         "grow": lambda: opened.reserve(5000),
+        "fetch": lambda: opened.fetching(exchange.LEAST_FETCHED_ROWS),
         "gather": lambda: opened.gather_heads(own.out),
         "combine": lambda: opened.combine(given),
         "check": opened.check,

@@ -1,9 +1,10 @@
-"""Mailboxes of a whole group on one device, for tests of the direct exchange."""
+"""Mailboxes and outboxes of a whole group on one device, for tests of the direct exchange."""
 
 from __future__ import annotations
 
 import torch
 
+from dcp_core.exchange.copies import Outbox
 from dcp_core.triton_ops.mailbox import Group, Mailbox
 
 
@@ -21,3 +22,11 @@ def mailboxes(
         Mailbox.at(addresses, memory, group, rank=rank, tokens=tokens, places=places, programs=programs, polls=polls)
         for rank, memory in enumerate(memories)
     ]
+
+
+def outboxes(group: Group, *, tokens: int, device: str) -> list[Outbox]:
+    """Return every rank's outbox, all on one device, poisoned."""
+    size = Outbox.bytes_for(group, tokens)
+    memories = [torch.full((size,), 0xFF, dtype=torch.uint8, device=device) for _ in range(group.ranks)]
+    addresses = tuple(memory.data_ptr() for memory in memories)
+    return [Outbox(group, memory, addresses) for memory in memories]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -160,43 +159,6 @@ def shifted(rows: Tensor) -> Tensor:
     wide = rows.new_empty(*shape, columns + 1)
     wide[..., 1:] = rows
     return wide[..., 1:]
-
-
-@pytest.mark.parametrize("group", GROUPS, ids=str)
-def test_heads_that_are_staged_are_fetched_into_their_places(group: Group, triton_device: str) -> None:
-    boxes = mailboxes(group, tokens=TOKENS, places=40, device=triton_device, programs=3)
-    width = group.group * group.row_bytes
-    for turn, tokens in enumerate((TOKENS, 3, 0)):
-        q = queries(group, tokens, turn, triton_device)
-        for phase in (Phase.PUSH, Phase.WAIT):
-            for rank, box in enumerate(boxes):
-                direct.stage_heads(q[rank], box, phase=phase)
-        for box in boxes:
-            for rank in range(group.ranks):
-                for row in range(tokens * group.kv_heads):
-                    source = box.staged_address(rank) + row * width
-                    ctypes.memmove(box.gathered_address(rank) + row * group.ranks * width, source, width)
-            assert box.gathered(tokens, 1).equal(interleave_ranks(torch.stack(q), group.kv_heads))
-        given = partials(group, tokens, group.ranks * group.heads, turn, triton_device)
-        tile = LARGE if tokens == TOKENS else None
-        for rank, got in enumerate(add_up(boxes, given, [Laid()] * group.ranks, tile=tile)):
-            assert_same(got, expected_of(given, group, rank))
-
-
-def test_what_is_staged_stays_while_peers_send_partials_and_once_a_rank_is_lost(triton_device: str) -> None:
-    group = GROUPS[1]
-    boxes = mailboxes(group, tokens=4, device=triton_device, polls=5)
-    q, given = queries(group, 4, 0, triton_device), partials(group, 4, 18, 0, triton_device)
-    for rank, box in enumerate(boxes):
-        direct.stage_heads(q[rank], box, phase=Phase.PUSH)
-    staged = [ctypes.string_at(box.staged_address(rank), q[rank].nbytes) for rank, box in enumerate(boxes)]
-    for rank, box in enumerate(boxes):
-        direct.combine(given[rank], box, Laid(), phase=Phase.PUSH, tile=LARGE)
-    direct.combine(given[0], boxes[0], Laid(), phase=Phase.WAIT, tile=LARGE)
-    direct.gather_heads(q[0], boxes[0], Laid())  # the others do not come
-    assert boxes[0].lost_rank() == (1, 3)
-    direct.stage_heads(-q[0], boxes[0])
-    assert [ctypes.string_at(box.staged_address(rank), q[rank].nbytes) for rank, box in enumerate(boxes)] == staged
 
 
 BATCHES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=3)
