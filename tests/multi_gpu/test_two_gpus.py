@@ -19,7 +19,7 @@ from dcp_core.lse import LseBase
 from dcp_core.mesh import Mesh
 from dcp_core.oracle import judge
 from dcp_core.settings import Case, ExchangeName, IllegalSettings, Settings
-from dcp_core.shapes import DType, ModelShape, Workload
+from dcp_core.shapes import ModelShape, Workload
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
 from tests.ranks import on_ranks
 
@@ -76,8 +76,8 @@ def cases() -> Iterator[Case]:
     shape, layout = ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS)
     fetched = {"path": "split", "kernel": "fa3", "new_kernel": "fa2", "exchange": "direct", "overlap": True}
     for batch in ("3q700s1500_q400s4000", "q2500s2501"):
-        few = ModelShape(8 * RANKS, 2, 64, dtype=DType.FLOAT16)
-        yield Case(few, DcpLayout(2 * RANKS, RANKS), Workload.parse(batch), Settings.from_json(fetched))
+        several = ModelShape(16 * RANKS, 2, 128)
+        yield Case(several, DcpLayout(2 * RANKS, RANKS), Workload.parse(batch), Settings.from_json(fetched))
     for batch in BATCHES:
         for path in PATHS:
             for which in EXCHANGES:
