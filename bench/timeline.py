@@ -22,7 +22,7 @@ COPY = "copy"
 """Stands for torch's kernel that copies elements, whose own name is that of any element-wise one."""
 OF_THE_EXCHANGE = (
     "nccl",
-    *("gather_words", "gather_rows", "stage_rows", "combine_words", "combine_rows"),
+    *("gather_words", "gather_rows", "meet_once", "combine_words", "combine_rows"),
     *("_rescale", "_combine", COPY),
     *("Memcpy DtoD", "Memcpy PtoP"),
 )

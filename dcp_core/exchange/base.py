@@ -88,8 +88,12 @@ class Fetching(Protocol):
     beside: Partial
     for_peers: Partial
 
-    def fetch_queries(self, q: Tensor) -> Tensor:
-        """Return the peers' query heads: ``[T, h, D] -> [T, H - h, D]``, those of one KV head neighbours."""
+    def leave_queries(self, q: Tensor) -> None:
+        """Leave this rank's query heads, ``[T, h, D]``, for its peers."""
+        ...
+
+    def fetch_queries(self) -> Tensor:
+        """Return the peers' query heads, ``[T, H - h, D]``, those of one KV head neighbours, once all have left theirs."""
         ...
 
     def fetch_partials(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dcp_core.lse import LseBase, Partial
 from dcp_core.mesh import Mesh
 from dcp_core.triton_ops.combine import combine
-from dcp_core.triton_ops.direct import meet, stage_heads
+from dcp_core.triton_ops.direct import meet
 from dcp_core.triton_ops.mailbox import ALIGNMENT, Group, Mailbox
 
 _DEVICE = 2  # CU_MEMORYTYPE_DEVICE
@@ -48,9 +48,9 @@ class _Copy(Structure):
 class Fetching:
     """What one rank exchanges by copy engines in steps of a number of tokens, ``T``; every rank calls the same in the same order.
 
-    A step attends to its own heads while ``fetch_queries`` runs, to those of its peers after it, leaving its partials in
-    ``for_peers``, and to whatever needs no peer while ``fetch_partials`` runs; ``add_up`` ends it. All memory stays as it is from
-    step to step.
+    A step begins with ``leave_queries``, attends to its own heads while ``fetch_queries`` runs, to those of its peers after it,
+    leaving its partials in ``for_peers``, and to whatever needs no peer while ``fetch_partials`` runs; ``add_up`` ends it. All
+    memory stays as it is from step to step.
 
     Args:
         mailbox: by whose turns the ranks meet.
@@ -76,19 +76,24 @@ class Fetching:
         self._queries = torch.empty_like(outs)
         self.own, self.beside = (Partial(self._outs[place], self._lses[place]) for place in (0, group.ranks))
 
-    def fetch_queries(self, q: Tensor) -> Tensor:
-        """Return the peers' query heads: ``[T, (ranks - 1) * h, D]``, ordered (KV head, peer, head), the next rank's first.
-
-        Args:
-            q: this rank's, ``[T, h, D]``.
+    def leave_queries(self, q: Tensor) -> None:
+        """Leave this rank's query heads ``[T, h, D]`` for its peers; not while attention runs, beside which nothing else does.
 
         Raises:
-            ValueError: for queries that do not fit.
             PeerLost: if a rank is known not to have come to an exchange.
+        """
+        self._mailbox.check()
+        self._staged.copy_(q)
+
+    def fetch_queries(self) -> Tensor:
+        """Return the peers' query heads: ``[T, (ranks - 1) * h, D]``, ordered (KV head, peer, head), the next rank's first.
+
+        Raises:
+            PeerLost: as ``leave_queries``.
             RuntimeError: if the driver refuses a copy.
         """
         self._mailbox.check()
-        stage_heads(q, self._staged, self._mailbox)
+        meet(self._mailbox)
         group, peers = self._mailbox.group, self._mailbox.group.ranks - 1
         width = group.group * group.row_bytes  # what one rank has of one KV head of one token
         for place in range(peers):

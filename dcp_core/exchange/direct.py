@@ -186,14 +186,13 @@ class Direct:
             torch.cuda.synchronize(device)
 
     def _load_fetching(self, outbox: Outbox) -> None:
-        """Take steps of one token by copy engines, for the same reason."""
+        """Take a step of one token by copy engines, for the same reason."""
         fetching, room = Fetching(self._mailbox, outbox, 1), self._own(1)
-        for apart in (16, 1):
-            rows = torch.empty_strided(room.out.shape, (apart, apart, 1), dtype=room.out.dtype, device=room.out.device)
-            fetching.fetch_queries(rows.zero_())
-            fetching.fetch_partials()
-            fetching.add_up(LseBase.NATURAL, room)
-            torch.cuda.synchronize(self._mesh.device)
+        fetching.leave_queries(room.out)
+        fetching.fetch_queries()
+        fetching.fetch_partials()
+        fetching.add_up(LseBase.NATURAL, room)
+        torch.cuda.synchronize(self._mesh.device)
         self._mesh.barrier()
 
 

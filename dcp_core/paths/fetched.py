@@ -76,9 +76,10 @@ class FetchedSplitRecipe:
         return self._smaller.result(out) if self._fetching is None else Partial(out, self._lse)
 
     def _attend_own(self, fetching: Fetching, step: Step) -> None:
+        fetching.leave_queries(step.q)
         with ahead(self._site.device) as stream:
             with torch.cuda.stream(stream):
-                self._peers_q = fetching.fetch_queries(step.q)
+                self._peers_q = fetching.fetch_queries()
             self._base = self._own_pass.run(step.q, step.cache.pages, fetching.own).base
 
     def _attend_for_peers(self, fetching: Fetching, step: Step) -> None:

@@ -5,7 +5,7 @@ program of the kernel writes its rows into every peer's room, then sets its flag
 waits for its peers' flags in its own mailbox. A program waits for the same program of its peers and for nobody else. Small
 turns flag every element instead: see ``dcp_core.triton_ops.words``.
 
-A large turn may also leave things where its peers fetch them, which copy engines can do: ``stage_heads`` and ``meet``.
+What is large may also be left where peers fetch it, which copy engines can do: ``meet`` is a turn after which they may.
 
 Why nothing is lost or overwritten: a rank that has finished turn k has seen a flag of every peer for turn k, so every peer
 had by then finished whatever it did before turn k, reading what turn k - 1 brought it included. So turn k + 1 may write
@@ -28,7 +28,8 @@ from dcp_core.triton_ops.carveout import ask_for_shared_memory
 from dcp_core.triton_ops.combine import check_lses, check_rows
 from dcp_core.triton_ops.mailbox import MOST_ROWS_OF_WORDS, Group, Laid, Mailbox
 from dcp_core.triton_ops.own_rows import arguments
-from dcp_core.triton_ops.rows import combine_rows, gather_rows, stage_rows
+from dcp_core.triton_ops.rows import combine_rows, gather_rows
+from dcp_core.triton_ops.turns import meet_once
 from dcp_core.triton_ops.words import combine_words, gather_words
 
 
@@ -48,6 +49,8 @@ PROGRAMS_PER_SM = 2
 """Of a launch, at most: so many surely run at once, of 128 threads with any number of registers, or of 256 with REGISTERS."""
 REGISTERS = 128
 """Of a thread of a kernel that moves rows, at most."""
+REGISTERS_BESIDE = 32
+"""Of a thread of one that only waits: fa3 leaves a multiprocessor 1024, its 384 threads having 168 of 65536 each."""
 VECTOR_BYTES = 16
 """The widest load and store there is."""
 
@@ -77,7 +80,9 @@ def gather_heads(
         ValueError: for queries that do not fit the mailbox.
     """
     group, tokens = mailbox.group, q.shape[0]
-    _check_queries(q, group)
+    if q.shape[1:] != (group.heads, group.head_dim) or q.dtype != group.dtype:
+        raise ValueError(f"queries should be [T, {group.heads}, {group.head_dim}] of {group.dtype}, not {_named(q)}")
+    check_rows(q)
     _check_room(tokens, mailbox)
     tile = _checked(tile, tokens, group)
     grid, turn = _grid(tokens, mailbox, tile), _turn(mailbox, tokens, phase, tile) | _placing(mailbox, laid)
@@ -88,30 +93,26 @@ def gather_heads(
     return mailbox.gathered(tokens if laid.places is None else laid.rows, laid.fold)
 
 
-def stage_heads(q: Tensor, room: Tensor, mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> None:
-    """Leave this rank's query heads in ``room`` for its peers, and wait until all have done so.
-
-    Until the next turn, every rank may fetch those of all; nobody stages others before each has begun that turn.
-
-    Args:
-        q: as for ``gather_heads``, of any number of tokens.
-        room: contiguous ``[T, h, D]``, beginning at a multiple of 16 bytes, of this rank's own memory that its peers reach.
-
-    Raises:
-        ValueError: for queries that do not fit the group.
-    """
-    tokens = q.shape[0]
-    _check_queries(q, mailbox.group)
-    if room.shape != q.shape or room.dtype != q.dtype or not (room.is_contiguous() and _aligned(room)):
-        raise ValueError(f"a room for queries should be contiguous, aligned, and as {_named(q)}, not {_named(room)}")
-    grid, turn = _grid(tokens, mailbox, LARGE), _turn(mailbox, tokens, phase, LARGE)
-    stage_rows[grid](q, *q.stride()[:2], room, **turn, ALIGNED=_aligned(q))
-
-
 def meet(mailbox: Mailbox, *, phase: Phase = Phase.BOTH) -> None:
-    """Take a turn that moves nothing: what each rank's stream did before, in memory that its peers reach, they may then fetch."""
-    nothing = mailbox.gathered(0, 1)[:, : mailbox.group.heads]
-    stage_heads(nothing, nothing, mailbox, phase=phase)
+    """Take a turn that moves nothing: what each rank's stream did before, in memory that its peers reach, they may then fetch.
+
+    Nobody may write there anew before all have begun the next turn. One warp of few registers waits, for which there is room on
+    a multiprocessor even beside attention.
+    """
+    meet_once[(1,)](
+        mailbox.rooms,
+        mailbox.turns,
+        mailbox.loss,
+        mailbox.told,
+        mailbox.rank,
+        int(phase),
+        mailbox.polls,
+        RANKS=mailbox.group.ranks,
+        EARLY=mailbox.early,
+        num_warps=1,
+        maxnreg=REGISTERS_BESIDE,
+        launch_pdl=mailbox.early,
+    )
 
 
 def combine(
@@ -246,12 +247,6 @@ def _aligned(*rows: Tensor) -> bool:
         for tensor in rows
         for at in (tensor.data_ptr(), *(stride * tensor.element_size() for stride in tensor.stride()[:2]))
     )
-
-
-def _check_queries(q: Tensor, group: Group) -> None:
-    if q.shape[1:] != (group.heads, group.head_dim) or q.dtype != group.dtype:
-        raise ValueError(f"queries should be [T, {group.heads}, {group.head_dim}] of {group.dtype}, not {_named(q)}")
-    check_rows(q)
 
 
 def _check_room(tokens: int, mailbox: Mailbox) -> None:

@@ -77,48 +77,6 @@ def gather_rows(
         await_peers(rooms, loss, told, rank, turn, polls, RANKS)
 
 
-@triton.jit(do_not_specialize=list(range(12)))
-def stage_rows(
-    q,
-    q_t: tl.int64,
-    q_h: tl.int64,
-    target,
-    rooms,
-    turns,
-    loss,
-    told,
-    rank,
-    tokens,
-    phase,
-    polls,
-    RANKS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    EARLY: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """Leave rows in memory of one's own that peers reach, and wait until they have done so."""
-    push = begin(phase, EARLY)
-    column = tl.arange(0, COLUMNS)[None, :]
-    if push:
-        room = tl.multiple_of(target, 16)
-        for tile in range(tl.program_id(0), tl.cdiv(tokens * KV_HEADS * GROUP, HEIGHT), tl.num_programs(0)):
-            row, token, kv_head, head, live = row_of(tile, tokens, KV_HEADS, GROUP, HEIGHT)
-            inside = live[:, None] & (column < HEAD_DIM)
-            queries = tl.load(at_rows(q, token, kv_head * GROUP + head, q_t, q_h, column, ALIGNED), inside)
-            telling = may_be_told(turns, loss, row, live)
-            there = at_rows(room, row, 0, HEAD_DIM, 0, column, False)
-            tl.store(there, queries, inside & telling[:, None])
-    turn = number_of(turns, push)
-    if push:
-        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
-    if phase & 2:
-        await_peers(rooms, loss, told, rank, turn, polls, RANKS)
-
-
 @triton.jit(do_not_specialize=list(range(35)))
 def combine_rows(
     out,

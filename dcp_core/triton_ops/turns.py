@@ -20,6 +20,17 @@ _RANKS = tl.constexpr(MOST_RANKS)
 _SEATS = tl.constexpr(SEATS)
 
 
+@triton.jit(do_not_specialize=list(range(7)))
+def meet_once(rooms, turns, loss, told, rank, phase, polls, RANKS: tl.constexpr, EARLY: tl.constexpr):
+    """Take a turn that moves nothing, as one program."""
+    push = begin(phase, EARLY)
+    turn = number_of(turns, push)
+    if push:
+        signal(rooms, turns, loss, rank, turn, RANKS, EARLY)
+    if phase & 2:
+        await_peers(rooms, loss, told, rank, turn, polls, RANKS)
+
+
 @triton.jit
 def begin(phase, EARLY: tl.constexpr):
     """Wait until what ran before has ended, if this launch may have begun earlier, and return whether it is to push."""

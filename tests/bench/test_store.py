@@ -59,7 +59,7 @@ def measured(median_us: float = 10.0) -> Measured:
         dropped=60,
         clocks_during=(Pace(3, 1755, 1980, ("software power cap",)), Pace(1)),
         peak_bytes=3 << 20,
-        timeline=(Piece("stage_rows", 0.0, 9.125, communicates=True), Piece("attend", 1.5, 270.0, communicates=False)),
+        timeline=(Piece("meet_once", 0.0, 9.125, communicates=True), Piece("attend", 1.5, 270.0, communicates=False)),
     )
 
 

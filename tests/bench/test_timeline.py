@@ -19,7 +19,7 @@ from bench.record import MAX_PIECES
 from bench.timeline import ATTEMPTS, Seen, communicates, median_repetition, short_name, timeline_of
 from bench.times import Piece
 from dcp_core.mesh import Mesh
-from dcp_core.triton_ops import combine, merge, pack_mask, rows, words
+from dcp_core.triton_ops import combine, merge, pack_mask, rows, turns, words
 
 CUTLASS = "cutlass::arch::OpClassTensorOp, (cutlass::layout::Major)1, true"
 NAMES = {
@@ -51,7 +51,7 @@ def test_a_name_is_short_and_tells_whether_it_is_of_the_exchange(name: str) -> N
     assert (short, communicates(short)) == NAMES[name]
 
 
-EXCHANGES = (words.gather_words, words.combine_words, rows.gather_rows, rows.stage_rows, rows.combine_rows)
+EXCHANGES = (words.gather_words, words.combine_words, rows.gather_rows, turns.meet_once, rows.combine_rows)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_kernels_of_our_own_are_told_by_the_names_that_they_have(kernels: tuple[
 # --- One repetition of several ------------------------------------------------------------------------------------------
 
 AHEAD = ("Memset (Device)", "ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)")
-STEP = ("stage_rows", "void attend<1>(int)", "Memcpy DtoD (Device -> Device)", "combine_rows")
+STEP = ("meet_once", "void attend<1>(int)", "Memcpy DtoD (Device -> Device)", "combine_rows")
 
 
 def repetition(start_us: float, length_us: float, names: tuple[str, ...] = STEP) -> list[Seen]:
@@ -83,7 +83,7 @@ def repetitions(lengths_us: tuple[float, ...], names: tuple[str, ...] = STEP) ->
 def test_the_repetition_of_median_length_is_kept_without_what_is_ahead_of_it(lengths_us: tuple[float, ...]) -> None:
     seen = repetitions(lengths_us)
     assert median_repetition(seen[::-1], len(lengths_us)) == (
-        Piece("stage_rows", 0, 20, communicates=True),
+        Piece("meet_once", 0, 20, communicates=True),
         Piece("attend", 1, 20, communicates=False),
         Piece("Memcpy DtoD", 2, 20, communicates=True),
         Piece("combine_rows", 3, 20, communicates=True),

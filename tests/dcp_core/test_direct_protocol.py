@@ -3,8 +3,8 @@
 A model in plain Python of what ``dcp_core.triton_ops.direct`` does: rows are written to peers, flags are set and awaited, rows
 are read, and every order in which the programs of all ranks may take these steps is tried. In some walks a program that
 waits may also give up, whenever it likes. Rows that travel as words (``dcp_core.triton_ops.words``) are flags themselves;
-those that are fetched (``dcp_core.exchange.copies``) are left by their own rank, and copied by each of the others. What a combine
-leaves, attention has written: lost or not, it overwrites the last.
+those that are fetched (``dcp_core.exchange.copies``) are left by their own rank, whether one is lost or not, and copied by each of
+the others.
 """
 
 from __future__ import annotations
@@ -141,12 +141,11 @@ class Walk:
         peers, rows = [(rank + step) % self.ranks for step in range(1, self.ranks)], now.of_program(program)
         awaited = [("wait", peer, rows) for peer in peers] if self.rules.awaits else []
         flags, fetched = [("flag", peer, rows) for peer in peers], []
-        leave = "stage" if now.kind == "gather" else "leave"
         match now.way:
             case "words":  # each arrives for itself
                 pushed = [("push", peer, [row]) for peer in peers for row in rows]
             case "fetched":
-                pushed, fetched = [(leave, rank, rows), *flags], [("fetch", peer, rows) for peer in peers]
+                pushed, fetched = [("leave", rank, rows), *flags], [("fetch", peer, rows) for peer in peers]
             case _:
                 pushes = [("push", peer, rows) for peer in peers]
                 pushed = pushes + flags if self.rules.flags_after_rows else flags + pushes
@@ -166,9 +165,9 @@ class Walk:
                 row = Row(turn, rank not in world.misled)
                 written = {(peer, now.room, rank, number): row for number in rows if tells}
                 yield replace(world, rooms=frozenset((dict(world.rooms) | written).items()))
-            case ("stage" | "leave" as how, _, rows):
+            case ("leave", _, rows):
                 row = Row(turn, rank not in world.misled)
-                written = {(rank, now.outbox, rank, number): row for number in rows if tells or how == "leave"}
+                written = {(rank, now.outbox, rank, number): row for number in rows}
                 yield replace(world, rooms=frozenset((dict(world.rooms) | written).items()))
             case ("fetch", peer, rows):  # whatever is there
                 found = dict(world.rooms)
@@ -204,7 +203,7 @@ class Walk:
         """End a rank's turn: what its stream does next reads all that a gather brought, lost or not."""
         turn = world.turn[rank]
         if self.turns[turn].kind == "gather" and (wrong := self._wrong(world, rank, range(self.turns[turn].rows))):
-            if rank not in dict(world.lost):
+            if not world.lost or (self.turns[turn].way != "fetched" and rank not in dict(world.lost)):
                 raise Broken(wrong)
             world = replace(world, misled=world.misled | {rank})
         programs = self.turns[turn + 1].programs if turn + 1 < len(self.turns) else 0

@@ -24,7 +24,7 @@ from dcp_core.lse import LseBase, Partial
 from dcp_core.mesh import Mesh
 from dcp_core.settings import ExchangeName
 from dcp_core.triton_ops.carveout import ask_for_shared_memory
-from dcp_core.triton_ops.direct import Phase, combine, gather_heads
+from dcp_core.triton_ops.direct import Phase, combine, gather_heads, meet
 from dcp_core.triton_ops.mailbox import Group, Laid, Mailbox, PeerLost
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
 from tests.dcp_core.exchange.test_copies import leave
@@ -149,6 +149,7 @@ def test_steps_by_copy_engines_alternate_with_others(ranks: int, kv_heads: int) 
     tokens_of_layers = (300, 300, 129, 300, 1, 300)
     # Loaded now: loading a kernel waits for the device, and a rank there may wait for its peer.
     Fetching(here.boxes[0], boxes_of_all[0], 1).add_up(LseBase.NATURAL, partials(group, 1, group.heads, 0, "cuda")[0])
+    here.each(lambda _, box: meet(box))
     for layer, tokens in enumerate(tokens_of_layers):
         q = queries(group, tokens, layer, "cuda")
         given = partials(group, tokens, ranks * group.heads, layer, "cuda")
@@ -161,7 +162,8 @@ def test_steps_by_copy_engines_alternate_with_others(ranks: int, kv_heads: int) 
         fetching = [Fetching(box, outbox, tokens) for box, outbox in zip(here.boxes, boxes_of_all, strict=True)]
         into = [Partial(torch.empty_like(one.own.out), torch.empty_like(one.own.lse)) for one in fetching]
         torch.cuda.synchronize()
-        gathered = here.each(lambda rank, _, q=q, fetching=fetching: fetching[rank].fetch_queries(q[rank]))
+        here.each(lambda rank, _, q=q, fetching=fetching: fetching[rank].leave_queries(q[rank]))
+        gathered = here.each(lambda rank, _, fetching=fetching: fetching[rank].fetch_queries())
         here.assert_nobody_lost()
         for rank, one in enumerate(fetching):
             leave(one, rank, given[rank], beside[rank], group)

@@ -100,7 +100,7 @@ def test_the_picture_has_a_step_per_exchange_with_and_without_overlap_and_the_ba
 
 
 TRACED = (
-    Piece("stage_rows", 0.0, 9.0, communicates=True),
+    Piece("meet_once", 0.0, 9.0, communicates=True),
     Piece("BatchPrefillWithRaggedKVCacheKernel", 1.5, 272.0, communicates=False),
     Piece("Memcpy DtoD", 10.0, 47.0, communicates=True),
     Piece("BatchPrefillWithPagedKVCacheKernel", 274.0, 1178.0, communicates=False),

@@ -57,7 +57,6 @@ def driver(monkeypatch: pytest.MonkeyPatch, triton_device: str) -> None:
 @pytest.fixture
 def after_a_push(monkeypatch: pytest.MonkeyPatch, driver: None) -> None:
     """Let a rank by itself wait only: all have pushed before the first waits."""
-    monkeypatch.setattr(copies, "stage_heads", lambda q, room, box: direct.stage_heads(q, room, box, phase=Phase.WAIT))
     monkeypatch.setattr(copies, "meet", lambda box: direct.meet(box, phase=Phase.WAIT))
 
 
@@ -87,9 +86,10 @@ class Ranks:
         return [Fetching(box, outbox, tokens) for box, outbox in zip(self.boxes, self.outboxes, strict=True)]
 
     def fetch_queries(self, all_: Sequence[Fetching], q: Sequence[Tensor]) -> list[Tensor]:
-        for rank, (box, outbox) in enumerate(zip(self.boxes, self.outboxes, strict=True)):
-            direct.stage_heads(q[rank], outbox.parts(q[rank].shape[0])[0], box, phase=Phase.PUSH)
-        return [one.fetch_queries(q[rank]) for rank, one in enumerate(all_)]
+        for rank, one in enumerate(all_):
+            one.leave_queries(q[rank])
+            direct.meet(self.boxes[rank], phase=Phase.PUSH)
+        return [one.fetch_queries() for one in all_]
 
     def leave(self, all_: Sequence[Fetching], given: Sequence[Partial], beside: Sequence[Partial]) -> None:
         for rank, one in enumerate(all_):
@@ -149,21 +149,9 @@ def test_once_a_rank_gave_up_nobody_makes_anything_of_what_it_may_overwrite(
     with pytest.raises(PeerLost, match="rank 1 did not come to turn 3"):
         all_[0].fetch_partials()
     with pytest.raises(PeerLost, match="rank 1 did not come to turn 3"):
-        all_[0].fetch_queries(q[0])
-
-
-def test_what_is_staged_stays_once_a_rank_is_lost(triton_device: str) -> None:
-    group = GROUPS[1]
-    boxes, outbox = (
-        mailboxes(group, tokens=4, device=triton_device, polls=5),
-        outboxes(group, tokens=4, device=triton_device)[0],
-    )
-    q, (staged, _, _) = queries(group, 4, 0, triton_device)[0], outbox.parts(4)
-    direct.stage_heads(q, staged, boxes[0])  # the others do not come
-    assert boxes[0].lost_rank() == (1, 1)
-    assert staged.equal(q)
-    direct.stage_heads(-q, staged, boxes[0])
-    assert staged.equal(q)
+        all_[0].fetch_queries()
+    with pytest.raises(PeerLost, match="rank 1 did not come to turn 3"):
+        all_[0].leave_queries(q[0])
 
 
 def test_a_copy_that_the_driver_refuses_is_an_error(
@@ -173,21 +161,6 @@ def test_a_copy_that_the_driver_refuses_is_an_error(
     ranks = Ranks(GROUPS[0], triton_device)
     with pytest.raises(RuntimeError, match="the CUDA driver refused to copy 4 tokens from a peer: error 700"):
         ranks.fetch_queries(ranks.fetching(4), queries(GROUPS[0], 4, 0, triton_device))
-
-
-@pytest.mark.parametrize(
-    ("room", "what"),
-    [
-        (lambda q: q[:3], "as \\[4, 8, 128\\] of torch.bfloat16, not \\[3, 8, 128\\]"),
-        (lambda q: q.float(), "not \\[4, 8, 128\\] of torch.float32"),
-        (lambda q: q.transpose(0, 1).contiguous().transpose(0, 1), "should be contiguous"),
-    ],
-)
-def test_a_room_that_does_not_fit_is_refused(room: Callable[[Tensor], Tensor], what: str, triton_device: str) -> None:
-    group = GROUPS[0]
-    (box, _), q = mailboxes(group, tokens=4, device=triton_device), queries(group, 4, 0, triton_device)[0]
-    with pytest.raises(ValueError, match=what):
-        direct.stage_heads(q, room(q.contiguous()), box)
 
 
 def test_an_outbox_says_what_it_holds(triton_device: str) -> None:

@@ -137,9 +137,7 @@ class Recorded:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorded]:
-    every = {
-        name: Recorded() for name in ("gather_rows", "combine_rows", "stage_rows", "gather_words", "combine_words")
-    }
+    every = {name: Recorded() for name in ("gather_rows", "combine_rows", "meet_once", "gather_words", "combine_words")}
     for name, kernel in every.items():
         monkeypatch.setattr(kernels, name, kernel)
     # In the place of copies between GPUs, which nothing but those can make.
@@ -157,7 +155,7 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     loaded = {name: set(kernel.variants) for name, kernel in recorded.items()}
-    counts = {"gather_rows": 4, "combine_rows": 4, "stage_rows": 0, "gather_words": 2, "combine_words": 2}
+    counts = {"gather_rows": 4, "combine_rows": 4, "meet_once": 0, "gather_words": 2, "combine_words": 2}
     assert {name: len(variants) for name, variants in loaded.items()} == counts
     for kernel in recorded.values():
         kernel.variants.clear()
@@ -182,13 +180,12 @@ def test_what_is_fetched_needs_no_kernel_that_was_not_loaded_when_room_was_made(
     monkeypatch.setattr(exchange, "LEAST_FETCHED_ROWS", 2)
     fetching = opened.fetching(8)
     assert fetching is not None
-    stage = recorded["stage_rows"]
-    loaded, stage.variants = set(stage.variants), set()
-    for gap in (0, 1):
-        fetching.fetch_queries(rows(8, 2, mesh.device, gap=gap).out)
-        fetching.fetch_partials()
-    assert stage.variants == loaded
-    assert len(loaded) == 2
+    meet = recorded["meet_once"]
+    loaded, meet.variants = set(meet.variants), set()
+    fetching.fetch_queries()
+    fetching.fetch_partials()
+    assert meet.variants == loaded
+    assert len(loaded) == 1
 
 
 def test_rooms_to_fetch_from_stay_as_long_as_the_tokens_do_and_grow_with_them(
@@ -216,8 +213,7 @@ def test_all_programs_of_a_launch_run_at_once(mesh: Pretended, recorded: dict[st
         opened.reserve(tokens)
         gathered = opened.gather_heads(rows(tokens, 2, mesh.device).out)
         if fetching := opened.fetching(tokens):
-            fetching.fetch_queries(rows(tokens, 2, mesh.device).out)
-            fetching.fetch_partials()
+            fetching.fetch_queries()
         opened.combine(Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device)))
     each = 1 << 16  # registers of a multiprocessor, of which this device has two
     assert max(max(kernel.registers) for kernel in recorded.values()) <= 2 * each

@@ -46,8 +46,10 @@ class HandedOver:
     def fetching(self, tokens: int) -> HandedOver | None:
         return self if tokens == len(self._queries[0]) else None
 
-    def fetch_queries(self, q: Tensor) -> Tensor:
+    def leave_queries(self, q: Tensor) -> None:
         assert q.equal(self._queries[self._rank])
+
+    def fetch_queries(self) -> Tensor:
         return interleave_ranks(torch.stack([self._queries[peer] for peer in self._peers()]), self._kv)
 
     def fetch_partials(self) -> None:

@@ -62,7 +62,7 @@ found = {
         "aligned": instructions(kernel, direct.LARGE, ALIGNED=True),
         "not aligned": instructions(kernel, direct.LARGE, ALIGNED=False),
     }
-    for kernel in (rows.gather_rows, rows.stage_rows, rows.combine_rows)
+    for kernel in (rows.gather_rows, rows.combine_rows)
 } | {
     kernel.__name__: {
         "specialised": specialised(kernel),
