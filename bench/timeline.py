@@ -24,10 +24,10 @@ OF_THE_EXCHANGE = (
     "nccl",
     *("gather_words", "gather_rows", "meet_once", "combine_words", "combine_rows"),
     *("_rescale", "_combine", COPY),
-    *("Memcpy DtoD", "Memcpy PtoP"),
+    *("Memcpy DtoD", "Memcpy PtoP", "memcpy"),
 )
 """How names begin: NCCL's kernels, those of ``direct``, the arithmetic of ``ag_rs`` and ``a2a`` with the copies that put rows in
-order for them, and copy engines."""
+order for them, and copies of the driver's, by copy engines or a kernel of its own."""
 
 
 class Seen(NamedTuple):

@@ -3,8 +3,7 @@
 A model in plain Python of what ``dcp_core.triton_ops.direct`` does: rows are written to peers, flags are set and awaited, rows
 are read, and every order in which the programs of all ranks may take these steps is tried. In some walks a program that
 waits may also give up, whenever it likes. Rows that travel as words (``dcp_core.triton_ops.words``) are flags themselves;
-those that are fetched (``dcp_core.exchange.copies``) are left by their own rank, whether one is lost or not, and copied by each of
-the others.
+those that are fetched (``dcp_core.exchange.copies``) are left by their own rank, lost or not, and copied by each of the others.
 """
 
 from __future__ import annotations
