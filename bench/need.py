@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dcp_core.exchange_bytes import exchange_bytes
+from dcp_core.cost import exchanged
+from dcp_core.exchange_bytes import exchange_bytes, is_fetched
 from dcp_core.memory import PAGED_WORKSPACE_BYTES, RAGGED_WORKSPACE_BYTES, cache_bytes, mask_elements
 from dcp_core.settings import Case, ExchangeName, KernelName, MaskForm, PathName
 
@@ -68,7 +69,7 @@ def case_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:
     yield "KV caches", local_ranks * int((1 + SPARE_PAGES) * cache_bytes(case))
     yield "queries of every rank", case.layout.dcp * rows * own_row
     yield "new keys and values, and outputs", local_ranks * rows * (kv_token + own_row + 4 * heads.query)
-    partial_bytes = rows * heads.gathered * (dim * element + 4)
+    partial_bytes = (rows - _fetched(case)) * heads.gathered * (dim * element + 4)
     yield "partials of gathered heads", local_ranks * partial_bytes
     yield "the exchange's buffers", local_ranks * exchange_bytes(case)
     if case.settings.exchange is ExchangeName.LOOPBACK:
@@ -87,7 +88,8 @@ def _path_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:
     heads, row_bytes = case.layout.heads(shape), shape.head_dim * shape.dtype.itemsize + 4
     match settings.path:
         case PathName.SPLIT:
-            yield "the pass over new tokens", local_ranks * workload.new_tokens * heads.query * row_bytes
+            tokens = workload.new_tokens - _fetched(case)
+            yield "the pass over new tokens", local_ranks * tokens * heads.query * row_bytes
         case PathName.FOLD:
             padded = workload.new_tokens + (case.layout.dcp - 1) * len(workload)
             yield "folded queries and outputs", local_ranks * 2 * padded * heads.gathered * row_bytes
@@ -96,6 +98,13 @@ def _path_parts(case: Case, local_ranks: int) -> Iterator[tuple[str, int]]:
             yield "masks", local_ranks * _mask_bytes(case)
         case PathName.TP | PathName.DECODE:
             return
+
+
+def _fetched(case: Case) -> int:
+    """Return the new tokens whose partials the exchange keeps."""
+    return sum(
+        sum(one.new for one in requests) for requests, path in exchanged(case) if is_fetched(case, requests, path)
+    )
 
 
 def _mask_bytes(case: Case) -> int:

@@ -49,12 +49,18 @@ def _one(case: Case, requests: Sequence[Request], path: PathName) -> int:
         case ExchangeName.A2A:
             # Queries by rank and in order; partials to send and received.
             return everything * (2 * head_bytes + 2 * partial_bytes) + combined
-        case ExchangeName.DIRECT if case.settings.overlap and path is PathName.SPLIT and own >= LEAST_FETCHED_ROWS:
+        case ExchangeName.DIRECT if is_fetched(case, requests, path):
             # The least mailbox; queries and partials to be fetched; queries fetched; own, new and fetched partials.
-            theirs = everything - own
-            outbox = (own * head_bytes, theirs * head_bytes, theirs * LSE_BYTES)
+            theirs, room = everything - own, _doubled(tokens)
+            outbox = (
+                heads.query * head_bytes,
+                (ranks - 1) * heads.query * head_bytes,
+                (ranks - 1) * heads.query * LSE_BYTES,
+            )
             fetched = theirs * head_bytes + (ranks + 1) * own * partial_bytes
-            return mailbox_bytes(case, LEAST_TOKENS, LEAST_TOKENS) + sum(map(_aligned, outbox)) + fetched
+            return (
+                mailbox_bytes(case, LEAST_TOKENS, LEAST_TOKENS) + sum(_aligned(room * row) for row in outbox) + fetched
+            )
         case ExchangeName.DIRECT:
             places = _fold_places(case, requests) if path is PathName.FOLD else tokens
             index = 4 * ranks * tokens if path is PathName.FOLD else 0
@@ -62,6 +68,13 @@ def _one(case: Case, requests: Sequence[Request], path: PathName) -> int:
         case _:
             # Loopback: the queries of every seat, and the result.
             return everything * head_bytes + combined
+
+
+def is_fetched(case: Case, requests: Sequence[Request], path: PathName) -> bool:
+    """Tell whether copy engines carry what a case exchanges for some of its requests, in rooms of the exchange's own."""
+    rows = sum(request.new for request in requests) * case.layout.heads(case.shape).query
+    beside = case.settings.overlap and case.settings.exchange is ExchangeName.DIRECT
+    return beside and path is PathName.SPLIT and rows >= LEAST_FETCHED_ROWS
 
 
 def mailbox_bytes(case: Case, tokens: int, places: int) -> int:

@@ -118,7 +118,8 @@ class Settings:
         replayable: wrappers planned so that a captured CUDA graph stays valid for the next batch of the same size.
         skip_empty_context: ``split`` leaves out gather and combine where no request has context, unless it is replayable.
         fold_limit: ``fold`` folds requests of up to so many new tokens; longer ones go through ``split``.
-        overlap: ``split`` gathers on another stream of the GPU while it attends to the new tokens.
+        overlap: ``split`` gathers on another stream of the GPU while it attends to the new tokens; what is large and goes by
+            ``direct`` is gathered beside the context, and combined beside the new tokens.
 
     Raises:
         IllegalSettings: for an unknown word or value, naming the nearest known one, or settings that cannot go together.

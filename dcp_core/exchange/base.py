@@ -59,7 +59,7 @@ class FusedExchange(Exchange, Protocol):
         """
         ...
 
-    def fetching(self, tokens: int) -> Fetching | None:
+    def reserve_fetching(self, tokens: int) -> Fetching | None:
         """Make room for a step of ``tokens`` rows that is exchanged while attention runs; None where that would not pay.
 
         Every rank of the group must call this; whether it pays depends on the number alone.
@@ -81,19 +81,21 @@ class Fetching(Protocol):
     Attributes:
         own: room for this rank's partial of its own heads, ``[T, h, D]``.
         beside: room for one more of them, over keys that nobody else saw.
-        for_peers: room for its partials of the peers' heads, in the order of ``fetch_queries``.
+        queries: the peers' heads, once they are fetched, ``[T, H - h, D]``, those of one KV head neighbours.
+        for_peers: room for this rank's partials of them, in the same order.
     """
 
     own: Partial
     beside: Partial
+    queries: Tensor
     for_peers: Partial
 
     def leave_queries(self, q: Tensor) -> None:
         """Leave this rank's query heads, ``[T, h, D]``, for its peers."""
         ...
 
-    def fetch_queries(self) -> Tensor:
-        """Return the peers' query heads, ``[T, H - h, D]``, those of one KV head neighbours, once all have left theirs."""
+    def fetch_queries(self) -> None:
+        """Fetch the peers' ``queries``, once all have left theirs."""
         ...
 
     def fetch_partials(self) -> None:

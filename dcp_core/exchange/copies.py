@@ -1,7 +1,8 @@
 """A large step whose payload copy engines carry: each rank leaves its own where its peers reach it, and fetches theirs. Floor 4.
 
 Copy engines need no multiprocessor, so that what computes meanwhile loses none. They copy whatever happens, and cannot be told
-that a rank is lost: hence each fetches into its own room, where a wrong row harms nobody else, and sends nothing.
+that a rank is lost: hence each rank fetches into its own rooms, and sends nothing. What it makes of wrong rows others may fetch
+in their turn: whoever gives up on a rank marks every mailbox first, and with a mark there nobody adds anything up.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Copy(Structure):
     )
 
 
-class Fetching:
+class CopyEngines:
     """What one rank exchanges by copy engines in steps of a number of tokens, ``T``; every rank calls the same in the same order.
 
     A step begins with ``leave_queries``, attends to its own heads while ``fetch_queries`` runs, to those of its peers after it,
@@ -60,33 +61,38 @@ class Fetching:
         tokens: of a step.
         own: room for this rank's partial of its own heads, ``[T, h, D]``.
         beside: room for one more of them, over keys that nobody else saw.
-        for_peers: room for its partials of the peers' heads, ``[T, (ranks - 1) * h, D]``, in the order of ``fetch_queries``.
+        queries: the peers' heads, once they are fetched, ``[T, (ranks - 1) * h, D]``, ordered (KV head, peer, head) from the next
+            rank on.
+        for_peers: room for this rank's partials of them, in the same order.
     """
 
     def __init__(self, mailbox: Mailbox, outbox: Outbox, tokens: int) -> None:
         group = mailbox.group
         self.tokens = tokens
         self._mailbox, self._outbox = mailbox, outbox
-        queries, outs, lses = outbox.parts(tokens)
-        self._staged = queries
+        self._left, outs, lses = outbox.parts(tokens)
         self.for_peers = Partial(outs, lses)
+        self.queries = torch.empty_like(outs)
         shape = (group.ranks + 1, tokens, group.heads)
-        self._outs = torch.empty(*shape, group.head_dim, dtype=group.dtype, device=queries.device)
-        self._lses = torch.empty(shape, device=queries.device)
-        self._queries = torch.empty_like(outs)
+        self._outs = torch.empty(*shape, group.head_dim, dtype=group.dtype, device=outs.device)
+        self._lses = torch.empty(shape, device=outs.device)
         self.own, self.beside = (Partial(self._outs[place], self._lses[place]) for place in (0, group.ranks))
 
     def leave_queries(self, q: Tensor) -> None:
-        """Leave this rank's query heads ``[T, h, D]`` for its peers; not while attention runs, beside which nothing else does.
+        """Leave this rank's query heads ``[T, h, D]`` for its peers. A kernel copies them, and would wait for attention to end.
 
         Raises:
             PeerLost: if a rank is known not to have come to an exchange.
+            ValueError: for queries of another shape or dtype.
         """
         self._mailbox.check()
-        self._staged.copy_(q)
+        if q.shape != self._left.shape or q.dtype != self._left.dtype:
+            wanted = f"{list(self._left.shape)} of {self._left.dtype}"
+            raise ValueError(f"queries should be {wanted}, not {list(q.shape)} of {q.dtype}")
+        self._left.copy_(q)
 
-    def fetch_queries(self) -> Tensor:
-        """Return the peers' query heads: ``[T, (ranks - 1) * h, D]``, ordered (KV head, peer, head), the next rank's first.
+    def fetch_queries(self) -> None:
+        """Fetch the peers' ``queries``, once all have left theirs.
 
         Raises:
             PeerLost: as ``leave_queries``.
@@ -98,15 +104,14 @@ class Fetching:
         width = group.group * group.row_bytes  # what one rank has of one KV head of one token
         for place in range(peers):
             source = self._outbox.addresses[self._peer(place)]
-            self._copy(source, width, self._queries.data_ptr() + place * width, peers * width, width)
-        return self._queries
+            self._copy(source, width, self.queries.data_ptr() + place * width, peers * width, width)
 
     def fetch_partials(self) -> None:
         """Fetch what the peers have left in their ``for_peers``, once all have; errors as of ``fetch_queries``."""
         self._mailbox.check()
         meet(self._mailbox)
         group, peers = self._mailbox.group, self._mailbox.group.ranks - 1
-        _, outs, lses = self._outbox.starts(self.tokens)
+        _, outs, lses = self._outbox.starts
         for start, width, rooms in (
             (outs, group.group * group.row_bytes, self._outs),
             (lses, group.group * self._lses.itemsize, self._lses),
@@ -139,7 +144,7 @@ class Fetching:
             width=width,
             height=height,
         )
-        stream = torch.cuda.current_stream(self._queries.device).cuda_stream
+        stream = torch.cuda.current_stream(self.queries.device).cuda_stream
         if error := _driver().cuMemcpy2DAsync_v2(byref(copy), c_void_p(stream)):
             raise RuntimeError(f"the CUDA driver refused to copy {self.tokens} tokens from a peer: error {error}")
 
@@ -147,34 +152,34 @@ class Fetching:
 class Outbox:
     """Memory of one rank that its peers reach, and what lies in it: queries, then partials of the peers' heads.
 
+    Each of the three lies where it does whatever the tokens of a step: queries of the next step may be left while a peer still
+    fetches partials of the last, and must not lie on them.
+
     Args:
         memory: uint8, this rank's own.
         addresses: where each rank's begins, for this rank.
+        tokens: that there is room for.
+
+    Attributes:
+        starts: where queries, outputs and LSEs begin, in bytes.
     """
 
-    def __init__(self, group: Group, memory: Tensor, addresses: tuple[int, ...]) -> None:
-        self.addresses = addresses
+    def __init__(self, group: Group, memory: Tensor, addresses: tuple[int, ...], *, tokens: int) -> None:
+        self.addresses, self.tokens = addresses, tokens
         self._group, self._memory = group, memory
+        queries, outs, _ = _part_bytes(group, tokens)
+        self.starts = (0, queries, queries + outs)
 
     @classmethod
     def on(cls, mesh: Mesh, group: Group, tokens: int) -> Outbox:
-        """Make one with room for ``tokens``; every rank of the group must."""
+        """Make one; every rank of the group must."""
         memory, addresses = mesh.symmetric(cls.bytes_for(group, tokens))
-        return cls(group, memory, tuple(addresses.tolist()))
-
-    def holds(self, tokens: int) -> bool:
-        """Tell whether there is room for so many."""
-        return self.bytes_for(self._group, tokens) <= self._memory.numel()
+        return cls(group, memory, tuple(addresses.tolist()), tokens=tokens)
 
     @staticmethod
     def bytes_for(group: Group, tokens: int) -> int:
         """Return the bytes of one with room for ``tokens``."""
         return sum(_part_bytes(group, tokens))
-
-    def starts(self, tokens: int) -> tuple[int, int, int]:
-        """Return where queries, outputs and LSEs of a step of ``tokens`` begin, in bytes."""
-        queries, outs, _ = _part_bytes(self._group, tokens)
-        return 0, queries, queries + outs
 
     def parts(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return this rank's queries ``[T, h, D]``, outputs ``[T, (ranks - 1) * h, D]`` and LSEs of those, float32; views."""
@@ -184,7 +189,7 @@ class Outbox:
         dtypes = (group.dtype, group.dtype, torch.float32)
         queries, outs, lses = (
             self._memory[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape)
-            for start, shape, dtype in zip(self.starts(tokens), shapes, dtypes, strict=True)
+            for start, shape, dtype in zip(self.starts, shapes, dtypes, strict=True)
         )
         return queries, outs, lses
 

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from dcp_core.exchange.copies import Fetching, Outbox
+from dcp_core.exchange.copies import CopyEngines, Outbox
 from dcp_core.fold import Fold, OwnRows
 from dcp_core.layout import RankHeads
 from dcp_core.lse import LseBase, Partial
@@ -34,7 +34,7 @@ LEAST_FETCHED_ROWS = 1 << 14
 its own heads and one over those of its peers take no longer than one over all.
 """
 LEAST_TOKENS = 64
-"""A mailbox is made for at least so many, and grows by doubling: making one takes milliseconds and every rank's help."""
+"""A mailbox is made for at least so many, and grows by doubling, as outboxes do: making one takes milliseconds and all ranks."""
 
 
 class Direct:
@@ -65,7 +65,7 @@ class Direct:
         self._places_here = self._places.to(mesh.device, torch.int32)
         self._mailbox = self._make(LEAST_TOKENS, LEAST_TOKENS)
         self._outbox: Outbox | None = None
-        self._fetching: Fetching | None = None
+        self._fetching: CopyEngines | None = None
         self._load()
 
     def reserve(self, tokens: int) -> None:
@@ -92,17 +92,17 @@ class Direct:
         self._mailbox.check()
         return gather_heads(q, self._mailbox, self._laid)
 
-    def fetching(self, tokens: int) -> Fetching | None:
+    def reserve_fetching(self, tokens: int) -> CopyEngines | None:
         """Make room for a step whose payload copy engines carry; None for one so small that attention would suffer."""
         if tokens * self._group.heads < LEAST_FETCHED_ROWS:
             return None
-        if self._outbox is None or not self._outbox.holds(tokens):
+        if self._outbox is None or tokens > self._outbox.tokens:
             self._agree_that_none_is_lost()
-            self._outbox = Outbox.on(self._mesh, self._group, tokens)
+            self._outbox, self._fetching = Outbox.on(self._mesh, self._group, _doubled(tokens)), None
             self._load_fetching(self._outbox)
         self._mailbox.check()
         if self._fetching is None or self._fetching.tokens != tokens:
-            self._fetching = Fetching(self._mailbox, self._outbox, tokens)
+            self._fetching = CopyEngines(self._mailbox, self._outbox, tokens)
         return self._fetching
 
     def combine(self, partial: Partial, *, into: Partial | None = None) -> Partial:
@@ -187,7 +187,7 @@ class Direct:
 
     def _load_fetching(self, outbox: Outbox) -> None:
         """Take a step of one token by copy engines, for the same reason."""
-        fetching, room = Fetching(self._mailbox, outbox, 1), self._own(1)
+        fetching, room = CopyEngines(self._mailbox, outbox, 1), self._own(1)
         fetching.leave_queries(room.out)
         fetching.fetch_queries()
         fetching.fetch_partials()

@@ -24,7 +24,7 @@ class FetchedSplitRecipe:
 
     Args:
         exchange: the site's.
-        smaller: takes batches that the exchange would not carry so, or that need none.
+        smaller: takes batches that the exchange would not carry so, or that need none; both keep their passes open.
     """
 
     def __init__(self, site: Site, exchange: FusedExchange, smaller: Recipe) -> None:
@@ -41,12 +41,11 @@ class FetchedSplitRecipe:
         self._fetching: Fetching | None = None
         self._lse = site.own_lse(0)
         self._base = LseBase.NATURAL
-        self._peers_q = self._lse
 
     def prepare(self, workload: Workload, table: PageTable) -> tuple[PlanStage, ...]:
         """Take a batch: which of the ways it goes follows from its lengths, on every rank alike."""
         needless = self._may_skip and not any(workload.context_lens)
-        self._fetching = None if needless else self._exchange.fetching(workload.new_tokens)
+        self._fetching = None if needless else self._exchange.reserve_fetching(workload.new_tokens)
         if self._fetching is None:
             return self._smaller.prepare(workload, table)
         if self._lse.shape[0] != workload.new_tokens:
@@ -79,11 +78,11 @@ class FetchedSplitRecipe:
         fetching.leave_queries(step.q)
         with ahead(self._site.device) as stream:
             with torch.cuda.stream(stream):
-                self._peers_q = fetching.fetch_queries()
+                fetching.fetch_queries()
             self._base = self._own_pass.run(step.q, step.cache.pages, fetching.own).base
 
     def _attend_for_peers(self, fetching: Fetching, step: Step) -> None:
-        self._peers_pass.run(self._peers_q, step.cache.pages, fetching.for_peers)
+        self._peers_pass.run(fetching.queries, step.cache.pages, fetching.for_peers)
 
     def _attend_new(self, fetching: Fetching, step: Step) -> None:
         with ahead(self._site.device) as stream:

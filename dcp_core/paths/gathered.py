@@ -151,8 +151,10 @@ def ahead(device: torch.device) -> Iterator[torch.cuda.Stream]:
     """
     here, stream = torch.cuda.current_stream(device), _stream_ahead(device)
     stream.wait_stream(here)
-    yield stream
-    here.wait_stream(stream)
+    try:
+        yield stream
+    finally:
+        here.wait_stream(stream)
 
 
 @cache

@@ -167,7 +167,7 @@ def await_peers(rooms, loss, told, rank, turn, polls, RANKS: tl.constexpr):
 def note_loss(rooms, rank, loss, told, turn, lost, RANKS: tl.constexpr):
     """Write down that a rank did not come in this turn, unless a loss is known already; ``lost == RANKS``: all came.
 
-    Every rank's mailbox is marked too: from now on this one waits for nobody, and may overwrite what a peer is still fetching.
+    Every rank's mailbox is marked too: once this launch has ended, the rank waits for nobody, and may overwrite what peers fetch.
     """
     if lost < RANKS:
         loss_now = turn * _SEATS + lost + 1

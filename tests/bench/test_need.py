@@ -8,7 +8,7 @@ import torch
 
 from bench import clock, need, stand
 from bench.estimate import local_ranks
-from bench.need import case_bytes, case_parts
+from bench.need import INT_WORKSPACE_BYTES, case_bytes, case_parts
 from bench.record import Measured
 from bench.shipped import reference_folder
 from bench.store import read_run
@@ -41,6 +41,20 @@ def test_a_plan_for_cuda_graphs_takes_room_for_every_row() -> None:
     assert workspaces(path="mask", kernel="fa2", mask_form="computed", replayable=True) == 4 * 16 * 129 * rows + (
         16 << 20
     )
+
+
+def test_what_is_fetched_is_kept_by_the_exchange_and_takes_five_passes() -> None:
+    without, fetched = (
+        dict(case_parts(case("q8ks32k", exchange="direct", overlap=overlap), 1)) for overlap in (False, True)
+    )
+    assert without["partials of gathered heads"] > without["the pass over new tokens"] > 0
+    assert fetched["partials of gathered heads"] == fetched["the pass over new tokens"] == 0
+    assert fetched["the exchange's buffers"] > without["the exchange's buffers"]
+    assert fetched["FlashInfer's workspaces"] - without["FlashInfer's workspaces"] == 3 * INT_WORKSPACE_BYTES
+    small, gathered = (
+        dict(case_parts(case("q1ks32k", exchange="direct", overlap=overlap), 1)) for overlap in (True, False)
+    )
+    assert small["partials of gathered heads"] == gathered["partials of gathered heads"]
 
 
 def test_simulated_ranks_take_the_memory_of_all_of_them() -> None:

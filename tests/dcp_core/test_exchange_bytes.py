@@ -13,7 +13,7 @@ from torch import Tensor
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.build import open_exchange
 from dcp_core.exchange import direct
-from dcp_core.exchange.copies import Fetching
+from dcp_core.exchange.copies import CopyEngines
 from dcp_core.exchange_bytes import exchange_bytes, mailbox_bytes
 from dcp_core.fold import Fold
 from dcp_core.lse import Partial
@@ -98,8 +98,10 @@ def test_what_is_fetched_has_rooms_of_its_own_beside_the_least_mailbox(dcp: int)
     least = direct.LEAST_FETCHED_ROWS // heads.query
     one = case(f"q{least}s9000", "direct", dcp=dcp, overlap=True)
     group = Group(dcp, heads.kv, heads.query // heads.kv, 64, torch.bfloat16)
-    (box, *_), (outbox, *_) = (make(group, tokens=least, device="cpu") for make in (mailboxes, outboxes))
-    assert exchange_bytes(one) == mailbox_bytes(one, 64, 64) + held(Fetching(box, outbox, least), set())
+    (box, *_), (outbox, *_) = (
+        make(group, tokens=direct._doubled(least), device="cpu") for make in (mailboxes, outboxes)
+    )
+    assert exchange_bytes(one) == mailbox_bytes(one, 64, 64) + held(CopyEngines(box, outbox, least), set())
     fewer = case(f"q{least - 1}s9000", "direct", dcp=dcp, overlap=True)
     assert exchange_bytes(fewer) == exchange_bytes(replace(fewer, settings=replace(fewer.settings, overlap=False)))
 

@@ -20,6 +20,7 @@ from dcp_core.shapes import Workload
 
 ROOT = Path(__file__).parents[2]
 SEED, DECODE = "20261128T215335.200388Z-1ade03", "20261128T215047.750193Z-8fe47a"
+OVERLAPPED, EIGHT_THOUSAND = "20261129T005747.390302Z-fca213", "20261129T004304.253315Z-1e45eb"
 TWO_GPUS, LONGER = "20261128T143205.292902Z-24cf42", "20261128T214915.225486Z-90abc6"
 
 
@@ -111,6 +112,24 @@ def test_the_table_of_mixed_batches_is_what_was_measured_between_two_gpus(row: l
     apart = [times[name, batching] for name in ("ag_rs", "a2a", "direct") for batching in ("separate", "shared")]
     shown = [text for cell in row[1:] for text in cell.split(" / ")]
     agree(shown, [times["alone", "separate"], *apart, times["direct", "joined"]])
+
+
+@pytest.mark.parametrize("row", table("docs/exchanges.md", "| `4q512s16k` |"), ids=lambda row: row[0])
+def test_the_table_of_long_prompts_is_what_was_measured_between_two_gpus(row: list[str]) -> None:
+    batch, folder = row[0].strip("`"), reference_folder() / "h200"
+    trials, _ = read_run(folder / f"{EIGHT_THOUSAND if batch == 'q8ks32k' else OVERLAPPED}.jsonl")
+    times = {
+        (
+            trial.case.settings.path,
+            str(trial.case.settings.exchange),
+            trial.case.settings.overlap,
+        ): trial.outcome.step_us.median
+        for trial in trials
+        if isinstance(trial.outcome, Measured) and trial.case.workload == Workload.parse(batch)
+    }
+    both = [times["split", name, overlap] for name in ("ag_rs", "a2a", "direct") for overlap in (False, True)]
+    shown = [text for cell in row[1:] for text in cell.split(" / ")]
+    agree(shown, [times["tp", "alone", False], times["split", "loopback", False], *both])
 
 
 def test_the_ten_largest_gains_are_those_of_the_profiles_that_ship_and_nothing_is_lost() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dcp_core.build import open_exchange
 from dcp_core.exchange.base import interleave_ranks
-from dcp_core.exchange.copies import Fetching
+from dcp_core.exchange.copies import CopyEngines
 from dcp_core.exchange.direct import Direct
 from dcp_core.lse import LseBase, Partial
 from dcp_core.mesh import Mesh
@@ -148,7 +148,9 @@ def test_steps_by_copy_engines_alternate_with_others(ranks: int, kv_heads: int) 
     here, boxes_of_all = Ranks(group, 300), outboxes(group, tokens=300, device="cuda")
     tokens_of_layers = (300, 300, 129, 300, 1, 300)
     # Loaded now: loading a kernel waits for the device, and a rank there may wait for its peer.
-    Fetching(here.boxes[0], boxes_of_all[0], 1).add_up(LseBase.NATURAL, partials(group, 1, group.heads, 0, "cuda")[0])
+    CopyEngines(here.boxes[0], boxes_of_all[0], 1).add_up(
+        LseBase.NATURAL, partials(group, 1, group.heads, 0, "cuda")[0]
+    )
     here.each(lambda _, box: meet(box))
     for layer, tokens in enumerate(tokens_of_layers):
         q = queries(group, tokens, layer, "cuda")
@@ -159,11 +161,11 @@ def test_steps_by_copy_engines_alternate_with_others(ranks: int, kv_heads: int) 
             here.each(lambda rank, box, q=q: gather_heads(q[rank], box, PLAIN))
             here.each(lambda rank, box, given=given: combine(given[rank], box, PLAIN))
             continue
-        fetching = [Fetching(box, outbox, tokens) for box, outbox in zip(here.boxes, boxes_of_all, strict=True)]
+        fetching = [CopyEngines(box, outbox, tokens) for box, outbox in zip(here.boxes, boxes_of_all, strict=True)]
         into = [Partial(torch.empty_like(one.own.out), torch.empty_like(one.own.lse)) for one in fetching]
         torch.cuda.synchronize()
         here.each(lambda rank, _, q=q, fetching=fetching: fetching[rank].leave_queries(q[rank]))
-        gathered = here.each(lambda rank, _, fetching=fetching: fetching[rank].fetch_queries())
+        here.each(lambda rank, _, fetching=fetching: fetching[rank].fetch_queries())
         here.assert_nobody_lost()
         for rank, one in enumerate(fetching):
             leave(one, rank, given[rank], beside[rank], group)
@@ -173,7 +175,7 @@ def test_steps_by_copy_engines_alternate_with_others(ranks: int, kv_heads: int) 
         here.assert_nobody_lost()
         for rank in range(ranks):
             peers = [q[(rank + step) % ranks] for step in range(1, ranks)]
-            assert torch.equal(gathered[rank], interleave_ranks(torch.stack(peers), kv_heads))
+            assert torch.equal(fetching[rank].queries, interleave_ranks(torch.stack(peers), kv_heads))
             assert_same(into[rank], expected_of(given, group, rank, beside[rank]))
 
 

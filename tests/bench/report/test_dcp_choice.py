@@ -125,7 +125,7 @@ def test_the_reference_says_from_where_dcp_pays_and_which_numbers_are_modelled()
     tuning = (Path(__file__).parents[3] / "docs" / "tuning.md").read_text(encoding="utf-8")
     assert first.says[0] in " ".join(tuning.replace("\n> ", " ").split())
     assert first.says[0].endswith(
-        "(measured) and pays from 16 requests on at a context of 8k, 8 at 32k, 1 at 128k, not at 1k."
+        "(measured) and pays from 16 requests on at a context of 8k, 8 at 32k, 1 at 128k, 1 at 256k, 1 at 512k, not at 1k."
     )
     assert ("decode, 8k", "dcp 1: 1 to 8; dcp 2: 16 to 128") in {row[:2] for row in rows(first)}
     assert {row[3] for row in rows(first)} == {"measured", "modelled"}

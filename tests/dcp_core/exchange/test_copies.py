@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dcp_core.exchange import copies
 from dcp_core.exchange.base import interleave_ranks, split_ranks
-from dcp_core.exchange.copies import Fetching, Outbox
+from dcp_core.exchange.copies import CopyEngines, Outbox
 from dcp_core.lse import LseBase, Partial
 from dcp_core.triton_ops import direct
 from dcp_core.triton_ops.direct import Phase
@@ -60,7 +60,7 @@ def after_a_push(monkeypatch: pytest.MonkeyPatch, driver: None) -> None:
     monkeypatch.setattr(copies, "meet", lambda box: direct.meet(box, phase=Phase.WAIT))
 
 
-def leave(one: Fetching, rank: int, given: Partial, beside: Partial, group: Group) -> None:
+def leave(one: CopyEngines, rank: int, given: Partial, beside: Partial, group: Group) -> None:
     """Do what attention does: leave the peers' heads for them, and keep one's own."""
     for tensor, own, peers in (
         (given.out, one.own.out, one.for_peers.out),
@@ -82,25 +82,27 @@ class Ranks:
         self.boxes = mailboxes(group, tokens=4, device=device, programs=3, polls=polls)
         self.outboxes = outboxes(group, tokens=MOST, device=device)
 
-    def fetching(self, tokens: int) -> list[Fetching]:
-        return [Fetching(box, outbox, tokens) for box, outbox in zip(self.boxes, self.outboxes, strict=True)]
+    def fetching(self, tokens: int) -> list[CopyEngines]:
+        return [CopyEngines(box, outbox, tokens) for box, outbox in zip(self.boxes, self.outboxes, strict=True)]
 
-    def fetch_queries(self, all_: Sequence[Fetching], q: Sequence[Tensor]) -> list[Tensor]:
+    def fetch_queries(self, all_: Sequence[CopyEngines], q: Sequence[Tensor]) -> list[Tensor]:
         for rank, one in enumerate(all_):
             one.leave_queries(q[rank])
             direct.meet(self.boxes[rank], phase=Phase.PUSH)
-        return [one.fetch_queries() for one in all_]
+        for one in all_:
+            one.fetch_queries()
+        return [one.queries for one in all_]
 
-    def leave(self, all_: Sequence[Fetching], given: Sequence[Partial], beside: Sequence[Partial]) -> None:
+    def leave(self, all_: Sequence[CopyEngines], given: Sequence[Partial], beside: Sequence[Partial]) -> None:
         for rank, one in enumerate(all_):
             leave(one, rank, given[rank], beside[rank], self.group)
 
-    def combine(self, all_: Sequence[Fetching], base: LseBase) -> list[Partial]:
+    def combine(self, all_: Sequence[CopyEngines], base: LseBase) -> list[Partial]:
         for box in self.boxes:
             direct.meet(box, phase=Phase.PUSH)
         return [self.finish(one, base) for one in all_]
 
-    def finish(self, one: Fetching, base: LseBase) -> Partial:
+    def finish(self, one: CopyEngines, base: LseBase) -> Partial:
         one.fetch_partials()
         into = Partial(torch.full_like(one.own.out, -7.0), torch.empty_like(one.own.lse))
         one.add_up(base, into)
@@ -163,10 +165,34 @@ def test_a_copy_that_the_driver_refuses_is_an_error(
         ranks.fetch_queries(ranks.fetching(4), queries(GROUPS[0], 4, 0, triton_device))
 
 
+def test_more_queries_of_the_next_step_do_not_lie_on_partials_that_a_peer_still_fetches(
+    after_a_push: None, triton_device: str
+) -> None:
+    group, few = GROUPS[1], 8
+    ranks = Ranks(group, triton_device)
+    all_ = ranks.fetching(few)
+    ranks.fetch_queries(all_, queries(group, few, 0, triton_device))
+    given, beside = (partials(group, few, heads, 0, triton_device) for heads in (18, 6))
+    ranks.leave(all_, given, beside)
+    for box in ranks.boxes:
+        direct.meet(box, phase=Phase.PUSH)
+    ranks.finish(all_[0], LseBase.NATURAL)
+    ranks.fetching(MOST)[0].leave_queries(queries(group, MOST, 1, triton_device)[0])
+    for rank in (1, 2):
+        assert_same(ranks.finish(all_[rank], LseBase.NATURAL), expected_of(given, group, rank, beside[rank]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda q: q[:3], lambda q: q[:1], lambda q: q.float()], ids=["fewer", "one", "float32"]
+)
+def test_queries_that_do_not_fit_are_refused(wrong: Callable[[Tensor], Tensor], triton_device: str) -> None:
+    (one, _), q = Ranks(GROUPS[0], triton_device).fetching(4), queries(GROUPS[0], 4, 0, triton_device)[0]
+    with pytest.raises(ValueError, match=r"queries should be \[4, 8, 128\] of torch.bfloat16, not"):
+        one.leave_queries(wrong(q))
+
+
 def test_an_outbox_says_what_it_holds(triton_device: str) -> None:
     outbox: Outbox = outboxes(GROUPS[0], tokens=8, device=triton_device)[0]
-    assert outbox.holds(8)
-    assert not outbox.holds(9)
     assert [tuple(part.shape) for part in outbox.parts(8)] == [(8, 8, 128), (8, 8, 128), (8, 8)]
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from dcp_core.build import open_exchange
 from dcp_core.exchange import direct as exchange
 from dcp_core.exchange.base import FusedExchange
-from dcp_core.exchange.copies import Fetching
+from dcp_core.exchange.copies import CopyEngines
 from dcp_core.exchange.direct import Direct, refusal
 from dcp_core.fold import Fold, OwnRows
 from dcp_core.layout import RankHeads
-from dcp_core.lse import Partial
+from dcp_core.lse import LseBase, Partial
 from dcp_core.mesh import Mesh, MeshError
 from dcp_core.settings import ExchangeName, Unsupported
 from dcp_core.triton_ops import direct as kernels
@@ -141,7 +141,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorded]:
     for name, kernel in every.items():
         monkeypatch.setattr(kernels, name, kernel)
     # In the place of copies between GPUs, which nothing but those can make.
-    monkeypatch.setattr(Fetching, "_copy", lambda *_: None)
+    monkeypatch.setattr(CopyEngines, "_copy", lambda *_: None)
     return every
 
 
@@ -173,17 +173,20 @@ def test_whatever_is_exchanged_no_kernel_is_needed_that_was_not_loaded_on_openin
     assert {name: kernel.variants for name, kernel in recorded.items()} == loaded
 
 
-def test_what_is_fetched_needs_no_kernel_that_was_not_loaded_when_room_was_made(
+def test_what_is_fetched_meets_in_the_kernel_that_was_loaded_when_room_was_made(
     mesh: Pretended, recorded: dict[str, Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     monkeypatch.setattr(exchange, "LEAST_FETCHED_ROWS", 2)
-    fetching = opened.fetching(8)
+    fetching = opened.reserve_fetching(8)
     assert fetching is not None
     meet = recorded["meet_once"]
     loaded, meet.variants = set(meet.variants), set()
-    fetching.fetch_queries()
-    fetching.fetch_partials()
+    for gap in (0, 1):
+        fetching.leave_queries(rows(8, 2, mesh.device, gap=gap).out)
+        fetching.fetch_queries()
+        fetching.fetch_partials()
+        fetching.add_up(LseBase.NATURAL, rows(8, 2, mesh.device))
     assert meet.variants == loaded
     assert len(loaded) == 1
 
@@ -193,15 +196,17 @@ def test_rooms_to_fetch_from_stay_as_long_as_the_tokens_do_and_grow_with_them(
 ) -> None:
     opened = Direct(mesh, HEADS, HEAD_DIM, BFLOAT16)  # type: ignore[arg-type]
     least = exchange.LEAST_FETCHED_ROWS // HEADS.query
-    assert opened.fetching(least - 1) is None
-    first = opened.fetching(least)
-    assert isinstance(first, Fetching)
-    assert opened.fetching(least) is first
-    larger = opened.fetching(least + 1)
+    assert opened.reserve_fetching(least - 1) is None
+    first = opened.reserve_fetching(least)
+    assert isinstance(first, CopyEngines)
+    assert opened.reserve_fetching(least) is first
+    larger = opened.reserve_fetching(least + 1)  # in an outbox of twice the tokens
     assert larger is not first
     assert larger.tokens == larger.own.out.shape[0] == least + 1
+    assert larger.for_peers.out.data_ptr() != first.for_peers.out.data_ptr()
+    assert opened.reserve_fetching(2 * least).for_peers.out.data_ptr() == larger.for_peers.out.data_ptr()
     opened.reserve(300)  # a new mailbox, by whose turns ranks meet from now on
-    again = opened.fetching(least + 1)
+    again = opened.reserve_fetching(least + 1)
     assert again is not larger
     assert again.own.out.data_ptr() != larger.own.out.data_ptr()
     assert again.for_peers.out.data_ptr() == larger.for_peers.out.data_ptr()
@@ -212,7 +217,7 @@ def test_all_programs_of_a_launch_run_at_once(mesh: Pretended, recorded: dict[st
     for tokens in (256, 1024, 8192):
         opened.reserve(tokens)
         gathered = opened.gather_heads(rows(tokens, 2, mesh.device).out)
-        if fetching := opened.fetching(tokens):
+        if fetching := opened.reserve_fetching(tokens):
             fetching.fetch_queries()
         opened.combine(Partial(gathered, torch.zeros(gathered.shape[:2], device=mesh.device)))
     each = 1 << 16  # registers of a multiprocessor, of which this device has two
@@ -245,7 +250,7 @@ def test_a_loss_is_told_by_the_very_next_call(opened: Direct, mesh: Pretended, c
     calls = {
         "reserve": lambda: opened.reserve(5),
         "grow": lambda: opened.reserve(5000),
-        "fetch": lambda: opened.fetching(exchange.LEAST_FETCHED_ROWS),
+        "fetch": lambda: opened.reserve_fetching(exchange.LEAST_FETCHED_ROWS),
         "gather": lambda: opened.gather_heads(own.out),
         "combine": lambda: opened.combine(given),
         "check": opened.check,

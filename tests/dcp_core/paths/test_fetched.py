@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from bench.stand import Stand
-from dcp_core.build import _site
-from dcp_core.exchange.base import interleave_ranks, split_ranks
+from dcp_core.build import _recipe, _site
+from dcp_core.check import Check
+from dcp_core.exchange.base import FusedExchange, interleave_ranks, split_ranks
+from dcp_core.kernels.base import Pass
 from dcp_core.layout import DcpLayout
 from dcp_core.lse import LseBase, Partial, combine
 from dcp_core.mesh import Mesh
@@ -20,7 +22,8 @@ from dcp_core.oracle import judge
 from dcp_core.paths import fetched
 from dcp_core.paths.base import PlanStage, Recipe, Stage
 from dcp_core.paths.fetched import FetchedSplitRecipe
-from dcp_core.settings import Case, Settings
+from dcp_core.paths.gathered import GatheredRecipe
+from dcp_core.settings import Case, PathName, Settings
 from dcp_core.shapes import ModelShape, Workload
 
 
@@ -43,14 +46,14 @@ class HandedOver:
         self._fetched: list[tuple[Tensor, Tensor]] = []
         group.append(self)
 
-    def fetching(self, tokens: int) -> HandedOver | None:
+    def reserve_fetching(self, tokens: int) -> HandedOver | None:
         return self if tokens == len(self._queries[0]) else None
 
     def leave_queries(self, q: Tensor) -> None:
         assert q.equal(self._queries[self._rank])
 
-    def fetch_queries(self) -> Tensor:
-        return interleave_ranks(torch.stack([self._queries[peer] for peer in self._peers()]), self._kv)
+    def fetch_queries(self) -> None:
+        self.queries = interleave_ranks(torch.stack([self._queries[peer] for peer in self._peers()]), self._kv)
 
     def fetch_partials(self) -> None:
         self._fetched = []
@@ -106,25 +109,64 @@ def one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
 
 
-@pytest.mark.parametrize(("dcp", "kv"), [(2, 1), (2, 2), (4, 1), (3, 2)])
-@pytest.mark.parametrize("batch", ["q7s40", "q9s9_2q5s33", "3q4s4_q2s90"])
-def test_every_rank_s_rows_are_right(batch: str, dcp: int, kv: int) -> None:
-    case = case_of(batch, dcp, kv)
-    stand, recipes = opened(case)
+def run(case: Case, stand: Stand, recipes: Sequence[FetchedSplitRecipe]) -> list[Check]:
+    """Run a step of every rank stage by stage: each has left what the next stage of another fetches."""
     for seat, recipe in zip(stand.seats, recipes, strict=True):
         plans = recipe.prepare(case.workload, seat.table)
         assert [plan.name for plan in plans] == ["plan context", "plan context of peers", "plan new"]
         for plan in plans:
             plan.run()
     names = ["gather beside context", "context of peers", "combine beside new"]
-    for index, name in enumerate(names):  # every rank has left what the next stage of another fetches
+    for index, name in enumerate(names):
         for seat, recipe in zip(stand.seats, recipes, strict=True):
             stage = recipe.stages()[index]
             assert (stage.name, stage.communicates) == (name, name != "context of peers")
             stage.run(seat.step)
-    for seat, recipe in zip(stand.seats, recipes, strict=True):
-        check = judge(recipe.result(seat.step.out), stand.sequences.truth(case, seat.rank, seed=0))
+    return [
+        judge(recipe.result(seat.step.out), stand.sequences.truth(case, seat.rank, seed=0))
+        for seat, recipe in zip(stand.seats, recipes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("dcp", "kv"), [(2, 1), (2, 2), (4, 1), (3, 2)])
+@pytest.mark.parametrize("batch", ["q7s40", "q9s9_2q5s33", "3q4s4_q2s90"])
+def test_every_rank_s_rows_are_right(batch: str, dcp: int, kv: int) -> None:
+    case = case_of(batch, dcp, kv)
+    for check in run(case, *opened(case)):
         assert check.passed, check
+
+
+class InBaseTwo:
+    """Another pass, whose LSE comes in base 2."""
+
+    def __init__(self, inner: Pass) -> None:
+        self._inner, self.plan = inner, inner.plan
+
+    def run(self, q: Tensor, keys_values: Tensor | tuple[Tensor, Tensor], into: Partial) -> Partial:
+        made = self._inner.run(q, keys_values, into)
+        made.lse.div_(LseBase.TWO.to_natural)
+        return made.relabelled(LseBase.TWO)
+
+
+def test_new_tokens_may_have_an_lse_of_another_base() -> None:
+    case = case_of("q7s40", 2)
+    stand, recipes = opened(case)
+    for recipe in recipes:
+        recipe._new_pass = InBaseTwo(recipe._new_pass)
+    for check in run(case, stand, recipes):
+        assert check.passed, check
+
+
+def test_split_takes_this_way_if_its_exchange_can_and_overlap_is_asked_for() -> None:
+    asked_for = (name for name in dir(FusedExchange) if not name.startswith("_"))
+    can_fetch = type("CanFetch", (), dict.fromkeys(asked_for, print))()
+    for overlap, expected in ((True, FetchedSplitRecipe), (False, GatheredRecipe)):
+        case = case_of("q7s40", 2)
+        site = replace(_site(case, Mesh.simulated(2).members()[0]), exchange=can_fetch)
+        settings = replace(case.settings, exchange="ag_rs", overlap=overlap)
+        asked = replace(site, case=replace(case, settings=settings))
+        assert type(_recipe(asked, PathName.SPLIT)) is expected
+        assert type(_recipe(site, PathName.SPLIT)) is GatheredRecipe
 
 
 def test_what_is_not_worth_fetching_or_needs_no_peer_goes_another_way() -> None:

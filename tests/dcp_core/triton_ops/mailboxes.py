@@ -29,4 +29,4 @@ def outboxes(group: Group, *, tokens: int, device: str) -> list[Outbox]:
     size = Outbox.bytes_for(group, tokens)
     memories = [torch.full((size,), 0xFF, dtype=torch.uint8, device=device) for _ in range(group.ranks)]
     addresses = tuple(memory.data_ptr() for memory in memories)
-    return [Outbox(group, memory, addresses) for memory in memories]
+    return [Outbox(group, memory, addresses, tokens=tokens) for memory in memories]
