@@ -127,7 +127,7 @@ def test_the_reference_says_from_where_dcp_pays_and_which_numbers_are_modelled()
     assert first.says[0].endswith(
         "(measured) and pays from 16 requests on at a context of 8k, 8 at 32k, 1 at 128k, 1 at 256k, 1 at 512k, not at 1k."
     )
-    assert ("decode, 8k", "dcp 1: 1 to 8; dcp 2: 16 to 128") in {row[:2] for row in rows(first)}
+    assert ("decode, 8k", "dcp 1: 1 to 8; dcp 2: 16 to 256") in {row[:2] for row in rows(first)}
     assert {row[3] for row in rows(first)} == {"measured", "modelled"}
     larger = next(choice for choice in found if choice.subject.startswith("qwen3-235b-a22b, tp 32"))
     assert larger.says[-1] == "dcp 2, 4 and 8 hold 2, 4 and 8 times the KV tokens of dcp 1."
