@@ -6,8 +6,9 @@ a result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from dcp_core.settings import Batching, Case, ExchangeName, KernelName, MaskForm, PathName
 from dcp_core.shapes import MAX_TOKENS, Request
@@ -131,41 +132,56 @@ def _step(case: Case, requests: tuple[Request, ...], path: PathName, rank: int) 
 
 def _attention(case: Case, requests: tuple[Request, ...], path: PathName, rank: int) -> Iterator[Work]:
     layout, heads = case.layout, case.layout.heads(case.shape)
-    local = [layout.local_len(request.total, rank) for request in requests]
+    runs = [(request, len(list(run))) for request, run in groupby(requests)]
+
+    def total(of: Callable[[Request], int]) -> int:
+        """Sum over the requests; those alike in a row, of which batches have many, are asked once."""
+        return sum([of(request) * count for request, count in runs])
+
+    def held(request: Request) -> int:
+        return layout.local_len(request.total, rank)
+
+    def cached(request: Request) -> int:
+        return layout.local_len(request.context, rank)
+
+    def causal(request: Request) -> int:
+        return _triangle(request.new)
+
+    new = total(lambda request: request.new)
     match path:
         case PathName.TP:
-            pairs = sum(request.new * request.context + _triangle(request.new) for request in requests)
-            yield _pass(case, "attention", requests, pairs=pairs, keys=sum(local), heads=heads.query)
+            pairs = total(lambda request: request.new * request.context + causal(request))
+            yield _pass(case, "attention", new, pairs=pairs, keys=total(held), heads=heads.query)
         case PathName.DECODE:
-            yield _pass(case, "attention", requests, pairs=sum(local), keys=sum(local), heads=heads.gathered)
+            keys = total(held)
+            yield _pass(case, "attention", new, pairs=keys, keys=keys, heads=heads.gathered)
         case PathName.SPLIT:
-            context = [layout.local_len(request.context, rank) for request in requests]
-            pairs = sum(request.new * keys for request, keys in zip(requests, context, strict=True))
-            yield _pass(case, "context", requests, pairs=pairs, keys=sum(context), heads=heads.gathered)
-            new, causal = sum(request.new for request in requests), sum(_triangle(request.new) for request in requests)
-            yield _pass(case, "new", requests, pairs=causal, keys=new, heads=heads.query)
+            pairs = total(lambda request: request.new * cached(request))
+            yield _pass(case, "context", new, pairs=pairs, keys=total(cached), heads=heads.gathered)
+            yield _pass(case, "new", new, pairs=total(causal), keys=new, heads=heads.query)
             yield Work("merge", bytes_moved=3 * _row_bytes(case, new, heads.query))
         case PathName.MASK:
-            pairs = sum(request.new * keys for request, keys in zip(requests, local, strict=True))
-            work = _pass(case, "attention", requests, pairs=pairs, keys=sum(local), heads=heads.gathered)
+            pairs = total(lambda request: request.new * held(request))
+            work = _pass(case, "attention", new, pairs=pairs, keys=total(held), heads=heads.gathered)
             bytes_moved = work.bytes_moved + _mask_bytes(case.settings.mask_form, pairs)
             yield Work(work.stage, work.flops, bytes_moved, masked=True)
         case PathName.FOLD:
-            folds = [(request, layout.local_len(request.context, rank)) for request in requests]
-            pairs = sum(layout.dcp * _rows_pairs(-(-request.new // layout.dcp), held) for request, held in folds)
-            keys = sum(held + -(-request.new // layout.dcp) - 1 for request, held in folds)
-            yield _pass(case, "attention", requests, pairs=pairs, keys=keys, heads=heads.gathered)
-            new = sum(request.new for request in requests)
-            own = sum(_own_row_pairs(request.new, layout.dcp) for request in requests)
-            yield _pass(case, "new", requests, pairs=own, keys=new, heads=heads.query)
+
+            def rows(request: Request) -> int:
+                return -(-request.new // layout.dcp)
+
+            pairs = total(lambda request: layout.dcp * _rows_pairs(rows(request), cached(request)))
+            keys = total(lambda request: cached(request) + rows(request) - 1)
+            yield _pass(case, "attention", new, pairs=pairs, keys=keys, heads=heads.gathered)
+            own = total(lambda request: _own_row_pairs(request.new, layout.dcp))
+            yield _pass(case, "new", new, pairs=own, keys=new, heads=heads.query)
             yield Work("merge", bytes_moved=3 * _row_bytes(case, new, heads.query))
 
 
-def _pass(case: Case, stage: str, requests: tuple[Request, ...], *, pairs: int, keys: int, heads: int) -> Work:
+def _pass(case: Case, stage: str, new: int, *, pairs: int, keys: int, heads: int) -> Work:
     """Two products of ``2 * head_dim`` flops for each (query, key) pair and head: scores, and weighted values."""
     shape, kv_heads = case.shape, case.layout.heads(case.shape).kv
     key_bytes = 2 * keys * kv_heads * shape.head_dim * shape.cache_dtype.itemsize
-    new = sum(request.new for request in requests)
     return Work(stage, 4 * shape.head_dim * heads * pairs, key_bytes + 2 * _row_bytes(case, new, heads))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.cost import CPU, GPU, ceiling_of, plan_bytes, step_work
 from dcp_core.settings import ExchangeName
+from dcp_core.shapes import Request
 
 QWEN = ModelShape.preset("qwen3-235b-a22b")
 REQUESTS = st.lists(st.tuples(st.integers(2, 40), st.integers(0, 200)), min_size=1, max_size=5)
@@ -22,6 +25,26 @@ def case(batch: str | Workload, *, dcp: int = 2, **settings: object) -> Case:
 
 def flops(one: Case) -> int:
     return sum(work.flops for rank in range(one.layout.dcp) for work in step_work(one, rank))
+
+
+@given(REQUESTS, st.sampled_from(["split", "mask", "fold"]), st.randoms())
+def test_the_order_of_requests_does_not_matter(lengths: list[tuple[int, int]], path: str, chance: Random) -> None:
+    """Whether those alike stand together or not."""
+    batch = [Request(new, new + context) for new, context in [*lengths, *lengths]]
+    shuffled = chance.sample(batch, len(batch))
+    one, other = (step_work(case(Workload(tuple(order)), path=path)) for order in (sorted(batch, key=str), shuffled))
+    assert one == other
+
+
+def test_requests_alike_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    local_len = DcpLayout.local_len
+    monkeypatch.setattr(
+        DcpLayout, "local_len", lambda self, total, rank: asked.append(total) or local_len(self, total, rank)
+    )
+    (work,) = step_work(case("256q1s8k_256q1s1k", path="decode"))
+    assert asked == [8192, 1024]
+    assert work.flops == 4 * 128 * 16 * 256 * (8192 + 1024) // 2
 
 
 @given(REQUESTS, st.sampled_from([2, 4, 8]))
