@@ -154,8 +154,10 @@ class Settings:
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        for name in _DEFAULTS:
-            object.__setattr__(self, name, coerce(name, getattr(self, name)))
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if type(value) is not type(default) or type(value) is int:  # words as users type them; numbers have bounds
+                object.__setattr__(self, name, coerce(name, value))
         if self.path is PathName.MASK and self.kernel in (KernelName.FA3, KernelName.PERSISTENT):
             raise IllegalSettings(f"{self.kernel} takes no custom mask; run path mask with kernel fa2")
         if self.new_kernel is KernelName.PERSISTENT:
@@ -224,8 +226,6 @@ def coerce(name: str, value: object) -> Any:
     """
     check_name(name)
     default = _DEFAULTS[name]
-    if type(value) is type(default) and isinstance(value, (StrEnum, bool)):  # as almost always
-        return value
     if value is None or (value == "" and name in _OPTIONAL):
         if name in _OPTIONAL:
             return None
@@ -275,6 +275,9 @@ def _plain(value: Any) -> str | int | bool | None:
     return plain
 
 
+_PARTS = {"shape": ModelShape, "layout": DcpLayout, "workload": Workload, "settings": Settings}
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One thing to measure: a model shape on a layout, a workload, and the settings to run it with.
@@ -300,9 +303,9 @@ class Case:
     settings: Settings
 
     def __post_init__(self) -> None:
-        for field, kind in zip(fields(self), (ModelShape, DcpLayout, Workload, Settings), strict=True):
-            if not isinstance(value := getattr(self, field.name), kind):
-                raise IllegalSettings(f"{field.name} of a case is a {kind.__name__}, not {repr(value)[:60]}")
+        for name, kind in _PARTS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise IllegalSettings(f"{name} of a case is a {kind.__name__}, not {repr(value)[:60]}")
         self.layout.heads(self.shape)
         for problem in _problems(self.layout, self.workload, self.settings):
             raise IllegalSettings(problem)
@@ -330,7 +333,7 @@ class Case:
         """
         data = self.to_json()
         del data["shape"]["name"]
-        default = Settings().to_json()
+        default = _PLAIN.to_json()
         data["settings"] = {name: value for name, value in data["settings"].items() if value != default[name]}
         canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
