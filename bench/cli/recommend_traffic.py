@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.cli.recommend_options import Asked
 from bench.errors import UsageError
 from bench.files import write_whole
-from bench.recommend.batches import Sizes, carrying, remembered
+from bench.recommend.batches import Tally
 from bench.recommend.evidence import Evidence, step_times
 from bench.recommend.recommend import Recommendation, Room, Traffic
 from bench.recommend.trace_file import read_trace
@@ -93,20 +93,17 @@ def _replayed(
         unknown.append(workload)
         return times.least_us(workload)
 
-    attention, timed = remembered(attention_us), []
+    tally = Tally(attention_us)  # of the time that dcp changes
 
     def step_s(step: Step) -> float:
-        sizes = Sizes.of(step)  # a trace's steps themselves are too many to keep
-        attention_us = attention(sizes)
-        timed.append((sizes, attention_us))  # the time that dcp changes
-        return 1e-6 * (shape.layers * attention_us + asked.rest_us)
+        return 1e-6 * (shape.layers * tally.add(step) + asked.rest_us)
 
     most = max(step.decodes + step.longer for step in replay(arrivals, scheduler, step_s))
-    found = carrying(timed)
+    found = tally.carrying()
     mean = sum(one.computed for one in arrivals) // len(arrivals)
     shares = ", ".join(f"{one.share:.0%} {one.workload}" for one in found)
     makes = "makes" if len(arrivals) == 1 else "make"
-    steps = f"{counted(len(arrivals), 'request')} {makes} {counted(len(timed), 'step')} of up to {most:,} at once with dcp 1"
+    steps = f"{counted(len(arrivals), 'request')} {makes} {counted(tally.steps, 'step')} of up to {most:,} at once with dcp 1"
     cost = f"each its attention and {asked.rest_us / 1e3:g} ms (--rest-us)"
     notes = [f"{steps}, {cost}. Batches that stand for them, by their share of attention's time: {shares}."]
     if unknown:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import dist, log2
-from typing import NamedTuple
 
 from bench.recommend.traffic import Step
 from dcp_core.shapes import Request, Workload
@@ -19,48 +18,10 @@ TIMED_FINENESS, GROUPED_FINENESS = 2, 1
 """How finely steps are told apart to be timed, and to be grouped: in parts of a doubling."""
 TILE = 128
 """Of keys: contexts much below are alike."""
+_OF_TILE = log2(TILE)
 
-
-class Sizes(NamedTuple):
-    """A step in five numbers: its decodes and their mean context; its longer requests, their mean new tokens and context."""
-
-    decodes: float
-    decode_context: float
-    longer: float
-    new: float
-    context: float
-
-    @classmethod
-    def of(cls, step: Step) -> Sizes:
-        """Return those of a step."""
-        _, decodes, decode_context, longer, new, context = step
-        return cls(
-            decodes,
-            decode_context / decodes if decodes else 0.0,
-            longer,
-            new / longer if longer else 0.0,
-            context / longer if longer else 0.0,
-        )
-
-    def place(self, fineness: int) -> tuple[int, ...]:
-        """Return where it lies, in steps of a doubling over ``fineness``; small contexts count as one tile."""
-        decodes, decode_context, longer, new, context = self
-        of_decodes = round(fineness * log2(decodes + 1)), round(fineness * log2(decode_context + TILE))
-        if not longer:  # as in most steps
-            return *of_decodes, 0, 0, round(fineness * log2(TILE))
-        return (
-            *of_decodes,
-            round(fineness * log2(longer + 1)),
-            round(fineness * log2(new + 1)),
-            round(fineness * log2(context + TILE)),
-        )
-
-    def workload(self) -> Workload:
-        """Return the batch in whole requests, the decodes first."""
-        decodes = [Request(1, 1 + round(self.decode_context))] * round(self.decodes)
-        new = max(2, round(self.new))
-        longer = [Request(new, new + round(self.context))] * round(self.longer)
-        return Workload((*decodes, *longer)) if decodes or longer else Workload((Request(1, 1),))
+Place = tuple[int, int, int, int, int]
+"""Of a step among others: by its decodes, their mean context, its longer requests, their mean new tokens and context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,80 +35,111 @@ class Carrying:
 
 @dataclass(slots=True)
 class _Group:
-    """Steps put together: how many, the sums of their sizes, and their time."""
+    """Steps put together: how many, the sums of what they have, and their time."""
 
     steps: int = 0
-    decodes: float = 0.0
-    decode_context: float = 0.0
-    longer: float = 0.0
-    new: float = 0.0
-    context: float = 0.0
-    seconds: float = 0.0
+    decodes: int = 0
+    decode_context: int = 0
+    longer: int = 0
+    new: int = 0
+    context: int = 0
+    time_us: float = 0.0
 
-    def add(self, sizes: Sizes, seconds: float) -> None:
+    def add(self, step: Step, time_us: float) -> None:
         """Put one more step to them."""
-        decodes, decode_context, longer, new, context = sizes
+        _, decodes, decode_context, longer, new, context = step
         self.steps += 1
         self.decodes += decodes
-        self.decode_context += decode_context * decodes
+        self.decode_context += decode_context
         self.longer += longer
-        self.new += new * longer
-        self.context += context * longer
-        self.seconds += seconds
+        self.new += new
+        self.context += context
+        self.time_us += time_us
 
     def join(self, other: _Group) -> None:
         """Put all of another's to them."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def mean(self) -> Sizes:
-        """Return the mean step: counts by steps, lengths by the requests that have them."""
-        return Sizes(
-            _at_least_one(self.decodes, self.steps),
-            self.decode_context / self.decodes if self.decodes else 0.0,
-            _at_least_one(self.longer, self.steps),
-            self.new / self.longer if self.longer else 0.0,
-            self.context / self.longer if self.longer else 0.0,
-        )
+    def mean(self) -> Workload:
+        """Return the mean step as a batch, the decodes first: counts by steps, lengths by the requests that have them."""
+        requests: list[Request] = []
+        if self.decodes:
+            context = round(self.decode_context / self.decodes)
+            requests += [Request(1, 1 + context)] * _at_least_one(self.decodes, self.steps)
+        if self.longer:
+            new, context = max(2, round(self.new / self.longer)), round(self.context / self.longer)
+            requests += [Request(new, new + context)] * _at_least_one(self.longer, self.steps)
+        return Workload(tuple(requests or [Request(1, 1)]))
 
 
-def carrying(steps: Iterable[tuple[Sizes, float]]) -> tuple[Carrying, ...]:
-    """Return the few batches that stand for the steps of a replay, those with most time first.
+class Tally:
+    """The steps of a replay, put together as they come: a trace has too many to keep.
 
     Args:
-        steps: each with the seconds that it took.
+        time_us: of a batch; asked once for each half doubling of what steps have.
     """
-    groups: dict[tuple[int, ...], _Group] = defaultdict(_Group)
-    for sizes, seconds in steps:
-        groups[sizes.place(GROUPED_FINENESS)].add(sizes, seconds)
-    total_s = sum(group.seconds for group in groups.values())
-    kept = _merged(groups, total_s)
-    found = [Carrying(group.mean().workload(), group.steps, group.seconds / total_s) for group in kept if total_s]
-    return tuple(sorted(found, key=lambda one: -one.share))
+
+    def __init__(self, time_us: Callable[[Workload], float]) -> None:
+        self._time_us = time_us
+        self._known: dict[Place, float] = {}
+        self._groups: dict[Place, _Group] = defaultdict(_Group)
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return sum(group.steps for group in self._groups.values())
+
+    def add(self, step: Step) -> float:
+        """Take one more step; return its time, that of a batch like it."""
+        logarithms = _logarithms(step)
+        timed = _place(logarithms, TIMED_FINENESS)
+        if timed not in self._known:
+            alone = _Group()
+            alone.add(step, 0.0)
+            self._known[timed] = self._time_us(alone.mean())
+        time_us = self._known[timed]
+        self._groups[_place(logarithms, GROUPED_FINENESS)].add(step, time_us)
+        return time_us
+
+    def carrying(self) -> tuple[Carrying, ...]:
+        """Return the few batches that stand for the steps, those with most time first."""
+        total_us = sum(group.time_us for group in self._groups.values())
+        kept = _merged(self._groups, total_us)
+        found = [Carrying(group.mean(), group.steps, group.time_us / total_us) for group in kept if total_us]
+        return tuple(sorted(found, key=lambda one: -one.share))
 
 
-def remembered(time_us: Callable[[Workload], float]) -> Callable[[Sizes], float]:
-    """Return the time of a step as that of a batch like it: each half doubling is asked once."""
-    known: dict[tuple[int, ...], float] = {}
-
-    def of(sizes: Sizes) -> float:
-        place = sizes.place(TIMED_FINENESS)
-        if place not in known:
-            known[place] = time_us(sizes.workload())
-        return known[place]
-
-    return of
+def _logarithms(step: Step) -> tuple[float, float, float, float, float]:
+    """Return log2 of a step's decodes, their mean context, longer requests, their mean new tokens and context."""
+    _, decodes, decode_context, longer, new, context = step
+    of_decodes = log2(decodes + 1), log2((decode_context / decodes if decodes else 0.0) + TILE)
+    if not longer:  # as in most steps
+        return *of_decodes, 0.0, 0.0, _OF_TILE
+    return *of_decodes, log2(longer + 1), log2(new / longer + 1), log2(context / longer + TILE)
 
 
-def _merged(groups: Mapping[tuple[int, ...], _Group], total_s: float) -> Sequence[_Group]:
+def _place(logarithms: tuple[float, float, float, float, float], fineness: int) -> Place:
+    """Return where a step lies, in steps of a doubling over ``fineness``."""
+    decodes, decode_context, longer, new, context = logarithms
+    return (
+        round(fineness * decodes),
+        round(fineness * decode_context),
+        round(fineness * longer),
+        round(fineness * new),
+        round(fineness * context),
+    )
+
+
+def _merged(groups: Mapping[Place, _Group], total_us: float) -> Sequence[_Group]:
     """Join all but the groups with most time to the nearest of those: of the same kinds of requests, if one is kept."""
-    ordered = sorted(groups.items(), key=lambda item: -item[1].seconds)
+    ordered = sorted(groups.items(), key=lambda item: -item[1].time_us)
     kinds: set[tuple[bool, bool]] = set()
-    kept: dict[tuple[int, ...], _Group] = {}
+    kept: dict[Place, _Group] = {}
     for place, group in ordered:
         first = _kind(place) not in kinds
-        if not kept or ((len(kept) < MOST or first) and group.seconds >= LEAST_SHARE * total_s):
-            kept[place] = group
+        if not kept or ((len(kept) < MOST or first) and group.time_us >= LEAST_SHARE * total_us):
+            kept[place] = replace(group)
             kinds.add(_kind(place))
             continue
         alike = [other for other in kept if _kind(other) == _kind(place)] or list(kept)
@@ -155,9 +147,9 @@ def _merged(groups: Mapping[tuple[int, ...], _Group], total_s: float) -> Sequenc
     return list(kept.values())
 
 
-def _kind(place: tuple[int, ...]) -> tuple[bool, bool]:
+def _kind(place: Place) -> tuple[bool, bool]:
     return place[0] > 0, place[2] > 0
 
 
-def _at_least_one(total: float, steps: int) -> float:
-    return max(1.0, total / steps) if total else 0.0
+def _at_least_one(total: int, steps: int) -> int:
+    return round(max(1.0, total / steps))

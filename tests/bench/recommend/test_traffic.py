@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bench.errors import UsageError
 from bench.files import FileError
-from bench.recommend.batches import MOST, Sizes, carrying, remembered
+from bench.recommend.batches import MOST, Tally
 from bench.recommend.trace_file import read_trace
 from bench.recommend.traffic import Arrival, Scheduler, Step, replay
 from tests.bench.recommend.plain_replay import Ran, counted, plain_replay
@@ -96,9 +96,10 @@ def test_what_the_cache_never_holds_is_refused() -> None:
 
 @given(ARRIVALS, SCHEDULERS)
 def test_few_batches_carry_all_steps_and_all_time(arrivals: list[Arrival], scheduler: Scheduler) -> None:
-    timed = [(Sizes.of(step), 1.0 + step.decodes + step.longer) for step in replay(arrivals, scheduler, second)]
-    found = carrying(timed)
-    assert sum(one.steps for one in found) == len(timed)
+    tally = Tally(lambda batch: 1.0 + len(batch))
+    steps = [tally.add(step) for step in replay(arrivals, scheduler, second)]
+    found = tally.carrying()
+    assert sum(one.steps for one in found) == tally.steps == len(steps)
     assert sum(one.share for one in found) == pytest.approx(1.0)
     assert [one.share for one in found] == sorted((one.share for one in found), reverse=True)
     assert len(found) <= MOST + 3  # one of each kind of step, however many the largest are
@@ -106,7 +107,10 @@ def test_few_batches_carry_all_steps_and_all_time(arrivals: list[Arrival], sched
 
 def test_steps_that_are_alike_become_their_mean() -> None:
     alike = [Step(0.0, 8, 8 * (1000 + gap), 0, 0, 0) for gap in (0, 2, 4)]
-    (one,) = carrying((Sizes.of(step), 1.0) for step in alike)
+    tally = Tally(lambda _: 1.0)
+    for step in alike:
+        tally.add(step)
+    (one,) = tally.carrying()
     assert (str(one.workload), one.steps, one.share) == ("8q1s1003", 3, 1.0)
 
 
@@ -117,8 +121,8 @@ def test_steps_that_are_alike_are_timed_once() -> None:
         asked.append(str(workload))
         return 5.0
 
-    of = remembered(time_us)
-    assert {of(Sizes.of(Step(0.0, 1, total - 1, 0, 0, 0))) for total in (1000, 1001, 1002)} == {5.0}
+    tally = Tally(time_us)
+    assert {tally.add(Step(0.0, 1, total - 1, 0, 0, 0)) for total in (1000, 1001, 1002)} == {5.0}
     assert asked == ["q1s1000"]
 
 
