@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from operator import itemgetter
 
 from bench.profile.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
 from bench.profile.nearest import CONTEXT_FLOOR, FURTHEST
@@ -113,8 +114,35 @@ def _untimed(settings: Settings, entry: Entry) -> Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Roofline:
+    """What a rank's attention cannot be faster than, without exchange.
+
+    Args:
+        shape, layout: any model and tp of the geometry that the rank computes: one whose ranks are one DCP group.
+    """
+
+    shape: ModelShape
+    layout: DcpLayout
+    ceiling: Ceiling
+
+    @classmethod
+    def of(cls, geometry: Geometry, layout: DcpLayout, ceiling: Ceiling) -> Roofline:
+        """Return that of a geometry's ranks on a layout."""
+        shape = ModelShape(geometry.q_heads, geometry.kv_heads, geometry.head_dim, 1, geometry.dtype, geometry.kv_dtype)
+        return cls(shape, DcpLayout(layout.dcp, layout.dcp, layout.canonical.interleave), ceiling)
+
+    def work_us(self, workload: Workload, settings: Settings) -> float:
+        """Return the least time of a batch, and ``PASS_US``."""
+        works = step_work(Case(self.shape, self.layout, workload, settings))
+        own = [work for work in works if work.stage not in ("gather", "combine")]
+        return PASS_US + 1e6 * sum(
+            max(work.flops / self.ceiling.flops_per_s, work.bytes_moved / self.ceiling.bytes_per_s) for work in own
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Row:
-    """A measured batch: where it lies, its time, and the time that its work alone would take."""
+    """A measured batch: where it lies, its time, and the time that its work alone would take. A key by itself, not its values."""
 
     entry: Entry
     candidate: Candidate
@@ -132,13 +160,12 @@ class StepTimes:
     """
 
     layout: DcpLayout
-    geometry: Geometry
-    ceiling: Ceiling
+    roofline: Roofline
     rows: tuple[_Row, ...]
     sums_errors: Mapping[bool, float] = field(init=False, repr=False, compare=False)
     _of_kind: Mapping[Kind, tuple[_Row, ...]] = field(init=False, repr=False, compare=False)
-    _missed: dict[int, float] = field(init=False, repr=False, compare=False)
-    """By how much rows are missed by their neighbours, by ``id``, as far as that was asked: most are asked often."""
+    _missed: dict[_Row, float] = field(init=False, repr=False, compare=False)
+    """By how much rows are missed by their neighbours, as far as that was asked: most are asked often."""
 
     def __post_init__(self) -> None:
         of_kind = {kind: tuple(row for row in self.rows if row.kind is kind) for kind in Kind}
@@ -153,8 +180,9 @@ class StepTimes:
         """Read the steps of a layout off a profile of its geometry, those between real ranks and those of one device."""
         ceiling = ceiling_of(profile.environment.hard.get("device_name", ""))
         found = ((entry, pick(entry)) for entry in profile.of_layout(layout))
-        rows = (_row(profile.geometry, ceiling, entry, candidate) for entry, candidate in found if candidate)
-        return cls(layout, profile.geometry, ceiling, tuple(rows))
+        roofline = Roofline.of(profile.geometry, layout, ceiling)
+        rows = (_row(roofline, entry, candidate) for entry, candidate in found if candidate)
+        return cls(layout, roofline, tuple(rows))
 
     def find(self, workload: Workload) -> StepTime | None:
         """Return what a batch takes; None if nothing near enough was measured.
@@ -174,8 +202,7 @@ class StepTimes:
 
     def least_us(self, workload: Workload) -> float:
         """Return what the engine's settings take for a batch at best: a bound, for where nothing near was measured."""
-        settings = default_settings(self.layout, workload)
-        return _work_us(self.geometry, self.ceiling, self.layout, workload, settings)
+        return self.roofline.work_us(workload, default_settings(self.layout, workload))
 
     def _near(self, here: Point, kind: Kind, *, besides: Point | None = None) -> list[_Row]:
         """Return the nearest rows of a kind, no two at one place: of real ranks only, where there are any near enough.
@@ -183,10 +210,11 @@ class StepTimes:
         Args:
             besides: a place whose rows may not answer.
         """
-        alike = [row for row in self._of_kind[kind] if not (besides and _together(row.point, besides))]
-        real = [row for row in alike if row.entry.label is Label.MEASURED and math.dist(row.point, here) <= FURTHEST]
+        rows = [row for row in self._of_kind[kind] if not (besides and _together(row.point, besides))]
+        alike = [(math.dist(row.point, here), row) for row in rows]
+        real = [one for one in alike if one[0] <= FURTHEST and one[1].entry.label is Label.MEASURED]
         chosen: list[_Row] = []
-        for row in sorted(real or alike, key=lambda row: math.dist(row.point, here)):
+        for _, row in sorted(real or alike, key=itemgetter(0)):
             if not any(_together(row.point, other.point) for other in chosen):
                 chosen.append(row)
             if len(chosen) == NEIGHBOURS:
@@ -204,8 +232,7 @@ class StepTimes:
         settings = carried(near[0].candidate.settings, self.layout.canonical, workload)
         if settings is None:
             return None
-        work_us = _work_us(self.geometry, self.ceiling, self.layout, workload, settings)
-        median = work_us * _excess(near, here)
+        median = self.roofline.work_us(workload, settings) * _excess(near, here)
         error = max(LEAST_ERROR, *(self._left_out(row) for row in near))
         span = Span(median, median / (1 + error), median * (1 + error))
         basis, timed = tuple(row.entry.workload for row in near), _timed(self.layout, near[0].entry)
@@ -213,9 +240,9 @@ class StepTimes:
 
     def _left_out(self, row: _Row) -> float:
         """Return by what factor less 1 a row is missed by its own neighbours; 1 if it has none."""
-        if id(row) not in self._missed:
-            self._missed[id(row)] = self._missed_by(row)
-        return self._missed[id(row)]
+        if row not in self._missed:
+            self._missed[row] = self._missed_by(row)
+        return self._missed[row]
 
     def _missed_by(self, row: _Row) -> float:
         near = self._near(row.point, row.kind, besides=row.point)
@@ -289,8 +316,8 @@ def _timed(layout: DcpLayout, entry: Entry) -> bool:
     return layout.dcp == 1 or entry.label is Label.MEASURED
 
 
-def _row(geometry: Geometry, ceiling: Ceiling, entry: Entry, candidate: Candidate) -> _Row:
-    work_us = _work_us(geometry, ceiling, entry.layout, entry.workload, candidate.settings)
+def _row(roofline: Roofline, entry: Entry, candidate: Candidate) -> _Row:
+    work_us = roofline.work_us(entry.workload, candidate.settings)
     return _Row(entry, candidate, Kind.of(entry.workload), _place(entry.workload), work_us)
 
 
@@ -299,14 +326,3 @@ def _excess(near: Iterable[_Row], here: Point) -> float:
     rows = [(1 / max(math.dist(row.point, here), SAME) ** 2, row) for row in near]
     total = sum(weight for weight, _ in rows)
     return math.exp(sum(weight * math.log(row.candidate.median_us / row.work_us) for weight, row in rows) / total)
-
-
-def _work_us(geometry: Geometry, ceiling: Ceiling, layout: DcpLayout, workload: Workload, settings: Settings) -> float:
-    """Return what a rank's attention cannot be faster than, and ``PASS_US``; without exchange."""
-    # Any model and tp of this geometry does: one whose tensor-parallel group is one DCP group.
-    shape = ModelShape(geometry.q_heads, geometry.kv_heads, geometry.head_dim, 1, geometry.dtype, geometry.kv_dtype)
-    case = Case(shape, DcpLayout(layout.dcp, layout.dcp, layout.canonical.interleave), workload, settings)
-    own = [work for work in step_work(case) if work.stage not in ("gather", "combine")]
-    return PASS_US + 1e6 * sum(
-        max(work.flops / ceiling.flops_per_s, work.bytes_moved / ceiling.bytes_per_s) for work in own
-    )

@@ -62,7 +62,7 @@ def test_left_out_batches_are_met_within_what_the_model_says(times: StepTimes, k
         if row.kind is not kind:
             continue
         elsewhere = tuple(one for one in times.rows if math.dist(one.point, row.point) > SAME)
-        others = StepTimes(times.layout, times.geometry, times.ceiling, elsewhere)
+        others = StepTimes(times.layout, times.roofline, elsewhere)
         found = others.find(row.entry.workload)
         if found is None or found.label is not Label.MODELLED:
             continue
@@ -81,6 +81,20 @@ def test_a_mixed_batch_that_was_not_measured_is_the_sum_of_its_parts() -> None:
     assert whole.label is Label.MODELLED
     assert whole.span.median_us == pytest.approx(sum(part.span.median_us for part in parts if part))
     assert whole.span.low_us < whole.span.median_us < whole.span.high_us
+
+
+def test_how_far_a_batch_is_missed_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = StepTimes(ONE.layout, ONE.roofline, ONE.rows)
+    asked: list[Workload] = []
+    missed_by = StepTimes._missed_by
+    monkeypatch.setattr(
+        StepTimes, "_missed_by", lambda self, row: asked.append(row.entry.workload) or missed_by(self, row)
+    )
+    for requests in (20, 24, 24, 40):
+        found = times.find(Workload.parse(f"{requests}q1s20000"))
+        assert found
+        assert found.label is Label.MODELLED
+    assert 2 <= len(asked) == len(set(asked)) < 8
 
 
 def test_far_from_all_that_was_measured_nothing_is_said() -> None:
