@@ -48,30 +48,12 @@ def decode(line: bytes) -> Trial:
     Raises:
         ValueError: (a subclass) saying what is wrong with the line.
     """
-    return check(parse(line))
-
-
-def parse(line: bytes) -> dict[str, Any]:
-    """Return the JSON of a line, of which nothing has been checked yet, for ``check``: whether a trial is of use shows here.
-
-    Raises:
-        ValueError: (a subclass) if it is none.
-    """
     try:
         data = read_json(line)
     except FileError:
         raise FileError("no JSON") from None  # without what and where, so that many such lines are one notice
     if not isinstance(data, dict) or data.keys() != {"checksum", "trial"} or not isinstance(data["trial"], dict):
         raise FileError("no trial: it should hold a checksum and a trial")
-    return data
-
-
-def check(data: dict[str, Any]) -> Trial:
-    """Return the trial of a line that was parsed.
-
-    Raises:
-        ValueError: (a subclass) saying what is wrong with it.
-    """
     trial = data["trial"]
     if data["checksum"] != _checksum(_canonical(trial)):
         raise FileError("its checksum does not match: it was changed or damaged after it was written")

@@ -179,7 +179,7 @@ def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
 
     @cache
     def beside(folder: Path) -> Exchanges:
-        telling = Telling(one.profile for one in known.values())
+        telling = Telling({dcp: one.profile for dcp, one in known.items()})
         return Exchanges.of(Store.read(folder, reader=telling)[0])
 
     return {
