@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bench.profile.entry import Geometry
     from bench.profile.fitness import Fitness
     from bench.profile.profile import Profile
+    from bench.record import Environment
     from dcp_core.layout import DcpLayout
     from dcp_core.shapes import ModelShape
 
@@ -84,12 +85,36 @@ class Known:
     notes: tuple[str, ...]
 
 
-def find(geometry: Geometry, sources: Sources, asked_by: str, *, fix: str = "") -> Known:
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The machine at hand, as profiles are compared with it."""
+
+    environment: Environment
+    has_gpu: bool
+
+
+def this_machine() -> Here:
+    """Look at the machine at hand."""
+    from bench.environment import devices, fingerprint
+
+    has_gpu = bool(devices())
+    return Here(fingerprint(has_gpu), has_gpu)
+
+
+def find(
+    geometry: Geometry,
+    sources: Sources,
+    asked_by: str,
+    *,
+    fix: str = "",
+    here: Callable[[], Here] = this_machine,
+) -> Known:
     """Return the first profile of a geometry that holds here: of the files given, else the results folder's, then shipped.
 
     Args:
         asked_by: what computes the geometry, for messages.
         fix: what to do where there is none, for messages too.
+        here: tells the machine at hand, if it is compared; who asks for several profiles keeps what that says.
 
     Raises:
         UsageError: if none is of this geometry, or all are other machines' and that was not allowed.
@@ -111,7 +136,8 @@ def find(geometry: Geometry, sources: Sources, asked_by: str, *, fix: str = "") 
     if sources.gpu:
         path, profile = found[0]
         return Known(path, profile, (f"Asked for {_device(profile)}, on which it was measured.",))
-    judged = [(path, profile, _fitness(profile)) for path, profile in found]
+    machine = here()
+    judged = [(path, profile, _fitness(profile, machine)) for path, profile in found]
     for path, profile, fit in judged:
         if sources.anyway or not fit.refusals:
             return Known(path, profile, _notes(profile, fit))
@@ -122,12 +148,10 @@ def find(geometry: Geometry, sources: Sources, asked_by: str, *, fix: str = "") 
     )
 
 
-def _fitness(profile: Profile) -> Fitness:
-    from bench.environment import devices, fingerprint
+def _fitness(profile: Profile, here: Here) -> Fitness:
     from bench.profile.fitness import fitness
 
-    gpu_here = bool(devices())
-    return fitness(profile.environment, fingerprint(gpu_here), gpu_here=gpu_here)
+    return fitness(profile.environment, here.environment, gpu_here=here.has_gpu)
 
 
 def _notes(profile: Profile, fit: Fitness) -> tuple[str, ...]:

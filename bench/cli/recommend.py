@@ -10,7 +10,7 @@ import typer
 
 from bench.cli import completion
 from bench.cli.exits import Exit
-from bench.cli.known import Known, Sources, find
+from bench.cli.known import Known, Sources, find, this_machine
 from bench.cli.options import Json
 from bench.cli.recommend_options import GPU_MEMORY, Asked, Given, Memory
 from bench.cli.recommend_traffic import served_by, write_sweep
@@ -125,6 +125,7 @@ def _profiles(model: str, shape: ModelShape, tp: int, given: Given) -> tuple[dic
     from dcp_core.layout import DcpLayout, legal_dcps
 
     sources = Sources(given.profile, given.gpu, given.anyway, given.results)
+    here = cache(this_machine)
     found: dict[int, Known] = {}
     notes = []
     for dcp in legal_dcps(shape, tp):
@@ -132,7 +133,7 @@ def _profiles(model: str, shape: ModelShape, tp: int, given: Given) -> tuple[dic
         heads = layout.heads(shape)
         geometry = Geometry(heads.gathered, heads.kv, shape.head_dim, shape.dtype, shape.cache_dtype)
         try:
-            one = find(geometry, sources, f"{shape.name} with {layout}")
+            one = find(geometry, sources, f"{shape.name} with {layout}", here=here)
         except UsageError as error:
             if dcp == 1 and len(legal_dcps(shape, tp)) > 1:
                 sizes = ",".join(map(str, legal_dcps(shape, tp)))

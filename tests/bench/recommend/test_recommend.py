@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bench.environment
 import bench.recommend.evidence
 from bench.cli import main
 from bench.cli.exits import Exit
@@ -269,6 +270,15 @@ def test_the_answer_comes_first_and_the_flags_last(run: Run) -> None:
     assert out.rstrip().endswith("--attention-backend FLASHINFER")
     assert "--decode-context-parallel-size 2" in out
     assert "dcp 2 is faster than dcp 1 from 16 requests on" in out
+
+
+def test_the_machine_at_hand_is_looked_at_once_for_all_sizes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu: looked.append(on_gpu) or CPU)
+    code, out, _ = run("--model", "qwen3-235b-a22b", "--tp", "16", "--context", "32k", "--concurrency", "64")
+    assert code == Exit.DONE
+    assert "\n  4  " in out
+    assert len(looked) == 1
 
 
 def test_where_a_size_is_surely_faster_is_said_though_a_larger_batch_is_not_sure(run: Run) -> None:
