@@ -16,7 +16,7 @@ from typing import NamedTuple
 from bench.errors import UsageError
 from bench.record import Failed, Measured, Trial, latest
 from bench.stats import median_interval, signed_rank_p
-from bench.times import Summary
+from bench.times import Summary, sm_mhz
 from bench.verdict import ALPHA, Verdict
 
 TOLERANCE = 0.02
@@ -182,7 +182,7 @@ def _unlike(before: Trial, after: Trial, ratio: float, margin: float) -> str:
 
 
 def _sm_mhz(trial: Trial) -> float:
-    readings = [float(clock["sm_mhz"]) for clock in trial.clocks if clock.get("sm_mhz", "").isdecimal()]
+    readings = [mhz for mhz in map(sm_mhz, trial.clocks) if mhz]
     return sum(readings) / len(readings) if readings else 0.0
 
 

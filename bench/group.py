@@ -24,6 +24,8 @@ STRAGGLER_SECONDS = 10.0
 """How long the others may take once a rank has failed: they may wait in a collective for one that never comes."""
 WORKER = (sys.executable, "-m", "bench.worker")
 """The command that a worker is."""
+ENDING_SECONDS = 10.0
+"""How long a killed worker is waited for: one that is stuck in the driver ends only when that lets go of it."""
 EXIT_SECONDS = 5.0
 """How long a worker that has closed its pipe may take to end."""
 LOG_TAIL_BYTES = 4000
@@ -104,7 +106,8 @@ class WorkerGroup:
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
         for worker in self._workers:
-            worker.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(ENDING_SECONDS)
             if worker.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):  # an order that a dead worker never read
                     worker.stdin.close()

@@ -12,6 +12,13 @@ FEWEST_FOR_P99 = 299
 """Samples of which, with 95 %, one lies beyond the 99th percentile: 1 - 0.99 ** 299."""
 
 
+def sm_mhz(clock: Mapping[str, str]) -> float | None:
+    """Return the SM clock that a device's state tells, in MHz; None if it tells none, or what is none."""
+    told = clock.get("sm_mhz", "")
+    mhz = float(told) if told.isdecimal() else math.nan
+    return mhz if 0 < mhz < math.inf else None
+
+
 @dataclass(frozen=True, slots=True)
 class Outliers:
     """Samples beyond the quartiles by more than 1.5 times what these are apart, ``far`` ones by more than 3 times; all are kept.

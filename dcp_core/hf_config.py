@@ -35,7 +35,7 @@ def read_config(path: Path) -> tuple[str, Mapping[str, object]]:
             raise ShapeError(f"{file}: no regular file; give a preset's name or a config.json")
         if found.st_size > MAX_CONFIG_BYTES:
             raise ShapeError(f"{file}: larger than {MAX_CONFIG_BYTES >> 20} MiB, so it is no model's config.json")
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
     except ShapeError:
         raise
     except OSError as error:
@@ -45,6 +45,16 @@ def read_config(path: Path) -> tuple[str, Mapping[str, object]]:
     if not isinstance(config, dict):
         raise ShapeError(f"{file}: a model's config.json is an object, not {type(config).__name__}")
     return str(file), config
+
+
+def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON; of a key given twice nobody could tell which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice[:40]!r} stands twice in one object")
+    return found
 
 
 def shape_fields(config: Mapping[str, object]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from bench.files import write_whole
 from bench.record import Failed, Measured, Skipped, Trial, latest
 from bench.report.table import dcp_of, settings_line
+from bench.times import sm_mhz
 from dcp_core import __version__
 
 AXES = ("timing", "dcp", "batch", "settings")
@@ -95,7 +96,8 @@ def _place(trial: Trial) -> tuple[str, ...]:
     """Return a trial's value on each axis. No two trials that count have the same."""
     policy = trial.policy
     timing = [f"{trial.ranks} ranks" if trial.ranks > 1 else "1 rank", "graphs" if policy.graphs else "eager"]
-    timing += ["cold" if policy.cold else "warm", *([f"{policy.calls} calls"] if policy.calls > 1 else [])]
+    flushed = trial.outcome.flushed_bytes > 0 if isinstance(trial.outcome, Measured) else policy.cold
+    timing += ["cold" if flushed else "warm", *([f"{policy.calls} calls"] if policy.calls > 1 else [])]
     return ", ".join(timing), dcp_of(trial.case), str(trial.case.workload), settings_line(trial.case.settings)
 
 
@@ -113,6 +115,12 @@ def _state(trial: Trial, place: Sequence[str], device: int, samples: _Samples) -
         "axis_values": [{"name": axis, "type": "string", "value": value} for axis, value in named],
     }
     match trial.outcome:
+        case Measured() as outcome if min(_slowest(outcome), default=0.0) <= 0:
+            return state | {
+                "summaries": [],
+                "is_skipped": True,
+                "skip_reason": "its trial keeps no times of repetitions",
+            }
         case Measured() as outcome:
             return state | {"summaries": [*_summaries(outcome, samples), *_clock(trial)], "is_skipped": False}
         case Skipped(reason=reason):
@@ -123,7 +131,7 @@ def _state(trial: Trial, place: Sequence[str], device: int, samples: _Samples) -
 
 def _summaries(outcome: Measured, samples: _Samples) -> list[dict[str, Any]]:
     """Return what NVBench says of isolated executions: here of the step, the slowest rank of each repetition kept."""
-    seconds = [max(times) * 1e-6 for times in zip(*outcome.rank_samples_us, strict=True)]
+    seconds = [time * 1e-6 for time in _slowest(outcome)]
     low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else 3 * seconds
     mean, spread = fmean(seconds), stdev(seconds) if len(seconds) > 1 else 0.0
     times = {
@@ -146,10 +154,15 @@ def _summaries(outcome: Measured, samples: _Samples) -> list[dict[str, Any]]:
     ]
 
 
+def _slowest(outcome: Measured) -> list[float]:
+    """Return each repetition's time on its slowest rank, in µs."""
+    return [max(times) for times in zip(*outcome.rank_samples_us, strict=True)]
+
+
 def _clock(trial: Trial) -> list[dict[str, Any]]:
     """Return the SM clock in Hz right after the case, if the device told it: before the first, it was at rest."""
-    mhz = trial.clocks[-1].get("sm_mhz") if trial.clocks else None
-    return [_summary(_CLOCK_TAG, "Clock Rate", "frequency", value=("float64", repr(float(mhz) * 1e6)))] if mhz else []
+    mhz = sm_mhz(trial.clocks[-1]) if trial.clocks else None
+    return [_summary(_CLOCK_TAG, "Clock Rate", "frequency", value=("float64", repr(mhz * 1e6)))] if mhz else []
 
 
 def _summary(tag: str, name: str, hint: str, **data: tuple[str, str]) -> dict[str, Any]:

@@ -193,6 +193,15 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
 }
 
 
+ALSO_OF_A_RUN = (
+    ["show", "given.jsonl", "--csv"],
+    ["show", "given.jsonl", "--nvbench", "given.nvbench"],
+    ["show", "given.jsonl", "--exchanges"],
+    ["compare", "given.jsonl", "given.jsonl"],
+)
+"""What else reads one, and may stumble over what ``show`` does not look at."""
+
+
 def used(kind: str, content: bytes, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Give a file to the command that reads its kind, and return the exit code and the complaint."""
     suffix, command = COMMANDS[kind]
@@ -218,6 +227,9 @@ def test_a_mutated_file_is_a_sentence_or_read_right(
         content = mutated(kind, random.Random(f"{kind} {seed}"))
         try:
             ends.append(used(kind, content, tmp_path, capsys)[0])
+            if kind == "run" and ends[-1] == Exit.DONE:
+                for command in ALSO_OF_A_RUN:
+                    assert said(command, capsys)[0] in {Exit.DONE, Exit.USAGE}, command
         except Exception as error:
             raise AssertionError(f"{kind} {seed}: {content[-3000:]!r}") from error
     assert set(ends) == {Exit.DONE, Exit.USAGE}, "mutations are wrong enough to tell, and some leave what can be used"
@@ -272,6 +284,7 @@ HOSTILE: dict[str, tuple[str, str | bytes, str]] = {
     "a sweep beyond 1 MiB": ("sweep", b"#" * (2 << 20), "larger than 1024 KiB"),
     "a config with a number that is none": ("config", config_with(num_hidden_layers=float("nan")), "num_hidden_layers"),
     "a config too deep": ("config", f'{{"num_attention_heads": {DEEP}', "not valid JSON"),
+    "a config with a key twice": ("config", config_with().replace("{", '{"head_dim": 64, ', 1), "stands twice"),
     "a config with a huge number": ("config", f'{{"num_attention_heads": {HUGE}}}', "not valid JSON"),
     "a config with a large number": ("config", config_with(num_attention_heads=10**4000), "q_heads of a model"),
     "a config with large numbers all over": (
@@ -401,6 +414,10 @@ def test_whatever_a_file_names_is_shown_as_text(
         printed(words, capsys)
         printed([*words, "--markdown"], capsys)
         sheet_of(printed([*words, "--csv"], capsys))
+    printed(["show", "--nvbench", str(tmp_path / "nvbench.json")], capsys)
+    assert name in (tmp_path / "nvbench.json").read_text(encoding="utf-8") or json.dumps(name)[1:-1] in (
+        tmp_path / "nvbench.json"
+    ).read_text(encoding="utf-8")
     older = min(results.glob("*.jsonl"))
     for form in ([], ["--markdown"], ["--json"], ["--csv"]):
         compared = printed(["compare", str(older), str(newest), "--all", *form], capsys)

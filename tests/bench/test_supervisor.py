@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench.errors import UnfitError
-from bench.group import GroupLost, WorkerGroup
+from bench.group import ENDING_SECONDS, GroupLost, WorkerGroup
 from bench.orders import Compiling
 from bench.record import PROTOCOL, Failed, Heat, Label, Measured, Skipped, Trial, Verified
 from bench.stats import summarize
@@ -221,6 +221,22 @@ def test_a_worker_killed_between_two_cases_costs_the_next_one(tmp_path: Path) ->
     with pytest.raises(GroupLost, match="killed by SIGKILL") as lost:
         group.ask({"do": "probe"}, 60.0)
     assert lost.value.fault == "crashed"
+
+
+def test_a_worker_that_does_not_end_when_it_is_killed_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = WorkerGroup(2, scripted(tmp_path))
+    waited: list[float] = []
+
+    def stuck(self: subprocess.Popen[bytes], timeout: float) -> int:
+        waited.append(timeout)
+        raise subprocess.TimeoutExpired("worker", timeout)
+
+    with monkeypatch.context() as in_the_driver:
+        in_the_driver.setattr(subprocess.Popen, "wait", stuck)
+        group.close()
+    assert waited == [ENDING_SECONDS] * 2
 
 
 def running_not_defunct(process: int) -> bool:

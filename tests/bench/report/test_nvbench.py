@@ -68,6 +68,28 @@ def test_samples_are_the_slowest_rank_s_in_seconds(tmp_path: Path) -> None:
     assert float(told["nv/cold/sm_clock_rate/mean"]) == pytest.approx(1980e6, rel=0.2)
 
 
+def test_cold_is_what_was_flushed_not_what_was_asked_for(tmp_path: Path) -> None:
+    one = TRIALS[0]
+    assert isinstance(one.outcome, Measured)
+    for flushed, word in ((0, "warm"), (1 << 20, "cold")):
+        write([replace(one, outcome=replace(one.outcome, flushed_bytes=flushed))], tmp_path / "run.json")
+        (state,) = json.loads((tmp_path / "run.json").read_text())["benchmarks"][0]["states"]
+        assert one.policy.cold
+        assert word in state["axis_values"][0]["value"]
+
+
+def test_what_holds_no_times_is_skipped_and_a_clock_that_is_none_left_out(tmp_path: Path) -> None:
+    one = TRIALS[0]
+    assert isinstance(one.outcome, Measured)
+    empty = replace(one, outcome=replace(one.outcome, rank_samples_us=((),)))
+    fast = replace(one, clocks=({"sm_mhz": "9" * 400},))
+    for case, skipped in ((empty, True), (fast, False)):
+        write([case], tmp_path / "run.json")
+        (state,) = json.loads((tmp_path / "run.json").read_text())["benchmarks"][0]["states"]
+        assert state["is_skipped"] == skipped
+        assert not any("clock" in summary["tag"] for summary in state["summaries"])
+
+
 def test_what_was_skipped_or_failed_is_a_state_with_its_reason_so_that_two_runs_match(tmp_path: Path) -> None:
     outcomes = (Skipped("needs 9 GiB, 8 are free"), Failed("hung", "no answer within 300 s"), None)
     mixed = [trial(one.case, outcome) for one, outcome in zip(TRIALS, outcomes, strict=False)]
