@@ -164,9 +164,9 @@ def find_run(folder: str | Path, name: str) -> Path:
         return list(runs.values())[-1]
     found = runs.get(name.removesuffix(".jsonl"))
     if found is None:
-        known = (
-            nearest(name, runs) or f"; its last is {list(runs)[-1]!r}" if runs else "; it holds none, so give --results"
-        )
+        known = "; it holds none; measure some first, as with 'dcpbench tune quick', or give --results"
+        if runs:
+            known = nearest(name, runs) or f"; its last is {list(runs)[-1]!r}"
         if name and Path(name).is_dir():
             known = f", but a folder of that name: give it as --results {shlex.quote(name[:80])}"
         elif Path(name).is_file():

@@ -408,6 +408,14 @@ def test_a_file_where_a_folder_should_be_is_a_sentence(tmp_path: Path) -> None:
         Store.read(file)
 
 
+def test_a_folder_without_runs_says_how_to_get_some(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as caught:
+        find_run(tmp_path, "last")
+    assert str(caught.value) == (
+        f"{tmp_path}: no run 'last'; it holds none; measure some first, as with 'dcpbench tune quick', or give --results"
+    )
+
+
 def test_runs_are_found_by_name_inside_the_folder_only(tmp_path: Path) -> None:
     with Store.open(tmp_path / "results") as store:
         store.append(trial())
