@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -49,6 +49,22 @@ def timer(floor_us: float) -> Finding:
     """Judge what a clock reads for the smallest work there is, the worst of all ranks."""
     advice = "the host or the device does something else: measure when it does not"
     return _judged("timer's floor", f"{floor_us:.1f} µs", floor_us > HIGH_FLOOR_US, advice)
+
+
+def answer(findings: Sequence[Finding], problem: str, *, on_gpu: bool) -> str:
+    """Return in a sentence whether this machine is fit to measure.
+
+    Args:
+        problem: why nothing should be measured here; empty if something may be.
+        on_gpu: there is a GPU.
+    """
+    if problem:
+        return f"No: {problem.removesuffix('.')}."
+    if not on_gpu:
+        return "To try things out: there is no GPU, and times of a CPU are no advice for one."
+    if any(finding.advice for finding in findings):
+        return "Yes, but see below what to do."
+    return "Yes."
 
 
 def _device(index: int, handle: Any) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
             }
         )
     else:
-        _show(gpus, environment.hard | environment.soft, findings, probe)
+        _show(gpus, environment.hard | environment.soft, findings, probe, problem)
     if problem:
         warn(f"dcpbench: unfit: {problem}")
         return Exit.UNFIT
@@ -82,8 +82,9 @@ def _problem(kernels: dict[str, str], *, on_gpu: bool) -> str:
 
 
 def _show(
-    gpus: list[dict[str, Any]], about: dict[str, str], findings: Sequence[Finding], probe: dict[str, Any]
+    gpus: list[dict[str, Any]], about: dict[str, str], findings: Sequence[Finding], probe: dict[str, Any], problem: str
 ) -> None:
+    from bench.fitness import answer
     from dcp_core.memory import format_size
 
     columns = (
@@ -102,9 +103,12 @@ def _show(
     say()
     fit = (Column("what", wrap=True), Column("found", wrap=True), Column("to do", wrap=True))
     judged = tuple((finding.about, finding.found, finding.advice or "–") for finding in findings)
+    answered = f"Fit to measure? {answer(findings, problem, on_gpu=bool(gpus))}"
     if judged:
-        draw(Grid("Fit to measure?", fit, judged))
-        say()
+        draw(Grid(answered, fit, judged))
+    else:
+        say(answered)
+    say()
     draw(
         Grid(
             "Environment",

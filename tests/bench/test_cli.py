@@ -1131,6 +1131,7 @@ def test_doctor_says_what_runs_and_why_the_rest_does_not(
         "needs fabric memory",
         "xqa",
         "returns no LSE",
+        "Fit to measure? To try things out: there is no GPU",
     ):
         assert words in " ".join(out.split()) or words in out
     assert run("doctor", "--json") == Exit.DONE
@@ -1150,6 +1151,7 @@ def test_doctor_calls_a_machine_unfit_where_nothing_runs(
     out, err = capsys.readouterr()
     assert "none of FlashInfer's kernels can use it" in err
     assert "140.0 GiB" in out
+    assert "Fit to measure? No: there is a GPU, and none of FlashInfer's kernels can use it.\n" in out
 
 
 def test_doctor_says_what_spoils_a_measurement_and_what_to_do(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.fitness import HIGH_FLOOR_US, Finding, fitness, timer
+from bench.fitness import HIGH_FLOOR_US, Finding, answer, fitness, timer
 from bench.record import Environment
 from tests.bench.test_environment import ScriptedNvml, machine
 
@@ -85,3 +85,18 @@ def test_what_a_device_cannot_tell_is_left_out(machine: ScriptedNvml) -> None:
 def test_a_high_floor_of_the_timer_is_named() -> None:
     assert timer(4.8) == Finding("timer's floor", "4.8 µs")
     assert "measure when it does not" in timer(HIGH_FLOOR_US + 1).advice
+
+
+@pytest.mark.parametrize(
+    ("advice", "problem", "on_gpu", "said"),
+    [
+        ("", "", True, "Yes."),
+        ("let it rest", "", True, "Yes, but see below what to do."),
+        ("let it rest", "GPU 0: other work: none ends it.", True, "No: GPU 0: other work: none ends it."),
+        ("", "", False, "To try things out: there is no GPU, and times of a CPU are no advice for one."),
+        ("", "no kernel runs here", False, "No: no kernel runs here."),
+    ],
+)
+def test_whether_a_machine_is_fit_is_answered_in_a_sentence(advice: str, problem: str, on_gpu: bool, said: str) -> None:
+    findings = [Finding("GPU 0: power", "up to 700 of 700 W"), Finding("GPU 0: slowed by", "heat", advice)]
+    assert answer(findings, problem, on_gpu=on_gpu) == said
