@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from bench.report.table import counted, notes_of, trials_grids
 if TYPE_CHECKING:
     from bench.cli.campaign import Campaign
     from bench.cli.searching import Hunt
-    from bench.grid import Grid
     from bench.report.plot import NotDrawn, Saved
+    from bench.tune.search import Finding
 
 
 def show_trials(trials: Sequence[Trial], *, as_json: bool) -> None:
@@ -55,8 +56,6 @@ def publish_findings(
     Raises:
         StorageError: if the folder does not take them.
     """
-    from bench.report.findings import findings_grid, findings_json
-
     findings = [finding for _, finding in wanted.findings(trials)]
     _publish(
         trials,
@@ -64,8 +63,7 @@ def publish_findings(
         command=command,
         as_json=as_json,
         pictures=pictures,
-        how=findings_grid(findings),
-        more={"search": findings_json(findings)},
+        findings=findings,
     )
 
 
@@ -76,11 +74,11 @@ def _publish(
     command: str,
     as_json: bool,
     pictures: bool,
-    how: Grid | None = None,
-    more: Mapping[str, Any] | None = None,
+    findings: Sequence[Finding] | None = None,
 ) -> None:
     from bench.profile.entry import Geometry
     from bench.report.choices import entries_grid, entries_json
+    from bench.report.findings import findings_grid, findings_json
     from bench.report.plot import save_all
     from bench.tune.pick import pick
 
@@ -88,8 +86,13 @@ def _publish(
     batches = {(trial.case.layout.dcp, trial.case.layout.interleave, trial.case.workload) for trial in trials}
     profiles = [profile for profile in pick(wanted.everything_here()) if profile.geometry in geometries]
     if not as_json:
-        for grid in [*(entries_grid(profile, batches) for profile in profiles), *([how] if how and how.rows else [])]:
-            draw(grid)
+        for profile in profiles:
+            mine = [one for one in findings or () if one.chosen and Geometry.of(one.chosen) == profile.geometry]
+            grid = entries_grid(profile, batches)
+            draw(replace(grid, footnotes=(*grid.footnotes, *_not_final(mine))))
+            say()
+        if findings and (how := findings_grid(findings)).rows:
+            draw(how)
             say()
         for note in notes_of(trials):
             say(note)
@@ -108,7 +111,15 @@ def _publish(
             "Profiles and pictures are made of all shards together: the same command without --shard reads and writes them."
         )
     if as_json:
-        emit({"cases": _counts(trials), "profiles": saved, **(more or {}), **plots})
+        search = {} if findings is None else {"search": findings_json(findings)}
+        emit({"cases": _counts(trials), "profiles": saved, **search, **plots})
+
+
+def _not_final(findings: Sequence[Finding]) -> Iterator[str]:
+    """Say below what was chosen for how many batches the search is not at its end."""
+    if unfinished := sum(not finding.done for finding in findings):
+        how_many = f"{unfinished} of {counted(len(findings), 'batch', 'batches')}"
+        yield f"Not final for {how_many}: the search is not done; next may be faster."
 
 
 def show_pictures(pictures: Iterable[Saved | NotDrawn], *, quiet: bool) -> dict[str, dict[str, Any]]:
@@ -120,12 +131,12 @@ def show_pictures(pictures: Iterable[Saved | NotDrawn], *, quiet: bool) -> dict[
     for picture in pictures:
         if isinstance(picture, Saved):
             plots[picture.name] = [str(file) for file in picture.files]
-            line = f"plot     {'  '.join(plots[picture.name])}"
+            if not quiet:
+                put(f"plot     {'  '.join(plots[picture.name])}")
         else:
             not_drawn[picture.name] = picture.reason
-            line = f"no plot  {picture.name}: {picture.reason}"
-        if not quiet:
-            put(line)
+            if not quiet:
+                say(f"no plot  {picture.name}: {picture.reason}")
     return {"plots": plots, "not_drawn": not_drawn}
 
 

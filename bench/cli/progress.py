@@ -1,12 +1,12 @@
-"""What a search tells while it goes: of each batch who leads, later what was confirmed, and how long the rest takes."""
+"""What a search tells while it goes: who leads and with what time, later what was confirmed, and how long the rest takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.record import Heat
-from bench.report.table import case_name, dcp_of
+from bench.record import Heat, Measured
+from bench.report.table import case_name, dcp_of, label_of, micros, spread
 from bench.tune.forecast import Forecast
 from bench.tune.search import Finding, Step, found, next_step
 
@@ -39,7 +39,7 @@ class Progress:
             self._view.advance(finding_line(batch, found(batch, trials)), left.total_s)
         elif step.heat is Heat.CONFIRMED and left.search_s:
             self._left[id(batch)] = Forecast(0.0, left.confirm_s)
-            self._view.spend(_leads_line(batch, step), left.search_s)
+            self._view.spend(_leads_line(batch, step, trials), left.search_s)
 
 
 def finding_line(batch: Batch, finding: Finding) -> str:
@@ -51,10 +51,18 @@ def finding_line(batch: Batch, finding: Finding) -> str:
     return f"{case_name(finding.chosen)}: {finding.comparison} than the default"
 
 
-def _leads_line(batch: Batch, step: Step) -> str:
+def _leads_line(batch: Batch, step: Step, trials: Sequence[Trial]) -> str:
+    """Return who is to be confirmed, and what its step takes as far as is known."""
     leader = step.cases[-1]
     who = " (the default)" if leader == batch.default else ""
-    return f"{case_name(leader)}{who} leads, to be confirmed"
+    return f"{case_name(leader)}{who} leads with {_newest_time(leader, trials)}, to be confirmed"
+
+
+def _newest_time(case: Case, trials: Sequence[Trial]) -> str:
+    """Return the median of a measured case's newest trial, with its spread and its label: ``103.4 µs ±0.8% measured``."""
+    found = [(one, one.outcome) for one in trials if one.case == case and isinstance(one.outcome, Measured)]
+    trial, outcome = found[-1]
+    return f"{micros(outcome.step_us.median)} µs {spread(outcome.step_us)} {label_of(trial, outcome)}"
 
 
 def batch_name(case: Case) -> str:

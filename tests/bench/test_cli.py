@@ -862,6 +862,20 @@ def test_plot_writes_where_it_is_told_and_says_what_it_left_out(
     assert "no plot  mask-cost: needs one batch measured with path mask" in out
 
 
+def test_why_there_is_no_plot_fits_a_terminal(
+    scripted: Scripted, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--model", "tiny", "--tp", "4", "--dcp", "1", "--batch", "q8s64")
+    assert run("sweep", *words, "--results", results) == Exit.DONE
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("plot", "--results", results, "--to", tmp_path, "--figure", "mask-cost,latency") == Exit.DONE
+    lines = [line for line in out.getvalue().splitlines() if not line.startswith("plot")]
+    assert lines[0].startswith("no plot  mask-cost: needs one batch")
+    assert max(map(len, lines)) <= 40 < len(" ".join(lines))
+
+
 def test_a_profile_answers_for_a_batch(scripted: Scripted, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("tune", *TYPED, "--results", results) == Exit.DONE
     capsys.readouterr()

@@ -23,6 +23,7 @@ from bench.need import case_bytes, race_bytes
 from bench.orders import Compiling
 from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Trial
+from bench.report.table import case_name
 from bench.store import Store
 from dcp_core.cost import CPU as SLOW
 from dcp_core.settings import Case
@@ -146,8 +147,16 @@ def test_the_time_left_falls_as_batches_are_searched_and_again_as_they_are_confi
     monkeypatch.setattr("bench.cli.searching.screen", view.open)
     assert tune(tmp_path) == Exit.DONE
     lines, seconds = zip(*view.told, strict=True)
-    assert [line.endswith(" leads, to be confirmed") for line in lines] == [True] * 4 + [False] * 4
+    leads = re.compile(r" leads with ([\d.]+) µs ±[\d.]+% measured, to be confirmed$")
+    times = [found and float(found[1]) for found in map(leads.search, lines)]
+    assert [time is not None for time in times] == [True] * 4 + [False] * 4
     assert "(the default) leads" in lines[0]
+    medians = [
+        trial.outcome.step_us.median
+        for trial in stored(tmp_path)
+        if isinstance(trial.outcome, Measured) and lines[-1].startswith(case_name(trial.case))
+    ]
+    assert times[3] in [pytest.approx(median, rel=0.01) for median in medians]
     assert min(seconds) > 0
     assert (view.counted, sum(seconds)) == (4, pytest.approx(view.expected[1]))
     again = Recorded()
@@ -246,10 +255,18 @@ def test_a_budget_is_kept_and_leaves_a_valid_profile(
     assert len(set(first)) == 4, "every batch gets a look first"
     out = capsys.readouterr().out
     assert "until something is confirmed the default stays" in out
+    chosen, how = out.split("How it was found")
+    noted = re.findall(
+        r"\nNot final for (\d) of \d batch(?:es)?: the search is not done; next may be faster\.\n", chosen
+    )
+    assert sum(map(int, noted)) == len(re.findall(r"^\S+ +\d +\w*… ", how, re.MULTILINE)) > 0
+    assert "Not final" not in how
     assert list((tmp_path / "profiles").glob("*.json"))
     monkeypatch.setattr(scripted, "race", race)
     assert tune(tmp_path) == Exit.DONE
-    assert "until something" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "until something" not in out
+    assert "Not final" not in out
 
 
 def test_ranks_of_a_launched_job_confirm_when_the_job_is_started_again(
