@@ -1,4 +1,6 @@
-"""A run as one page of HTML: the answer first, then pictures, every trial with the command that repeats it, and the machine.
+"""A run as one page of HTML: the answer first, then the decision map, the other pictures, and tables.
+
+The tables tell which dcp and which settings, every trial with the command that repeats it, and the machine.
 
 It needs no network: styles, the script and pictures are inside, and its policy for content lets a browser take nothing else. What
 comes out of files, names of models and machines say, stands in it as text.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +20,7 @@ from bench.profile.profile import Profile
 from bench.record import Measured, Trial, latest
 from bench.report.choices import entries_grid
 from bench.report.command import command_of
-from bench.report.dcp_choice import dcp_choices
+from bench.report.dcp_choice import DcpChoice, dcp_choices
 from bench.report.plot import Drawn, draw_all, timed_alike
 from bench.report.summary import WHAT_WORDS_MEAN, about, gains, machine_grids, others_grid
 from bench.report.table import dcp_of, label_of, micros, notes_of, settings_line, spread
@@ -30,6 +32,23 @@ _FILTER = (
     "<div class=controls><label>Show rows with all of these words "
     '<input type=search placeholder="16q1s32k fold"></label><output aria-live=polite></output></div>'
 )
+_MAP = "decision-map"
+"""The picture that stands before the others, in a section of its own."""
+SHOWN: Mapping[str, str] = {
+    _MAP: "Which dcp: the fastest attention step of one layer, at the same number of GPUs",
+    "pareto": "Latency against capacity, at the same number of GPUs",
+    "latency": "Attention step of one rank, fastest setting of each path",
+    "mask-cost": "What a mask costs: the first layer's step after a new batch",
+    "crossover": "Who wins where: the fastest path and kernel of a step",
+    "breakdown": "Where a step's time goes, each stage timed alone",
+    "timeline": "What runs when in a step of split",
+    "exchange-cost": "What an exchange costs",
+    "kv-memory": "KV cache of one rank",
+    "roofline": "How near each stage comes to the device's limits",
+    "tuned": "Tuned against the engine's default",
+    "regret": "What a search costs, and what it misses",
+}
+"""What each picture shows, for those who do not see it: its title."""
 
 
 def page(trials: Sequence[Trial], profiles: Sequence[Profile], *, command: str) -> str:
@@ -42,54 +61,77 @@ def page(trials: Sequence[Trial], profiles: Sequence[Profile], *, command: str) 
     last = latest(trials)
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    choices = dcp_choices(timed_alike(last))
+    decision_map, pictures = _pictures(last, command)
     sections = [
-        ("answer", "Answer", _answer(last, profiles)),
-        ("pictures", "Pictures", _pictures(last, command)),
+        ("answer", "Answer", _answer(choices)),
+        ("map", "Decision map", decision_map),
+        ("pictures", "Pictures", pictures),
+        ("dcp", "Which dcp", _dcp_tables(choices)),
+        ("settings", "Settings", _settings(profiles)),
+        ("words", "Words", _list(WHAT_WORDS_MEAN)),
         ("trials", "Every case", _measured(last)),
         ("others", "Skipped and failed", _others(last)),
-        ("machine", "Where it was measured", "".join(map(_grid, machine_grids(last)))),
+        ("machine", "Where it was measured", _machine(last, command)),
     ]
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for name, title, content in sections)
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections)
+    filled = [(name, title, content) for name, title, content in sections if content]
+    body = "".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for name, title, content in filled)
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in filled)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>dcpbench: {_text(about(last))}</title><style>{style}</style></head><body>"
         f"<header><h1>Decode context parallel attention</h1>"
-        f"<p class=soft>{_text(about(last))}. Made by <code>{_text(command)}</code>.</p>"
+        f"<p class=soft>{_text(about(last))}</p>"
         f"<nav aria-label=Sections><ul>{links}</ul></nav></header><main>{body}</main><script>{script}</script></body></html>\n"
     )
 
 
-def _answer(trials: Sequence[Trial], profiles: Sequence[Profile]) -> str:
-    """Say which dcp to run, then which settings with each, in words and in tables."""
+def _answer(choices: Sequence[DcpChoice]) -> str:
+    """Say in words which dcp to run."""
     parts = []
-    for choice in dcp_choices(timed_alike(trials)):
+    for choice in choices:
         says = "".join(f"<li>{_text(sentence)}</li>" for sentence in choice.says)
         parts.append(f"<div class=answer><h3>{_text(choice.subject)}</h3><ul>{says}</ul></div>")
-        parts += [_grid(choice.grid)] if choice.grid else []
-    parts += [f"<p class=answer>{_text(gains(profiles))}</p>", *(_grid(entries_grid(profile)) for profile in profiles)]
-    words = "".join(f"<li>{_text(line)}</li>" for line in WHAT_WORDS_MEAN)
-    return f"{''.join(parts)}<h3>Words</h3><ul class=soft>{words}</ul>"
+    return "".join(parts) or "<p>Nothing was measured, so no dcp can be told.</p>"
 
 
-def _pictures(trials: Sequence[Trial], command: str) -> str:
-    """Return every picture that the trials allow, and why others are missing.
+def _dcp_tables(choices: Sequence[DcpChoice]) -> str:
+    """Return the table behind each answer, where there is one."""
+    return "".join(f"<h3>{_text(choice.subject)}</h3>{_grid(choice.grid)}" for choice in choices if choice.grid)
+
+
+def _settings(profiles: Sequence[Profile]) -> str:
+    """Say what was gained by choosing settings, and return the tables of those that were chosen."""
+    tables = "".join(_grid(entries_grid(profile)) for profile in profiles)
+    return f"<p class=answer>{_text(gains(profiles))}</p>{tables}"
+
+
+def _pictures(trials: Sequence[Trial], command: str) -> tuple[str, str]:
+    """Return the decision map, or nothing; and the other pictures that the trials allow, with why some are missing.
 
     On a dark screen the style sheet inverts them: what ``dcpbench plot --dark`` draws would double the page and its time.
     """
-    parts, missing = [], []
+    figures, missing = {}, []
     for picture in draw_all(trials, command=command, formats=("png",)):
         if isinstance(picture, Drawn):
-            data = base64.b64encode(_few_colours(picture.contents[0])).decode()
-            title = _text(picture.name.replace("-", " "))
-            parts.append(
-                f'<figure><img alt="{title}" src="data:image/png;base64,{data}"><figcaption>{title}</figcaption></figure>'
-            )
+            figures[picture.name] = _figure(picture)
         else:
-            missing.append(f"<li>{_text(picture.name)}: {_text(picture.reason)}</li>")
-    return "".join(parts) + (f"<h3>Not drawn</h3><ul class=soft>{''.join(missing)}</ul>" if missing else "")
+            missing.append(f"{picture.name}: {picture.reason}")
+    decision_map = figures.pop(_MAP, "")
+    return decision_map, "".join(figures.values()) + (f"<h3>Not drawn</h3>{_list(missing)}" if missing else "")
+
+
+def _figure(picture: Drawn) -> str:
+    """Return a picture, which is moved sideways on a narrow screen, by keys too."""
+    data = base64.b64encode(_few_colours(picture.contents[0])).decode()
+    name = _text(picture.name.replace("-", " "))
+    return (
+        f'<figure><div class=wide tabindex=0 role=region aria-label="{name}">'
+        f'<img alt="{_text(SHOWN[picture.name])}" src="data:image/png;base64,{data}"></div>'
+        f"<figcaption>{name}</figcaption></figure>"
+    )
 
 
 def _few_colours(png: bytes) -> bytes:
@@ -106,8 +148,7 @@ def _measured(trials: Sequence[Trial]) -> str:
     columns = ("model", "tp", "dcp", "batch", "settings", "step µs", "95%", "plan µs", "label", "flags", "again")
     heads = [Column(name, right=name in ("tp", "step µs", "95%", "plan µs")) for name in columns]
     rows = [_row(trial, trial.outcome) for trial in trials if isinstance(trial.outcome, Measured)]
-    notes = "".join(f"<li>{_text(note)}</li>" for note in notes_of(trials))
-    return f"{_FILTER}{_table(heads, rows)}<ul class=soft>{notes}</ul>"
+    return f"{_FILTER}{_table(heads, rows)}{_list(notes_of(trials))}"
 
 
 def _row(trial: Trial, outcome: Measured) -> str:
@@ -133,6 +174,12 @@ def _others(trials: Sequence[Trial]) -> str:
     """Return what was skipped and what failed, each with its reason and its command."""
     grid = others_grid(trials)
     return _grid(grid) if grid.rows else "<p>Nothing was skipped, and nothing failed.</p>"
+
+
+def _machine(trials: Sequence[Trial], command: str) -> str:
+    """Return where it was measured, and the command that makes the page again: it may name many files."""
+    tables = "".join(map(_grid, machine_grids(trials)))
+    return f"{tables}<p class=soft>This page was made by <code>{_text(command)}</code></p>"
 
 
 def _grid(grid: Grid) -> str:
@@ -163,6 +210,10 @@ def _table(columns: Sequence[Column], rows: Sequence[str], title: str = "") -> s
 
 def _kind(column: Column) -> str:
     return " class=right" if column.right else " class=label" if column.heading == "label" else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul class=soft>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
 
 
 def _text(text: str) -> str:

@@ -21,6 +21,10 @@ HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</scrip
 TRIALS = [trial(case) for case in cases(["8q1s1k", "16q1s8k", "q512", "q512s8704"], exchanges=("ag_rs",))]
 TRIALS += [trial(case) for case in cases(["32q1s8k"], dcps=(1,), kernels=("fa2",))]  # which has no runner-up
 
+COMMAND = " ".join(
+    ("dcpbench report", *(f"/work/results/20261128T0709{second}.482873Z-0924e9.jsonl" for second in range(10, 30)))
+)
+"""Of 20 files."""
 A4 = {"width": 703, "height": 1017}
 """What its margins leave of a sheet, in CSS pixels: 186 by 269 mm."""
 
@@ -35,7 +39,7 @@ def usual() -> str:
 
 
 def made(trials: Sequence[Trial]) -> str:
-    return page(trials, pick(trials), command="dcpbench report")
+    return page(trials, pick(trials), command=COMMAND)
 
 
 def opened(browser: Any, folder: Path, trials: Sequence[Trial]) -> Any:
@@ -62,7 +66,7 @@ def test_everything_is_shown_and_the_browser_complains_of_nothing(browser: Any, 
     assert browser.title.startswith("dcpbench: ")
     pictures = find(browser, "figure img")
     assert len(pictures) >= 3
-    assert pictures[0].get_attribute("alt") == "decision map"
+    assert pictures[0].get_attribute("alt").startswith("Which dcp: the fastest attention step of one layer")
     assert all(browser.execute_script("return arguments[0].naturalWidth", picture) > 300 for picture in pictures)
     assert find(browser, "#trials output")[0].text == f"{len(TRIALS)} of {len(TRIALS)} shown"
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
@@ -83,11 +87,11 @@ def test_a_click_and_a_key_sort_numbers_as_numbers(browser: Any, tmp_path: Path)
     assert find(browser, "#trials th")[5].get_attribute("aria-sort") == "descending"
 
 
-def test_a_table_of_the_answer_sorts_too_by_key_what_is_no_number_last(browser: Any, tmp_path: Path) -> None:
+def test_a_table_of_settings_sorts_too_by_key_what_is_no_number_last(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     opened(browser, tmp_path, TRIALS)
-    chosen = next(table for table in find(browser, "#answer table") if table.text.startswith("Chosen for"))
+    chosen = next(table for table in find(browser, "#settings table") if table.text.startswith("Chosen for"))
     heads = chosen.find_elements("css selector", "th button")
     (place,) = (number for number, head in enumerate(heads) if head.text == "next")
     heads[place].send_keys(Keys.ENTER)
@@ -145,6 +149,67 @@ def test_the_page_fits_a_phone_and_a_desk(browser: Any, tmp_path: Path, width: i
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.fixture
+def phone(browser: Any) -> Iterator[Any]:
+    """Show pages on a screen of 390 by 844."""
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_first_screen_of_a_phone_begins_the_answer_whatever_command_made_the_page(
+    phone: Any, tmp_path: Path
+) -> None:
+    opened(phone, tmp_path, TRIALS)
+    assert COMMAND in find(phone, "#machine")[0].text
+    first = find(phone, "#answer li")[0].rect
+    assert first["y"] + first["height"] < 844
+
+
+def drawn(browser: Any) -> list[dict[str, float]]:
+    """Return of each picture its width and height as shown and as made, and of its frame what it shows and holds sideways."""
+    found: list[dict[str, float]] = browser.execute_script(
+        """return [...document.querySelectorAll("figure img")].map(one => {
+          const shown = one.getBoundingClientRect(), frame = one.parentElement;
+          return { width: shown.width, height: shown.height, madeWidth: one.naturalWidth, madeHeight: one.naturalHeight,
+            seen: frame.clientWidth, held: frame.scrollWidth };
+        })"""
+    )
+    return found
+
+
+def test_a_phone_shows_pictures_as_large_as_they_were_drawn_and_moves_them_sideways(phone: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    opened(phone, tmp_path, TRIALS)
+    for picture in drawn(phone):
+        assert picture["width"] == pytest.approx(picture["madeWidth"] * 96 / 150, abs=1)
+        assert picture["height"] == pytest.approx(picture["madeHeight"] * 96 / 150, abs=1)
+        assert picture["seen"] < 390 < picture["held"]
+    frame = find(phone, "figure .wide")[0]
+    frame.send_keys(*[Keys.ARROW_RIGHT] * 3)
+    WebDriverWait(phone, 5).until(lambda _: phone.execute_script("return arguments[0].scrollLeft > 0", frame))
+
+
+def test_a_desk_shows_pictures_whole(browser: Any, tmp_path: Path) -> None:
+    for picture in drawn(opened(browser, tmp_path, TRIALS)):
+        assert 0 < picture["width"] <= picture["seen"] == picture["held"]
+        assert picture["height"] / picture["width"] == pytest.approx(
+            picture["madeHeight"] / picture["madeWidth"], rel=0.01
+        )
+
+
+def test_paper_shows_pictures_whole_and_keeps_their_proportions(paper: Any) -> None:
+    for picture in drawn(paper):
+        assert 0 < picture["width"] <= A4["width"]
+        assert 0 < picture["height"] <= A4["height"]
+        assert picture["height"] / picture["width"] == pytest.approx(
+            picture["madeHeight"] / picture["madeWidth"], rel=0.01
+        )
+
+
 def test_a_phone_shows_the_label_of_every_row_beside_what_it_is_of(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path, TRIALS)
     width = 390
@@ -191,7 +256,8 @@ def test_paper_is_light_and_nothing_is_cut_off_at_its_edge(paper: Any) -> None:
     assert body.value_of_css_property("color") == "rgba(27, 31, 36, 1)"
     assert find(paper, "figure img")[0].value_of_css_property("filter") == "none"
     for selector, width in (
-        ("#answer table", A4["width"]),
+        ("#dcp table", A4["width"]),
+        ("#settings table", A4["width"]),
         ("figure img", A4["width"]),
         ("#trials table", A4["height"]),
     ):

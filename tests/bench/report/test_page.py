@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -13,19 +14,26 @@ import pytest
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.record import Failed, Skipped, Trial
-from bench.report.page import page
+from bench.report.page import SHOWN, page
 from bench.store import Store
 from bench.tune.pick import pick
 from dcp_core.shapes import Workload
 from tests.bench.made_up import cases, trial
 
 TRIALS = [trial(case) for case in cases(["8q1s1k", "q512"], exchanges=("ag_rs",))]
+MAPPED = [trial(case) for case in cases(["8q1s1k", "16q1s8k", "q512", "q512s8704"], exchanges=("ag_rs",))]
+"""Enough for a decision map."""
 HOSTILE = "\"><script>alert(1)</script><b onclick=x>'&\x1b[31m\n=1+1"
 
 
 @pytest.fixture(scope="module")
 def whole() -> str:
     return page(TRIALS, pick(TRIALS), command="dcpbench report")
+
+
+@pytest.fixture(scope="module")
+def mapped() -> str:
+    return page(MAPPED, pick(MAPPED), command="dcpbench report")
 
 
 class Elements(HTMLParser):
@@ -53,6 +61,47 @@ def test_the_answer_comes_first_and_every_case_has_a_row_with_its_command(whole:
     assert whole.count("<code>dcpbench --ranks ") == len(TRIALS)
     for one in TRIALS:
         assert f"<td>{one.case.workload}</td>" in whole
+
+
+def test_the_map_stands_between_the_answer_and_the_other_pictures_and_tables_after_them(mapped: str) -> None:
+    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', mapped))
+    names = ["answer", "map", "pictures", "dcp", "settings", "words", "trials", "others", "machine"]
+    assert list(sections) == re.findall(r'<li><a href="#(\w+)">', mapped) == names
+    assert "<table" not in sections["answer"] + sections["map"] + sections["pictures"]
+    assert re.findall("<figcaption>(.*?)</figcaption>", sections["map"]) == ["decision map"]
+    assert sections["pictures"].count("<figure>") > 1
+    assert "decision map" not in sections["pictures"]
+    assert "<caption>Which dcp" in sections["dcp"]
+    assert "<caption>Chosen for" in sections["settings"]
+
+
+def test_without_a_map_the_page_has_no_section_for_it_and_says_why() -> None:
+    skipped = [replace(TRIALS[0], outcome=Skipped("no such kernel"))]
+    found = page(skipped, pick(skipped), command="")
+    assert "#map" not in found
+    assert 'id="map"' not in found
+    assert "<p>Nothing was measured, so no dcp can be told.</p>" in found
+    assert "<li>decision-map: " in found
+
+
+def test_the_command_that_made_the_page_stands_once_where_it_was_measured() -> None:
+    command = "dcpbench report " + " ".join(f"results/{number}.jsonl" for number in range(20))
+    found = page(TRIALS, pick(TRIALS), command=command)
+    assert found.count(command) == 1
+    assert found.index('id="machine"') < found.index(command)
+
+
+def test_each_picture_says_what_it_shows_and_that_is_its_title(mapped: str) -> None:
+    from bench.report.plot import FIGURES
+
+    assert list(SHOWN) == list(FIGURES)
+    titles = {
+        name: drawn.get_suptitle() for name, draw in FIGURES.items() if not isinstance(drawn := draw(MAPPED), str)
+    }
+    assert len(titles) > 3
+    assert titles == {name: SHOWN[name] for name in titles}
+    images = [escape(title) for title in titles.values()]
+    assert re.findall('<img alt="([^"]*)"', mapped) == images
 
 
 def test_which_dcp_to_run_is_said_before_which_settings(whole: str) -> None:
