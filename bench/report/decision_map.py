@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.recommend.decision import Decision, Option, Origin
@@ -30,7 +30,11 @@ _ASIDE = 0.035
 """Between lines of one height, in rows, so that they do not hide one another."""
 LEAST_EVEN_US = 0.1
 """An exchange that may cost no more is none."""
-_CELL_INCHES = (1.45, 0.56)
+_MEANING: Mapping[Label, str] = {
+    Label.SIMULATED: "simulated (one rank by itself, without its exchange)",
+    Label.MODELLED: "modelled (one rank by itself, with its exchange's time from messages measured)",
+}
+_CELL_INCHES = (1.45, 0.66)
 
 
 def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str:
@@ -41,9 +45,10 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str
     Returns:
         The figure, or why there is none.
     """
-    maps = [one for one in maps_of(trials) if len(one.cells) > 1]
+    found = maps_of(trials)
+    maps = [one for one in found if len(one.cells) > 1]
     if not maps:
-        return "needs two batches or more, each of like requests, with dcp 1 and a larger legal dcp"
+        return _missing(found)
     shown = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
     shown = [one for one in maps if one in shown]
     machines = {one.subject.deployment.machine for one in shown}
@@ -57,6 +62,17 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str
         sources = [trial for one in shown for trial in one.trials]
         style.finish(figure, _keys(shown), sources, *_notes(shown, budget, hidden=len(maps) - len(shown)))
     return figure
+
+
+def _missing(found: Sequence[Map]) -> str:
+    """Say what maps lack of which none has two cells."""
+    needs = "needs two batches or more of one kind, each of like requests, with dcp 1 and a larger legal dcp"
+    if not found:
+        return needs
+    on_which = len({one.subject.deployment.machine for one in found}) > 1
+    kinds = [f"{_name(one, on_which=on_which)}, {one.subject.phase}" for one in found]
+    more = [f"each of {len(kinds) - MAX_PANELS} more"] if len(kinds) > MAX_PANELS else []
+    return f"{needs}; there is only one of {'; one of '.join([*kinds[:MAX_PANELS], *more])}"
 
 
 def _name(one: Map, *, on_which: bool) -> str:
@@ -78,7 +94,7 @@ def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
             _draw_capacity(axes, x, requests, _fits(one, context, budget))
     axes.set_xticks(range(len(contexts)), [_column(one, context, budget) for context in contexts], fontsize=7)
     axes.set_yticks(range(len(rows)), [_row(row, one.subject.phase) for row in rows])
-    axes.set_title(f"{name}: {one.subject.phase}\n{_labels(one)}", loc="left")
+    axes.set_title(f"{name}: {one.subject.phase}\n{_sources(one)}", loc="left")
     axes.set_xlabel("context per request, tokens")
     axes.set_ylabel("requests" if one.subject.phase is Phase.DECODE else "requests × new tokens")
 
@@ -115,18 +131,19 @@ def _draw_cell(axes: Axes, x: int, y: int, decision: Decision, shape: ModelShape
 
 
 def _words(decision: Decision, left: Sequence[Option], shape: ModelShape) -> str:
-    """Say who wins, and what the best of the larger sizes gains in one layer and in all of them."""
+    """Say who wins, what the best of the larger sizes gains in one layer and in all of them, and what was not measured."""
     rival = left[-1] if left[-1] is not decision.base else min(decision.options[1:], key=lambda one: one.span.median_us)
     *some, last = [str(one.layout.dcp) for one in left]
     names = f"{', '.join(some)} or {last}" if some else last
     base, span = decision.base.span, rival.span
     low, high = span.low_us - base.high_us, span.high_us - base.low_us
     lines = [f"dcp {names}, {_way(left[-1], shape)}", _signed(low, high, 1)]
+    source = [str(label) for label in Label if label in _labels([decision]) and label is not Label.MEASURED]
     even = rival.break_even_us(decision.base)
     if left[0] is decision.base and len(left) > 1 and even is not None and even >= LEAST_EVEN_US:
-        return "\n".join([*lines, f"if exchange < {_short(even)}"])
+        return "\n".join([*lines, f"if exchange < {_short(even)}", *source])
     of_all = [f"× {shape.layers}: {_signed(low, high, shape.layers)}"] if shape.layers > 1 else []
-    return "\n".join([*lines, *of_all])
+    return "\n".join([*lines, *of_all, *source])
 
 
 def _signed(low: float, high: float, times: int) -> str:
@@ -178,13 +195,19 @@ def _fits(one: Map, context: int, budget: int) -> dict[int, int]:
     return {dcp: KvMemory(shape, DcpLayout(tp, dcp)).requests_in(budget, context + 1) for dcp in legal_dcps(shape, tp)}
 
 
-def _labels(one: Map) -> str:
-    """Say where numbers come from, and of which dcp sizes."""
+def _labels(decisions: Iterable[Decision]) -> dict[Label, set[int]]:
+    """Return the dcp sizes of each label that the compared steps have."""
     found: dict[Label, set[int]] = {}
-    for decision in one.cells.values():
+    for decision in decisions:
         for each in decision.options:
             for part in each.parts:
                 found.setdefault(part.step.label, set()).add(each.layout.dcp)
+    return found
+
+
+def _sources(one: Map) -> str:
+    """Say where numbers come from, and of which dcp sizes."""
+    found = _labels(one.cells.values())
     return "; ".join(f"{label}: dcp {', '.join(map(str, sorted(found[label])))}" for label in Label if label in found)
 
 
@@ -222,6 +245,12 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
         else ""
     )
     notes = [f"{cell} and of all.", f"{capacity}. {full}{pays}."]
+    labels = _labels(decision for one in maps for decision in one.cells.values())
+    unmeasured = [_MEANING[label] for label in Label if label in labels and label in _MEANING]
+    if unmeasured:
+        notes.append(
+            f"A cell says so if a step that it compares was {', or '.join(unmeasured)}. In others all were measured."
+        )
     notes += [f"{note} Hatched: it decides." for note in exchange_notes(origins)]
     if hidden:
         notes.append(f"{hidden} more maps were measured and are not shown.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from bench.record import Label, Measured, Trial
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANELS = 9
-ROOM_OF_A_TICK = 0.1
+ROOM_OF_A_TICK = 0.13
 """Share of the x axis that the name of a number of tokens takes."""
+ROOM_OF_A_NAME = 0.065
+"""Share of the y axis that the name of a line takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ def _figure(panels: Sequence[Panel]) -> Figure:
     points = [point for panel in shown for point in panel.points]
     joined = shown[0].axis.joined
     with style.styled():
-        figure, axes = style.panels(len(shown), width=3.9, height=2.9)
+        figure, axes = style.panels(len(shown), width=4.4 if joined else 3.9, height=2.9)
         for place, panel in zip(axes, sorted(shown, key=_order), strict=True):
             _draw_panel(place, panel)
         for place in axes[:: style.PANELS_PER_ROW]:
@@ -187,6 +190,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         aside = 0.0 if axis.joined else 0.6 * ((number + 0.5) / len(ordered) - 0.5)
         _draw_line(axes, line, sorted(group, key=lambda point: point.x), axis=axis, aside=aside)
     axes.set_yscale("log")
+    if axis.joined:
+        _name_lines(axes, lines)
     style.microseconds(axes.yaxis, log=True)
     axes.set_title(panel.name, loc="left")
     axes.set_xlabel(axis.name)
@@ -196,6 +201,34 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         names = {point.x: str(point.trial.case.workload) for point in points}
         axes.set_xticks(sorted(names), [names[x] for x in sorted(names)], rotation=20, ha="right")
         axes.grid(visible=False, axis="x")
+
+
+def _name_lines(axes: Axes, lines: Mapping[Line, Sequence[Point]]) -> None:
+    """Write the path and dcp of each line right of the panel, with a thin line from where it ends."""
+    low, high = (math.log(end) for end in axes.get_ylim())
+    drawn = {line: [point for point in points if point.outcome.step_us.median > 0] for line, points in lines.items()}
+    ends = {line: max(points, key=lambda point: point.x) for line, points in drawn.items() if points}
+    heights = {line: (math.log(end.outcome.step_us.median) - low) / (high - low) for line, end in ends.items()}
+    ordered = sorted(ends, key=lambda line: (heights[line], line.path, line.dcp, line.label))
+    for line, height in zip(ordered, _spread([heights[line] for line in ordered]), strict=True):
+        end = ends[line]
+        axes.annotate(
+            f"{line.path} {line.dcp}",
+            (end.x, end.outcome.step_us.median),
+            xytext=(1.05, height),
+            color=style.ink(style.PATH_COLOURS[line.path]),
+            **_BESIDE,
+        )
+
+
+def _spread(heights: Sequence[float]) -> list[float]:
+    """Move ascending shares of an axis apart, as little as names of them need, within the axis."""
+    count = len(heights)
+    gap = min(ROOM_OF_A_NAME, 1 / max(1, count - 1))
+    upwards = accumulate(heights, lambda below, height: max(height, below + gap))
+    downwards = [*accumulate(reversed(heights), lambda above, height: min(height, above - gap))][::-1]
+    middles = [(up + down) / 2 for up, down in zip(upwards, downwards, strict=True)]
+    return [max(gap * index, min(middle, 1 - gap * (count - 1 - index))) for index, middle in enumerate(middles)]
 
 
 def _quantity(axes: Axes, xs: Sequence[int]) -> None:
@@ -255,6 +288,16 @@ _ABOVE: dict[str, Any] = {
 }
 
 
+_BESIDE: dict[str, Any] = {
+    "xycoords": "data",
+    "textcoords": "axes fraction",
+    "ha": "left",
+    "va": "center",
+    "fontsize": 7,
+    "arrowprops": {"arrowstyle": "-", "color": "#999999", "lw": 0.5, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
+}
+
+
 def _keys(points: Sequence[Point], *, joined: bool) -> list[Artist]:
     """Return legend entries; dcp sizes are told apart only where points are joined by lines."""
     cases = [point.trial.case for point in points]
@@ -264,7 +307,7 @@ def _keys(points: Sequence[Point], *, joined: bool) -> list[Artist]:
 
 
 def _notes(points: Sequence[Point], *, hidden: int, joined: bool) -> list[str]:
-    notes = ["Bands and bars: 95 % interval of the median."]
+    notes = ["Beside each line: its path and dcp. Bands and bars: 95 % interval of the median."]
     if not joined:
         notes[0] = "Figures above markers: dcp. Bars: 95 % interval of the median."
     if any(not point.outcome.exchange_timed for point in points if point.trial.case.layout.dcp > 1):

@@ -47,6 +47,11 @@ class Tried:
         return fmean(score.regret for score in self.scores)
 
     @property
+    def share(self) -> float:
+        """The mean time, of an exhaustive search's."""
+        return fmean(score.seconds for score in self.scores)
+
+    @property
     def worst(self) -> float:
         """The largest."""
         return max(score.regret for score in self.scores)
@@ -90,7 +95,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         style.title(figure, "What a search costs, and what it misses")
         cases = {case for batch in chosen for case in batch.candidates}
         sources = [trial for trial in trials if trial.case in cases]
-        notes = _notes(chosen, hidden=len(batches) - len(chosen), searched=len(searched))
+        notes = _notes(chosen, found, hidden=len(batches) - len(chosen), searched=len(searched))
         style.finish(figure, _keys(searched=bool(searched)), sources, *notes)
     return figure
 
@@ -105,7 +110,7 @@ def _worst(one: Tried) -> tuple[float, float, float]:
 
 
 def _mark(one: Tried, y: tuple[float, float, float]) -> style.Mark:
-    x = fmean(score.seconds for score in one.scores)
+    x = one.share
     if one.noise == SEARCHED:
         return style.Mark((x, x, x), y, COLOURS[one.strategy], _STAR)
     x += _ASIDE * (list(NOISES).index(one.noise) - len(NOISES) // 2)
@@ -137,7 +142,7 @@ def _keys(*, searched: bool) -> list[object]:
     return [*colours, *(Line2D([], [], color="#555555", ls="", marker=one, label=name) for name, one in markers)]
 
 
-def _notes(batches: Sequence[Batch], *, hidden: int, searched: int) -> list[str]:
+def _notes(batches: Sequence[Batch], found: Sequence[Tried], *, hidden: int, searched: int) -> list[str]:
     sizes = [len(batch.candidates) for batch in batches]
     left_out = f", those with most candidates of {len(batches) + hidden}" if hidden else ""
     between = counted(max(sizes), "candidate")
@@ -152,6 +157,18 @@ def _notes(batches: Sequence[Batch], *, hidden: int, searched: int) -> list[str]
         "look each: a sample of every one; a random third: of the candidates, with the default."
     )
     notes = [how, f"{strategies} Bars: 95 % interval of the mean over batches."]
+    notes += _nothing_saved(found)
     if searched:
         notes.append(f"Star, measured: what dcpbench tune chose for {searched} of the batches, and how long it took.")
     return notes
+
+
+def _nothing_saved(found: Sequence[Tried]) -> list[str]:
+    """Say so if races took as long as an exhaustive search under every noise."""
+    shares = [one.share for one in found if one.strategy == "races" and one.noise != SEARCHED]
+    if min(shares) < 1:
+        return []
+    least, most = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    percent = least if least == most else f"{least} to {most}"
+    note = f"Among so few candidates a search saves nothing: races take {percent} % of an exhaustive search's time."
+    return [f"{note} Markers of one colour stand a little apart, so that they can be seen."]

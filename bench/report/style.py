@@ -1,4 +1,4 @@
-"""The visual language of every picture: a colour per path, a marker per kernel, a line per dcp, hollow if simulated.
+"""The visual language of every picture: a colour per path, a marker per kernel, a line per dcp, a fill per label.
 
 matplotlib is imported where it is used. Colours: Okabe and Ito, "Color Universal Design" (2008), told apart with any
 colour vision; two of the paths' are darker than theirs, so that all five are greys of their own where there is no colour.
@@ -40,7 +40,8 @@ KERNEL_MARKERS: Mapping[KernelName, str] = {
     KernelName.PERSISTENT: "P",
 }
 _DCP_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-LABEL_FILL: Mapping[Label, bool] = {Label.MEASURED: True, Label.SIMULATED: False, Label.MODELLED: False}
+LABEL_FILL: Mapping[Label, float] = {Label.MEASURED: 1.0, Label.SIMULATED: 0.0, Label.MODELLED: 0.45}
+"""How strong the colour inside a mark is: full, hollow, pale."""
 PANELS_PER_ROW = 3
 LONGEST_NAME, LONGEST_TITLE = 60, 36
 """Characters of a name that a picture shows in its caption, and above a panel."""
@@ -75,13 +76,13 @@ _RC: dict[Any, Any] = {
 
 
 class Mark(NamedTuple):
-    """A point of a picture: its place as (low, middle, high) of x and of y, and how it looks."""
+    """A point of a picture: its place as (low, middle, high) of x and of y, and how it looks; ``fill`` as of LABEL_FILL."""
 
     x: tuple[float, float, float]
     y: tuple[float, float, float]
     colour: str
     marker: str
-    is_filled: bool = True
+    fill: float = 1.0
 
 
 @contextmanager
@@ -175,17 +176,16 @@ def sign(figure: Figure, command: str) -> None:
 
 def scatter(axes: Axes, marks: Iterable[Mark], **look: Any) -> None:
     """Draw marks with the bars of their intervals; those that look alike at once, since each call costs a picture time."""
-    alike: dict[tuple[str, str, bool], list[Mark]] = defaultdict(list)
+    alike: dict[tuple[str, str, float], list[Mark]] = defaultdict(list)
     for mark in marks:
-        alike[mark.colour, mark.marker, mark.is_filled].append(mark)
-    for (colour, marker, is_filled), group in alike.items():
+        alike[mark.colour, mark.marker, mark.fill].append(mark)
+    for (colour, marker, fill), group in alike.items():
         errors: dict[str, Any] = {}
         for error, bars in (("xerr", [one.x for one in group]), ("yerr", [one.y for one in group])):
             if any(low < high for low, _, high in bars):
                 errors[error] = [[middle - low for low, middle, _ in bars], [high - middle for _, middle, high in bars]]
         xs, ys = [one.x[1] for one in group], [one.y[1] for one in group]
-        face = colour if is_filled else "white"
-        axes.errorbar(xs, ys, **errors, color=colour, ls="", marker=marker, mfc=face, **look)
+        axes.errorbar(xs, ys, **errors, color=colour, ls="", marker=marker, mfc=_inside(colour, fill), **look)
 
 
 def lattice(axes: Axes, columns: int, rows: int) -> None:
@@ -228,6 +228,10 @@ def cell_keys(paths: Collection[PathName], *, told_apart: bool) -> list[Artist]:
 
 def _face(path: PathName) -> tuple[float, float, float]:
     return tint(PATH_COLOURS[path], 0.16 if path is PathName.TP else 0.38)
+
+
+def _inside(colour: str, fill: float) -> str | tuple[float, float, float]:
+    return colour if fill == 1 else tint(colour, fill)  # a full colour keeps its name: ``dark`` looks it up
 
 
 def tint(colour: str, strength: float) -> tuple[float, float, float]:
@@ -310,5 +314,5 @@ def keys(
         if kernel in kernels
     ]
     # Patches, since a dot would look like the marker of a kernel.
-    fills = [(label, grey if LABEL_FILL[label] else "white") for label in Label if label in labels]
+    fills = [(label, _inside(grey, LABEL_FILL[label])) for label in Label if label in labels]
     return [*entries, *(Patch(facecolor=face, edgecolor=grey, label=str(label)) for label, face in fills)]

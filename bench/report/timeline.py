@@ -33,6 +33,10 @@ HOW = {
     "the lengths they have alone.",
 }
 """How a step was drawn, by whether its trial has a timeline."""
+EARLY = (
+    "Where a traced row ends before its diamond: CUPTI watches a few repetitions only, on a device cooler and so faster than "
+    "while the step is timed."
+)
 _Step = tuple[Trial, Measured]
 
 
@@ -82,6 +86,8 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         ways = {bool(outcome.timeline) for _, outcome in kept}
         notes = [HOW[way] for way in sorted(ways, reverse=True)]
         notes.append("Upper lane: the exchange. Diamond: the whole step, timed in one go, without CUPTI.")
+        if any(map(_ends_early, kept)):
+            notes.append(EARLY)
         if len(panels) > len(shown):
             notes.append(style.not_shown(len(panels) - len(shown)))
         style.finish(figure, _key(kept, trials), [trial for trial, _ in kept], *notes)
@@ -173,6 +179,12 @@ def _draw_piece(axes: Axes, row: int, piece: Piece, *, traced: bool, longest: fl
     if traced and fits >= _FEWEST:
         at = (piece.start_us + length / 2, middle)
         axes.text(*at, style.name(piece.name, fits), ha="center", va="center", fontsize=_SMALL, color="#111111")
+
+
+def _ends_early(step: _Step) -> bool:
+    """Tell whether a traced row ends before its diamond."""
+    _, outcome = step
+    return 0 < max((piece.end_us for piece in outcome.timeline), default=0.0) < outcome.step_us.median
 
 
 def _name(trial: Trial, outcome: Measured) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from bench.recommend.decision import Standing
@@ -27,6 +28,14 @@ def words(found: list[Trial]) -> str:
     figure = decision_map.draw(found)
     assert isinstance(figure, Figure), figure
     return "\n".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+
+
+def cell_words(found: list[Trial]) -> list[list[str]]:
+    """What cells say of where their numbers come from, row by row."""
+    figure = decision_map.draw(found)
+    assert isinstance(figure, Figure), figure
+    lines = [text.get_text().split("\n") for axes in figure.axes for text in axes.texts]
+    return [[line for line in some if line in list(Label)] for some in lines]
 
 
 def test_each_phase_has_a_map_of_contexts_and_rows() -> None:
@@ -125,6 +134,69 @@ def test_what_cannot_be_drawn_is_said() -> None:
         reason = decision_map.draw(found)
         assert isinstance(reason, str)
         assert reason.startswith("needs two batches")
+
+
+def test_batches_of_different_kinds_are_said_to_be_that() -> None:
+    assert "there is only one of" not in str(decision_map.draw([]))
+    reason = decision_map.draw(trials("16q1s32k", "q2ks10k", **SIMULATED))
+    assert isinstance(reason, str)
+    assert "two batches or more of one kind" in reason
+    name = "qwen3-235b-a22b, tp 8"
+    assert reason.endswith(f"only one of {name}, decode; one of {name}, chunked prefill")
+    other = replace(H200, hard={**H200.hard, "device_name": "NVIDIA H100"})
+    apart = [trial(one, environment=where) for where in (H200, other) for one in cases(("16q1s32k",), **SIMULATED)]
+    reason = decision_map.draw(apart)
+    assert isinstance(reason, str)
+    assert "NVIDIA H100, decode; one of" in reason, "kinds that differ by their machine name it"
+
+
+def test_a_cell_says_whether_a_step_in_it_was_modelled_or_simulated() -> None:
+    measured = trials("16q1s32k", "64q1s32k", kernels=("fa2",))
+    assert cell_words(measured) == [[], []]
+    assert "A cell says so" not in words(measured)
+    simulated = trials("16q1s8k", "64q1s8k", **SIMULATED)
+    assert cell_words(simulated) == [["simulated"], ["simulated"]]
+    both = [*measured, *simulated]
+    (one,) = maps_of(both)
+    labels = [
+        {part.step.label for option in one.cells[row, context].options for part in option.parts} - {Label.MEASURED}
+        for row in one.rows
+        for context in one.contexts
+    ]
+    assert cell_words(both) == [[str(label) for label in some] for some in labels]
+    assert [] in cell_words(both)
+    assert "A cell says so if a step that it compares was " in words(both)
+
+
+def test_a_cell_of_modelled_steps_says_so_and_the_caption_what_that_means() -> None:
+    found = reference()
+    modelled = next(
+        one
+        for one in maps_of(found)
+        if len(one.cells) > 1
+        and {part.step.label for each in one.cells.values() for option in each.options for part in option.parts}
+        == {Label.MEASURED, Label.MODELLED}
+    )
+    ours = [
+        one for one in found if one.case.shape == modelled.subject.shape and one.case.layout.tp == modelled.subject.tp
+    ]
+    assert ["modelled"] in cell_words(ours)
+    assert "modelled (one rank by itself, with its exchange's time from messages measured)" in words(ours)
+
+
+def test_what_a_cell_says_stays_inside_it() -> None:
+    batches = [f"{requests}q1s{context}" for requests in (1, 2, 4, 8, 16, 32, 64, 128) for context in ("8k", "32k")]
+    figure = decision_map.draw(trials(*batches, **SIMULATED))
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    filled = [patch.get_window_extent() for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_lw()]
+    assert len(filled) == len(axes.texts) == len(batches)
+    for cell, text in zip(filled, axes.texts, strict=True):
+        said = text.get_window_extent()
+        assert text.get_text().count("\n") == 3
+        assert cell.x0 < said.x0 < said.x1 < cell.x1
+        assert cell.y0 < said.y0 < said.y1 < cell.y1
 
 
 def test_an_unbounded_exchange_never_makes_dcp_win() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.patches import Patch
+from matplotlib.text import Annotation, Text
 
 from bench.files import StorageError
 from bench.record import Environment, Failed, Label, Measured, Trial
@@ -193,6 +195,76 @@ def test_a_path_has_its_colour_and_a_simulation_hollow_markers() -> None:
     assert to_hex(entries["simulated"].get_facecolor()) == "#ffffff"
     assert to_hex(entries["measured"].get_facecolor()) != "#ffffff"
     assert {"dcp 1", "dcp 2", "fa2"} <= entries.keys()
+
+
+def test_measured_modelled_and_simulated_are_three_looks_in_grey_too() -> None:
+    def grey(colour: object) -> float:
+        red, green, blue = to_rgb(colour)
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    for path in PathName:
+        marks = [
+            style.Mark((1, 1, 1), (1, 1, 1), style.PATH_COLOURS[path], "o", style.LABEL_FILL[one]) for one in Label
+        ]
+        axes = Figure().subplots()
+        style.scatter(axes, marks)
+        insides = sorted(grey(line.get_markerfacecolor()) for line in axes.lines)
+        assert len(insides) == len(Label)
+        assert all(other - one > 0.15 for one, other in pairwise(insides)), path
+        assert {to_hex(line.get_markeredgecolor()) for line in axes.lines} == {style.PATH_COLOURS[path].lower()}
+    keys = style.keys([], [], [], list(Label))
+    assert [key.get_label() for key in keys] == [str(label) for label in Label]
+    swatches = sorted(grey(key.get_facecolor()) for key in keys if isinstance(key, Patch))
+    assert all(other - one > 0.2 for one, other in pairwise(swatches))
+
+
+def test_each_line_of_latency_is_named_where_it_ends() -> None:
+    figure = drawn(latency.draw, trials("16q1s8k", "16q1s32k", "16q1s128k", "q512s8k", "q512s32k"))
+    figure.draw_without_rendering()
+    assert "Beside each line: its path and dcp." in words(figure)
+    for axes in figure.axes:
+        names = [text for text in axes.texts if isinstance(text, Annotation)]
+        lines = [line for line in axes.lines if line.get_linestyle() != "None"]
+        ends = Counter(
+            (to_hex(style.ink(line.get_color())), float(line.get_xdata()[-1]), float(line.get_ydata()[-1]))
+            for line in lines
+        )
+        assert ends == Counter((to_hex(name.get_color()), *map(float, name.xy)) for name in names)
+        paths = {to_hex(style.ink(colour)): str(path) for path, colour in style.PATH_COLOURS.items()}
+        for name in names:
+            path, dcp = name.get_text().split()
+            assert path == paths[to_hex(name.get_color())]
+            assert (dcp == "1") == (path == "tp")
+        boxes = sorted((Text.get_window_extent(name) for name in names), key=lambda box: box.y0)
+        assert all(box.x0 > axes.bbox.x1 for box in boxes)
+        assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+        leaders = [name.arrow_patch.get_window_extent() for name in names if name.arrow_patch]
+        assert len(leaders) == len(names)
+        assert max(leader.x1 for leader in leaders) < min(box.x0 for box in boxes), "no thin line runs through a name"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_step_of_no_time_at_all_has_no_place_on_a_logarithmic_axis_and_no_name() -> None:
+    found = []
+    for one in trials("16q1s8k", "16q1s32k", kernels=("fa2",)):
+        assert isinstance(one.outcome, Measured)
+        is_nothing = one.case.settings.path is PathName.TP
+        found.append(replace(one, outcome=replace(one.outcome, step_us=summary(0.0))) if is_nothing else one)
+    figure = drawn(latency.draw, found)
+    figure.draw_without_rendering()
+    names = [text.get_text() for text in figure.axes[0].texts]
+    assert names
+    assert "tp 1" not in names
+
+
+@pytest.mark.parametrize("heights", [[0.5], [0.5] * 4, [0.0] * 3, [1.0] * 3, [0.1, 0.12, 0.8], [0.4] * 40])
+def test_names_of_lines_stay_in_order_apart_and_beside_the_panel(heights: list[float]) -> None:
+    places = latency._spread(heights)
+    gap = min(latency.ROOM_OF_A_NAME, 1 / max(1, len(heights) - 1))
+    assert all(other - one >= gap - 1e-9 for one, other in pairwise(places))
+    assert -1e-9 <= places[0] <= places[-1] <= 1 + 1e-9
+    far = [height for height in heights if all(abs(height - other) > 3 * gap for other in heights if other != height)]
+    assert all(height in places for height in far if heights.count(height) == 1)
 
 
 def test_every_path_kernel_and_dcp_has_a_mark_of_its_own() -> None:

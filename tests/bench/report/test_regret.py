@@ -9,10 +9,10 @@ from matplotlib.text import Text
 from bench.noise import NOISES
 from bench.record import Trial
 from bench.report import regret
-from bench.report.regret import tried
+from bench.report.regret import Tried, tried
 from bench.tune.loop import search
 from bench.tune.paper import Paper, table_of, told_apart
-from bench.tune.replay import STRATEGIES, as_searched
+from bench.tune.replay import STRATEGIES, Score, as_searched
 from tests.bench.made_up import H200, trials
 
 FOUND = trials("16q1s8k", "16q1s32k", "64q1s8k", exchanges=("ag_rs", "a2a"))
@@ -39,6 +39,33 @@ def test_the_picture_says_how_many_batches_were_replayed_and_that_it_is_no_measu
     assert f"Modelled: {regret.MAX_BATCHES} batches, those with most candidates of {batches}" in said
     assert all("modelled" in axes.get_title(loc="left") for axes in figure.axes)
     assert {text.get_text() for text in figure.legends[0].get_texts()} == STRATEGIES.keys() | NOISES.keys()
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ((1.031, 1.081), "races take 103 to 108 % of an exhaustive search's time."),
+        ((1.061, 1.062), "races take 106 % of an exhaustive search's time."),
+        ((0.981, 1.081), None),
+        ((0.101, 0.171), None),
+    ],
+)
+def test_where_races_save_nothing_the_caption_says_so(
+    shares: tuple[float, float], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(strategy: str, noise: str, share: float) -> Tried:
+        return Tried(
+            strategy, noise, (Score(regret=0.0, over_default=-0.1, false_win=False, cases=1.0, seconds=share),)
+        )
+
+    races = [one("races", noise, share) for noise, share in zip(("white", "spiky"), shares, strict=True)]
+    others = [one("each alone", "white", 1.0), one("one look each", "white", 0.6)]
+    monkeypatch.setattr(regret, "tried", lambda *_: [*races, *others])
+    figure = regret.draw(FOUND)
+    assert isinstance(figure, Figure)
+    said = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    assert ("saves nothing" in said) is (told is not None)
+    assert told is None or f"Among so few candidates a search saves nothing: {told}" in said
 
 
 def test_what_real_searches_chose_and_took_is_a_star_of_its_own() -> None:

@@ -138,6 +138,14 @@ def test_the_note_tells_only_of_ways_that_were_drawn() -> None:
         assert untold not in words(figure)
 
 
+def test_that_a_traced_row_ends_before_its_diamond_is_explained_only_where_one_does() -> None:
+    whole = Piece("combine_rows", 1236.0, 1240.0, communicates=True)
+    for steps, is_told in (([split(), traced()], True), ([traced((*TRACED, whole))], False), ([split()], False)):
+        figure = timeline.draw(steps)
+        assert isinstance(figure, Figure)
+        assert ("CUPTI watches a few repetitions only" in words(figure).replace("\n", " ")) is is_told
+
+
 def test_the_panel_holds_a_timeline_that_is_longer_than_the_step() -> None:
     late = Piece("combine_rows", 1000.0, 5000.0, communicates=True)
     figure = timeline.draw([traced((late,))])
