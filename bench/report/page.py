@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -34,21 +34,6 @@ _FILTER = (
 )
 _MAP = "decision-map"
 """The picture that stands before the others, in a section of its own."""
-SHOWN: Mapping[str, str] = {
-    _MAP: "Which dcp: the fastest attention step of one layer, at the same number of GPUs",
-    "pareto": "Latency against capacity, at the same number of GPUs",
-    "latency": "Attention step of one rank, fastest setting of each path",
-    "mask-cost": "What a mask costs: the first layer's step after a new batch",
-    "crossover": "Who wins where: the fastest path and kernel of a step",
-    "breakdown": "Where a step's time goes, each stage timed alone",
-    "timeline": "What runs when in a step of split",
-    "exchange-cost": "What an exchange costs",
-    "kv-memory": "KV cache of one rank",
-    "roofline": "How near each stage comes to the device's limits",
-    "tuned": "Tuned against the engine's default",
-    "regret": "What a search costs, and what it misses",
-}
-"""What each picture shows, for those who do not see it: its title."""
 
 
 def page(trials: Sequence[Trial], profiles: Sequence[Profile], *, command: str) -> str:
@@ -129,7 +114,7 @@ def _figure(picture: Drawn) -> str:
     name = _text(picture.name.replace("-", " "))
     return (
         f'<figure><div class=wide tabindex=0 role=region aria-label="{name}">'
-        f'<img alt="{_text(SHOWN[picture.name])}" src="data:image/png;base64,{data}"></div>'
+        f'<img alt="{_text(picture.title)}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption>{name}</figcaption></figure>"
     )
 

@@ -58,9 +58,10 @@ FORMATS: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Da
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture, in each format that was asked for."""
+    """A picture, in each format that was asked for, and the title that stands in it."""
 
     name: str
+    title: str
     contents: tuple[bytes, ...]
 
 
@@ -125,7 +126,7 @@ def draw_all(
         yield (
             NotDrawn(name, figure)
             if isinstance(figure, str)
-            else Drawn(name, _contents(figure, command, formats, is_dark))
+            else Drawn(name, figure.get_suptitle(), _contents(figure, command, formats, is_dark))
         )
 
 

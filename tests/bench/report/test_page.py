@@ -14,7 +14,7 @@ import pytest
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.record import Failed, Skipped, Trial
-from bench.report.page import SHOWN, page
+from bench.report.page import page
 from bench.store import Store
 from bench.tune.pick import pick
 from dcp_core.shapes import Workload
@@ -94,14 +94,11 @@ def test_the_command_that_made_the_page_stands_once_where_it_was_measured() -> N
 def test_each_picture_says_what_it_shows_and_that_is_its_title(mapped: str) -> None:
     from bench.report.plot import FIGURES
 
-    assert list(SHOWN) == list(FIGURES)
-    titles = {
-        name: drawn.get_suptitle() for name, draw in FIGURES.items() if not isinstance(drawn := draw(MAPPED), str)
-    }
+    drawn = (draw(MAPPED) for draw in FIGURES.values())
+    titles = [escape(figure.get_suptitle()) for figure in drawn if not isinstance(figure, str)]
     assert len(titles) > 3
-    assert titles == {name: SHOWN[name] for name in titles}
-    images = [escape(title) for title in titles.values()]
-    assert re.findall('<img alt="([^"]*)"', mapped) == images
+    assert all(titles)
+    assert re.findall('<img alt="([^"]*)"', mapped) == titles
 
 
 def test_which_dcp_to_run_is_said_before_which_settings(whole: str) -> None:
