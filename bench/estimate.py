@@ -55,6 +55,8 @@ def case_seconds(case: Case, policy: Policy, ceiling: Ceiling) -> float:
     stages_s = [max(work.seconds(ceiling), least_s) for work in step_work(case)]
     step_s = sum(stages_s)
     timed_s = sum(_timed_seconds(call_s, policy, ceiling) for call_s in (step_s, *stages_s))
+    if case.workload.is_decode and policy.cold and ceiling is not CPU:
+        timed_s += _timed_seconds(step_s, policy, ceiling)  # once more, warm
     plan_s = PLAN_S + plan_bytes(case) / (ceiling.bytes_per_s / 8)
     planning_s = min(MOST_PLANS * plan_s, max(PLAN_SECONDS, FEWEST_PLANS * plan_s))
     return opening_seconds(case, ceiling) + planning_s + timed_s + LAUNCHES * step_s

@@ -21,7 +21,7 @@ from bench.samples import Samples, Timed
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from bench.timeline import timeline_of
-from bench.times import Pace, Piece, PlanTime, StageTime
+from bench.times import Pace, Piece, PlanTime, StageTime, Summary
 from bench.verdict import FLOORS
 from dcp_core.check import Check
 from dcp_core.memory import format_size
@@ -98,9 +98,10 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
         return ready
     with timing(ready.stand):
         step = _time(ready.stand.fullest.launch, mesh, ready.clock, policy)
+        warm = _time_warm(ready, policy)
         outcome = outcome_of(ready, step, policy, launches=LAUNCH_SAMPLES, stages=True)
     problem = mesh.first_problem(spoilt(ready.stand))
-    return Failed("incorrect", problem) if problem else replace(outcome, peak_bytes=_peak_bytes(mesh))
+    return Failed("incorrect", problem) if problem else replace(outcome, warm_us=warm, peak_bytes=_peak_bytes(mesh))
 
 
 def prepare(
@@ -248,6 +249,15 @@ def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) ->
             return timed
         if samples.taken >= policy.max_samples or seconds[0] > policy.max_seconds:
             return replace(timed, stop=StopReason.CAP)
+
+
+def _time_warm(ready: Ready, policy: Policy) -> Summary | None:
+    """Return what a step takes where nothing cools the L2 cache: of decodes that are timed cold, and of nothing else."""
+    stand, mesh = ready.stand, ready.stand.mesh
+    if not (stand.case.workload.is_decode and ready.clock.flushed_bytes):
+        return None
+    warm = replace(policy, cold=False)
+    return summarize(_time(stand.fullest.launch, mesh, _open_clock(stand.case, mesh, warm), warm).slowest_us)
 
 
 def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> int:

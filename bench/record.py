@@ -112,6 +112,8 @@ class Measured:
         clocks_during: of each rank's device, where it tells.
         peak_bytes: that torch gave out at most while the case was measured, of the fullest rank's GPU; None on a CPU, in a race,
             or if that was not kept.
+        warm_us: as ``step_us`` with nothing done to cool the L2 cache, of decodes that were timed cold and not raced: what they
+            read may fit it. None of others, or if that was not kept.
         timeline: what ran when on rank 0, which has most keys, in one repetition of the step, that of median length, as CUPTI
             saw it; of a step that overlaps between real ranks on GPUs, where it could be had, else empty.
 
@@ -143,6 +145,7 @@ class Measured:
     dropped: int = 0
     clocks_during: tuple[Pace, ...] = ()
     peak_bytes: int | None = None
+    warm_us: Summary | None = None
     timeline: tuple[Piece, ...] = ()
     kind: str = field(default="measured", init=False)
 

@@ -27,6 +27,7 @@ HEADINGS = (
     "samples",
     "plan_us",
     "launch_us",
+    "warm_us",
     "flags",
     "reason",
     "device",
@@ -81,7 +82,7 @@ def _cells(trial: Trial) -> list[object]:
     case, device = trial.case, trial.environment.hard.get("device_name", "")
     asked = [_text(case.shape.name), case.layout.tp, case.layout.dcp, case.layout.interleave, _text(str(case.workload))]
     asked += [_text(settings_line(case.settings)), trial.outcome.kind]
-    nothing = [""] * 8
+    nothing = [""] * 9
     match trial.outcome:
         case Measured() as outcome:
             step = outcome.step_us
@@ -93,6 +94,7 @@ def _cells(trial: Trial) -> list[object]:
                 step.count,
                 round(outcome.plan_us, 3),
                 round(outcome.launch_us.median, 3),
+                round(outcome.warm_us.median, 3) if outcome.warm_us else "",
                 _text("; ".join(outcome.flags)),
             ]
             found = [*times, ""]

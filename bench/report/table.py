@@ -199,7 +199,17 @@ def _grid(title: str, rows: Sequence[Row]) -> Grid:
     footnotes = Footnotes()
     cells = tuple(_cells(row, footnotes) for row in rows)
     best = frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0)
-    return Grid(title, columns, cells, best, (*footnotes.lines(), *_skew(rows)))
+    return Grid(title, columns, cells, best, (*footnotes.lines(), *_warm(rows), *_skew(rows)))
+
+
+def _warm(rows: Sequence[Row]) -> list[str]:
+    """Say what a warm L2 cache makes of the steps that were timed with one too; nothing where none was."""
+    both = [(row.outcome.warm_us.median, row.outcome.step_us.median) for row in rows if row.outcome.warm_us]
+    shares = [warm_us / step_us for warm_us, step_us in both]
+    if not shares:
+        return []
+    low, high = f"{min(shares):.2f}", f"{max(shares):.2f}"
+    return [f"Decodes with a warm L2 cache take {low if low == high else f'{low} to {high}'} times as long."]
 
 
 def _skew(rows: Sequence[Row]) -> list[str]:

@@ -254,6 +254,23 @@ def on_script(
     return measured(tiny(), policy)
 
 
+@pytest.mark.parametrize(
+    ("batch", "cold", "warm_us"), [("4q1s40", True, 60), ("4q1s40", False, None), ("q8s40", True, None)]
+)
+def test_decodes_that_are_timed_cold_are_timed_warm_too_and_nothing_else_is(
+    batch: str, cold: bool, warm_us: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clock(case: Case, mesh: Mesh, policy: Policy, *_: object) -> Scripted:
+        scripted = Scripted(lambda count, noise: (100 if policy.cold else 60) + noise.gauss(0, 0.1))
+        scripted.flushed_bytes = policy.cold << 20
+        return scripted
+
+    monkeypatch.setattr(measuring, "_open_clock", clock)
+    found = measured(tiny(batch), replace(QUICK, cold=cold))
+    assert found.step_us.median == pytest.approx(100 if cold else 60, rel=0.01)
+    assert (found.warm_us.median if found.warm_us else None) == (warm_us and pytest.approx(warm_us, rel=0.01))
+
+
 CAREFUL = Policy(precision=0.01, min_samples=30, max_samples=300, min_warmup=10, max_seconds=1e9)
 
 

@@ -36,6 +36,14 @@ def test_each_case_is_a_line_of_numbers_and_texts() -> None:
         assert row["command"].startswith("dcpbench --ranks ")
 
 
+def test_a_warm_time_stands_beside_a_cold_one_where_there_is_one() -> None:
+    one = TRIALS[0]
+    assert isinstance(one.outcome, Measured)
+    warm = replace(one, outcome=replace(one.outcome, warm_us=one.outcome.launch_us))
+    assert [row["warm_us"] for row in read(to_csv([one]))] == [""]
+    assert float(read(to_csv([warm]))[0]["warm_us"]) == one.outcome.launch_us.median
+
+
 def test_the_last_trial_of_a_case_counts() -> None:
     assert len(read(to_csv([*TRIALS, *TRIALS]))) == len(TRIALS)
 

@@ -53,6 +53,21 @@ def test_cold_and_warm_are_no_rivals() -> None:
     assert [row.ratio for row in rows_of([one, warm])] == [1.0, 1.0]
 
 
+def test_what_a_warm_cache_makes_of_decodes_is_said_where_it_was_timed() -> None:
+    one, other = trials("16q1s32k", dcps=(1,))
+    assert isinstance(one.outcome, Measured)
+    assert isinstance(other.outcome, Measured)
+    assert not any("warm" in line for grid in trials_grids([one, other]) for line in grid.footnotes)
+    half, most = (
+        replace(cold, outcome=replace(outcome, warm_us=summary(share * outcome.step_us.median)))
+        for cold, outcome, share in ((one, one.outcome, 0.5), (other, other.outcome, 0.9))
+    )
+    (grid,) = trials_grids([half, most])
+    assert "Decodes with a warm L2 cache take 0.50 to 0.90 times as long." in grid.footnotes
+    (grid,) = trials_grids([half])
+    assert "Decodes with a warm L2 cache take 0.50 times as long." in grid.footnotes
+
+
 def test_eager_stands_beside_graphs_and_is_named() -> None:
     (replayed,) = trials("16q1s32k", dcps=(1,), kernels=("fa2",))
     assert isinstance(replayed.outcome, Measured)
