@@ -526,7 +526,7 @@ def test_real_ranks_race_together(monkeypatch: pytest.MonkeyPatch) -> None:
 SUPERVISES = """
 import sys
 sys.path.insert(0, {root!r})
-from bench.supervisor import COOLING_S, Supervisor
+from bench.supervisor import Supervisor
 from tests.bench.cases import QUICK, tiny
 with Supervisor(2, QUICK, command={command!r}) as supervisor:
     list(supervisor.measure([tiny(dcp=2, exchange="ag_rs", name="hangs")]))
