@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from stat import S_ISREG
@@ -51,8 +52,7 @@ def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return an object of JSON; of a key given twice nobody could tell which counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"key {twice[:40]!r} stands twice in one object")
     return found
 

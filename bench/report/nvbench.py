@@ -96,8 +96,11 @@ def _place(trial: Trial) -> tuple[str, ...]:
     """Return a trial's value on each axis. No two trials that count have the same."""
     policy = trial.policy
     timing = [f"{trial.ranks} ranks" if trial.ranks > 1 else "1 rank", "graphs" if policy.graphs else "eager"]
-    flushed = trial.outcome.flushed_bytes > 0 if isinstance(trial.outcome, Measured) else policy.cold
-    timing += ["cold" if flushed else "warm", *([f"{policy.calls} calls"] if policy.calls > 1 else [])]
+    unflushed = policy.cold and isinstance(trial.outcome, Measured) and not trial.outcome.flushed_bytes
+    timing += [
+        "unflushed" if unflushed else "cold" if policy.cold else "warm",
+        *([f"{policy.calls} calls"] if policy.calls > 1 else []),
+    ]
     return ", ".join(timing), dcp_of(trial.case), str(trial.case.workload), settings_line(trial.case.settings)
 
 

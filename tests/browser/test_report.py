@@ -22,7 +22,10 @@ TRIALS = [trial(case) for case in cases(["8q1s1k", "16q1s8k", "q512", "q512s8704
 TRIALS += [trial(case) for case in cases(["32q1s8k"], dcps=(1,), kernels=("fa2",))]  # which has no runner-up
 
 COMMAND = " ".join(
-    ("dcpbench report", *(f"/work/results/20261128T0709{second}.482873Z-0924e9.jsonl" for second in range(10, 30)))
+    (
+        "dcpbench report",
+        *(f"/srv/measured/results/20261128T0709{second}.482873Z-0924e9.jsonl" for second in range(10, 30)),
+    )
 )
 """Of 20 files."""
 A4 = {"width": 703, "height": 1017}
