@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from dcp_core.settings import Case, IllegalSettings, PathName, Settings, canonical, is_legal
+from dcp_core.settings import Case, IllegalSettings, KernelName, PathName, Settings, canonical, is_legal
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,12 @@ class Batch:
 
     @property
     def likeliest(self) -> list[Case]:
-        """The default, then of each path the candidate most like it."""
+        """The default, then of each path with each kernel the candidate most like it."""
         first = (self.default or self.candidates[0]).settings
-        paths: dict[PathName, list[Case]] = defaultdict(list)
+        ways: dict[tuple[PathName, KernelName], list[Case]] = defaultdict(list)
         for case in self.candidates:
-            paths[case.settings.path].append(case)
-        near = [min(cases, key=lambda case: distance(case.settings, first)) for cases in paths.values()]
+            ways[case.settings.path, case.settings.kernel].append(case)
+        near = [min(cases, key=lambda case: distance(case.settings, first)) for cases in ways.values()]
         return list(dict.fromkeys([*([self.default] if self.default else []), *near]))
 
 
