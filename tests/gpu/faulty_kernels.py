@@ -19,6 +19,12 @@ def _store_at(pointer, offset: tl.int64):
     tl.store(pointer + offset, 1.0)
 
 
+@triton.jit
+def _wait_for_ever(pointer):
+    while tl.load(pointer, volatile=True) == 0:
+        tl.store(pointer + 1, 1.0)
+
+
 def measure_or_fail(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
     """Measure a case, unless its name says otherwise."""
     element = torch.zeros(1, device=mesh.device)
@@ -27,6 +33,8 @@ def measure_or_fail(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
             torch._assert_async(element)
         case "reaches too far":
             _store_at[(1,)](element, 1 << 42)
+        case "spins":
+            _wait_for_ever[(1,)](torch.zeros(2, device=mesh.device))
         case "takes too much":
             torch.empty(1 << 50, dtype=torch.uint8, device=mesh.device)
     return measure(case, mesh, policy)
