@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +84,8 @@ def audit(
         for one in _examine(said(chosen, view), supervisor):
             found.append(one)
             view.advance(case_name(one.case), 1.0)
-    return _tell(found, as_json=running.json)
+    made = {"command": session.command, "environment": asdict(wanted.machine.environment)}
+    return _tell(found, made, as_json=running.json)
 
 
 def _examine(cases: Iterable[Case], supervisor: Supervisor) -> Iterator[Examined]:
@@ -101,7 +102,7 @@ def _examine(cases: Iterable[Case], supervisor: Supervisor) -> Iterator[Examined
         yield Examined(case, timed, raced)
 
 
-def _tell(found: Sequence[Examined], *, as_json: bool) -> Exit:
+def _tell(found: Sequence[Examined], made: Mapping[str, object], *, as_json: bool) -> Exit:
     from bench.audit import SHARE, TOLERANCE, false_share
 
     long, short = _stages(found)
@@ -111,7 +112,7 @@ def _tell(found: Sequence[Examined], *, as_json: bool) -> Exit:
     if as_json:
         agreeing = {"agree": agree, "short_agree": sum(one.agrees(null) for one, null in short)}
         told = {"stages": stages, "short": len(short), **agreeing, "races": len(races)}
-        emit({**told, "false_share": false_share(races), "cases": _json(found)})
+        emit({**made, **told, "false_share": false_share(races), "cases": _json(found)})
         return end
     draw(_grid(found))
     say()

@@ -318,6 +318,26 @@ def test_whatever_the_budget_the_answer_is_valid_and_in_time(budget_s: float) ->
             assert finding.comparison.high < 1
 
 
+def test_a_race_that_compiles_is_no_measure_of_those_to_come() -> None:
+    class Compiling(Paper):
+        def race(self, step: Step) -> list[Trial]:
+            self.seconds += 30.0 if len(raced) == 2 else 0.0
+            raced.append(step.heat)
+            return super().race(step)
+
+    tables: dict[Case, Runner] = {}
+    for name in ORDERED:
+        for one, runner in table(default=100, fold=80, split=95, a2a=97).items():
+            tables[replace(one, workload=Workload.parse(name))] = runner
+    lots = [tuple(one for one in tables if str(one.workload) == name) for name in ORDERED]
+    every, raced = [Batch(lot, lot[0]) for lot in lots], list[Heat]()
+    paper = Compiling(tables, white(0.003), 0)
+    trials: dict[Workload, list[Trial]] = {}
+    for batch, so_far in search(every, (), paper, budget_s=90.0, now=lambda: paper.seconds):
+        trials[batch.candidates[0].workload] = list(so_far)
+    assert all(found(batch, trials[batch.candidates[0].workload]).done for batch in every)
+
+
 def test_a_process_that_cannot_be_renewed_confirms_nothing() -> None:
     times = table(default=100, fold=90, split=95)
 
