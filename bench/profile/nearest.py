@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import count, repeat
 from operator import le
 from typing import NamedTuple
@@ -32,6 +33,8 @@ MAX_FOLDS = 64
 """Of leaving out: in a region of more batches several are left out at a time."""
 WAYS = (Source.NEIGHBOUR, Source.TREE, Source.DEFAULT)
 """How a batch that was not measured may be answered; of two that do as well, the first."""
+NEXT = 1.5
+"""Doublings within which two batches are next to each other."""
 REQUESTS_WEIGHT = 0.25
 """Of a doubling of requests at the same number of new tokens: it matters little whose rows fill a kernel's tiles."""
 
@@ -98,11 +101,35 @@ class Loans(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """A measured batch that answers for another: how far away it is, and what it lends."""
+    """A measured batch that answers for another: how far away it is, its place among all that may, and what it lends."""
 
     distance: float
+    place: int
     entry: Entry
     loan: Loan
+
+
+class Lent(NamedTuple):
+    """What a leaf of a tree lends to batches of requests that are alike, or to mixed ones.
+
+    ``lost`` are the places of batches that were slower with it than with the default: next to them it is not believed.
+    """
+
+    loan: Loan | None
+    lost: frozenset[int]
+
+    @classmethod
+    def of(cls, loan: Loan | None, entries: Sequence[Entry]) -> Lent:
+        """Return a loan with where among some entries it lost."""
+        lost = (place for place, entry in enumerate(entries) if loan and entry.loses(loan.settings))
+        return cls(loan, frozenset(lost))
+
+    def to(self, workload: Workload, near: Neighbour) -> Loan | None:
+        """Return the loan for a batch with a measured one near it; None if it cannot run that, or is not believed there."""
+        loan = self.loan
+        return (
+            loan if loan and not (near.distance <= NEXT and near.place in self.lost) and loan.serves(workload) else None
+        )
 
 
 class LeftOutRegret(NamedTuple):
@@ -123,7 +150,8 @@ class Region:
 
     ``lenders`` are entries of other dcp that may answer too. ``low`` and ``high`` bound them all, ``EDGE`` away; ``spacing`` is
     the longest way from one of them to its nearest neighbour, at most ``FURTHEST``. ``way`` is that of answering whose mean of
-    ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree, with what its ``leaves`` lend.
+    ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree, with what its ``leaves`` lend to batches of
+    requests that are alike, and to mixed ones. A batch that would have lost by that answers itself for those next to it.
     """
 
     entries: tuple[Entry, ...]
@@ -138,7 +166,7 @@ class Region:
     regrets: Mapping[Source, LeftOutRegret] = field(init=False)
     way: Source = field(init=False)
     tree: Tree | None = field(init=False)
-    leaves: Mapping[Settings, Loans] = field(init=False)
+    leaves: Mapping[Settings, tuple[Lent, Lent]] = field(init=False)
 
     def __post_init__(self) -> None:
         layout, everyone = self.entries[0].layout.canonical, (*self.entries, *self.lenders)
@@ -147,7 +175,6 @@ class Region:
         regrets = {way: regret for way, regret in found.items() if regret is not None}
         way = min(regrets, key=lambda one: round(regrets[one].mean, 6), default=Source.NEIGHBOUR)
         tree = grow(*rows_of(self.entries)) if way is Source.TREE else None
-        like = _DECODE if self.entries[0].workload.is_decode else _LONGER
         derived = {
             "everyone": everyone,
             "points": tuple(points),
@@ -158,7 +185,7 @@ class Region:
             "regrets": regrets,
             "way": way,
             "tree": tree,
-            "leaves": {one: Loans.of_leaf(one, layout, like) for one in leaves_of(tree)} if tree else {},
+            "leaves": {one: _leaf(one, layout, everyone) for one in leaves_of(tree)} if tree else {},
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -174,12 +201,20 @@ class Region:
         distance, index = self.places.nearest(here)
         loan = self.loans[index][mixed]
         if loan and loan.serves(workload) and not besides:
-            return Neighbour(distance, self.everyone[index], loan)
+            return Neighbour(distance, index, self.everyone[index], loan)
         for distance, index in sorted(zip(map(math.dist, self.points, repeat(here)), count(), strict=False)):
             loan = self.loans[index][mixed]
             if loan and index not in besides and loan.serves(workload):
-                return Neighbour(distance, self.everyone[index], loan)
+                return Neighbour(distance, index, self.everyone[index], loan)
         return None
+
+    def by_tree(self, workload: Workload, near: Neighbour) -> Loan | None:
+        """Return what the tree lends a batch, ``near`` being the nearest measured one; None if that is to answer."""
+        return (
+            self.leaves[decide(self.tree, Sizes.of(workload))][workload.is_mixed].to(workload, near)
+            if self.tree
+            else None
+        )
 
     def regret(self, way: Source) -> float | None:
         """Return what a way of answering cost batches left out, on average; None where that is unknown."""
@@ -232,6 +267,13 @@ def _pool(key: RegionKey) -> _Pool:
     return interleave, longer, dcp > 1 and label is Label.MEASURED
 
 
+def _leaf(settings: Settings, layout: DcpLayout, entries: Sequence[Entry]) -> tuple[Lent, Lent]:
+    """Return what a leaf lends; of ``entries`` the first is of the tree's own region."""
+    like = _DECODE if entries[0].workload.is_decode else _LONGER
+    alike, mixed = (Lent.of(loan, entries) for loan in Loans.of_leaf(settings, layout, like))
+    return alike, mixed
+
+
 def _place_of(entry: Entry) -> Point:
     return place(entry.workload, entry.layout.dcp)
 
@@ -241,8 +283,9 @@ def _left_out(region: Region) -> Iterator[Entry]:
 
     Left out with a batch are those of other dcp or with other decodes beside it that have the same sizes.
     """
-    entries = region.entries
+    entries, layout = region.entries, region.entries[0].layout.canonical
     choices, rows = rows_of(entries)
+    leaves = cache(lambda settings: _leaf(settings, layout, region.everyone))
     sizes = [Sizes.of(entry.workload) for entry in (*entries, *region.lenders)]
     folds = min(len(entries), MAX_FOLDS)
     for fold in range(folds):
@@ -253,13 +296,17 @@ def _left_out(region: Region) -> Iterator[Entry]:
             entry = entries[index]
             alike = (other for other, one in enumerate(sizes) if one == sizes[index])
             near = region.nearest(entry.workload, region.points[index], besides={*besides, *alike})
-            told = carried(decide(tree, rows[index].sizes), entry.layout, entry.workload) if tree else None
-            regrets = _regret(entry, near.loan.run_by(entry.workload) if near else None), _regret(entry, told)
-            yield replace(entry, left_out=LeftOut(*regrets))
+            told = None
+            if tree and near:
+                told = (
+                    leaves(decide(tree, rows[index].sizes))[entry.workload.is_mixed].to(entry.workload, near)
+                    or near.loan
+                )
+            yield replace(entry, left_out=LeftOut(_regret(entry, near and near.loan), _regret(entry, told)))
 
 
-def _regret(entry: Entry, settings: Settings | None) -> float | None:
-    regret = entry.regret(settings) if settings else None
+def _regret(entry: Entry, loan: Loan | None) -> float | None:
+    regret = entry.regret(loan.run_by(entry.workload)) if loan else None
     return None if regret is None else round(regret, 6)
 
 

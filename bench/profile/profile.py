@@ -13,7 +13,6 @@ from bench.errors import UsageError
 from bench.files import FileError, read_capped, write_whole
 from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, default_settings
 from bench.profile.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
-from bench.profile.tree import Sizes, decide
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, Settings
@@ -205,11 +204,8 @@ class Profile:
         """Answer for a batch that a region covers."""
         if region.way is Source.DEFAULT:
             return Choice(self._default(workload, layout), Source.DEFAULT, near.distance, region.regret(region.way))
-        if region.tree:
-            loan = region.leaves[decide(region.tree, Sizes.of(workload))][workload.is_mixed]
-            if loan and loan.serves(workload):
-                settings = loan.run_by(workload)
-                return Choice(settings, Source.TREE, near.distance, region.regret(region.way), near.entry)
+        if loan := region.by_tree(workload, near):
+            return Choice(loan.run_by(workload), Source.TREE, near.distance, region.regret(region.way), near.entry)
         regret = region.regret(Source.NEIGHBOUR)
         return Choice(near.loan.run_by(workload), Source.NEIGHBOUR, near.distance, regret, near.entry)
 

@@ -61,6 +61,11 @@ class Batch:
                         found.add(replace(case, settings=settings))
         return sorted(found & self.places.keys() - {case}, key=self.places.__getitem__)
 
+    def is_about(self, case: Case) -> bool:
+        """Tell whether a case is a way to run this very batch on this layout."""
+        first = self.candidates[0]
+        return (case.workload, case.layout, case.shape) == (first.workload, first.layout, first.shape)
+
     @property
     def likeliest(self) -> list[Case]:
         """The default, then of each path with each kernel the candidate most like it."""

@@ -21,7 +21,7 @@ from bench.times import PlanTime, StageTime
 from bench.tune.batch import Batch
 from bench.tune.known import REPEATS
 from bench.tune.search import Step
-from bench.tune.space import Available, batches_of, space
+from bench.tune.space import Available, batches_of, order_of, space
 from dcp_core.check import Check
 from dcp_core.cost import ceiling_of, step_work
 from dcp_core.layout import DcpLayout
@@ -75,8 +75,8 @@ def table_of(trials: Iterable[Trial]) -> dict[Case, Runner]:
 
 
 def told_apart(table: Table, environment: Environment) -> list[Batch]:
-    """Return the batches of a table that leave a choice and whose default is in it."""
-    batches = batches_of(table, environment, cold=True)
+    """Return the batches of a table that leave a choice and whose default is in it, candidates as a search has them."""
+    batches = batches_of(sorted(table, key=lambda case: order_of(case.settings)), environment, cold=True)
     return [batch for batch in batches if len(batch.candidates) > 1 and batch.default in table]
 
 

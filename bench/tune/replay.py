@@ -14,16 +14,17 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from bench.grid import Column, Grid
 from bench.noise import NOISES, Noise
-from bench.record import Measured, Trial
+from bench.record import Measured, Skipped, Trial
 from bench.tune.batch import Batch
 from bench.tune.loop import search
 from bench.tune.paper import LEAST_SAMPLES, MADE_UP_ON, NOWHERE, Paper, Table, made_up_table, table_of, told_apart
 from bench.tune.search import found
+from bench.tune.space import order_of
 from dcp_core.settings import Case
 
 WORTH_SAYING = 0.01
@@ -100,15 +101,21 @@ def replay(
 
 
 def as_searched(table: Table, batches: Sequence[Batch], trials: Iterable[Trial]) -> list[Score]:
-    """Judge by a table what real searches chose and took, those of its batches that were searched and confirmed."""
-    raced: dict[Case, list[Trial]] = defaultdict(list)
+    """Judge by a table what real searches chose and took, those of its batches that were searched and confirmed.
+
+    A search was also about the candidates that turned out not to run: they stand in no table.
+    """
+    tried: dict[Case, list[Trial]] = defaultdict(list)
     for trial in trials:
-        if isinstance(trial.outcome, Measured) and trial.outcome.race:
-            raced[trial.case].append(trial)
+        if isinstance(trial.outcome, Skipped) or (isinstance(trial.outcome, Measured) and trial.outcome.race):
+            tried[trial.case].append(trial)
+    refused = [case for case in tried if case not in table]
     scores = []
     for batch in batches:
-        own = [trial for case in batch.candidates for trial in raced.get(case, ())]
-        finding = found(batch, own) if own else None
+        beside = [case for case in refused if batch.is_about(case)]
+        candidates = sorted({*batch.candidates, *beside}, key=lambda case: order_of(case.settings))
+        own = [trial for case in candidates for trial in tried.get(case, ())]
+        finding = found(replace(batch, candidates=tuple(candidates)), own) if own else None
         if finding and finding.done and finding.chosen and finding.chosen in table:
             opened = {trial.case for trial in own}
             scores.append(_score(table, batch, finding.chosen, opened, finding.seconds))

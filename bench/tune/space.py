@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from bench.profile.entry import engine_defaults
@@ -124,6 +125,17 @@ def space(case: Case, available: Available) -> tuple[Settings, ...]:
         )
         found = dict.fromkeys(canonical(one, layout, workload) for one in varied if one is not None)
     return tuple(one for one in found if is_legal(one, layout, workload) and _is_built(one))
+
+
+def order_of(settings: Settings) -> tuple[int, ...]:
+    """Return a key that sorts settings as ``space`` lists them, likelier ones first."""
+    return tuple(_rank(getattr(settings, name)) for name in ("path", *_VALUES))
+
+
+def _rank(value: object) -> int:
+    if isinstance(value, StrEnum):
+        return list(type(value)).index(value)
+    return value if isinstance(value, int) else -1  # unset ones first
 
 
 def least_us(case: Case, device_name: str, *, cold: bool) -> float:
