@@ -177,19 +177,16 @@ class Decision:
         return tuple(one for one in running if not any(other.against(one) is Standing.FASTER for other in running))
 
 
-def break_even_requests(
-    decisions: Iterable[tuple[int, Decision]], dcp: int | None = None
-) -> tuple[int | None, int | None]:
+def break_even_requests(decisions: Iterable[tuple[int, Decision]]) -> tuple[int | None, int | None]:
     """Return from how many requests on a larger size is faster than dcp 1: at best, and surely; None: with none of them.
 
     Args:
         decisions: by requests of one batch, ascending.
-        dcp: the size that is meant; any larger one if None.
     """
     at_best: int | None = None
     surely: int | None = None
     for requests, decision in decisions:
-        standings = {one.against(decision.base) for one in decision.options[1:] if dcp is None or one.layout.dcp == dcp}
+        standings = {one.against(decision.base) for one in decision.options[1:]}
         if standings:
             # What a larger batch contradicts does not hold from here on.
             at_best = None if standings == {Standing.SLOWER} else at_best or requests

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from itertools import combinations
 
 from bench.recommend.decision import Decision, Limits, Option, asked, option
 from bench.recommend.evidence import Evidence, modelled, step_times
@@ -22,7 +24,7 @@ from dcp_core.worst_case import worst_case
 ALIKE = 0.01
 """Of two steps that were not told apart, the smaller dcp is preferred though it seems so much slower."""
 MOST_REQUESTS = 256
-"""Up to which it is said from how many requests on a size pays."""
+"""Up to which it is said with how many requests a size pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,24 @@ class Room:
 
 
 class Why(StrEnum):
-    """What an answer rests on."""
+    """What an answer rests on, said of its size."""
 
     ONLY = "only"
+    """It is the only legal one."""
     FASTEST = "fastest"
+    """It is surely the fastest of those with times."""
     FITS = "fits"
-    IN_TIME = "in_time"
+    """It is surely the fastest of those that hold all requests; or the only one that does."""
+    MOST = "most"
+    """It is the same of those that hold the most of them, where none holds all."""
+    MAY_KEEP = "may_keep"
+    """It is the only one of those not told apart that may keep the time asked for, which no size surely does."""
     OPEN = "open"
+    """It is one of some that are not told apart, since an exchange would decide."""
     LEVEL = "level"
+    """It is one of some that are not told apart within what was measured or modelled."""
     UNKNOWN = "unknown"
+    """It was compared with none, for want of times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +85,11 @@ class Answer:
     """A dcp size, and why.
 
     Args:
-        dcp: to run; of several ``between``, the smallest where the exchange would decide (``open``), else the one that seems
-            fastest (``level``).
+        dcp: to run; of several ``between``, of those that surely keep the time asked for, if any do, the smallest where the
+            exchange would decide (``open``), else the one that seems fastest (``level``).
         between: sizes that were not told apart, ascending; ``dcp`` alone where it is firm.
         overfull: not all requests fit with any size.
-        late: no size is known to keep the time asked for.
+        late: this size, and any that holds as many requests, is not known to keep the time asked for.
     """
 
     dcp: int
@@ -89,7 +100,7 @@ class Answer:
 
     @property
     def is_firm(self) -> bool:
-        """Whether it holds over all that is not known."""
+        """Whether it holds over all that is not known of the sizes with times."""
         return self.why not in (Why.OPEN, Why.LEVEL, Why.UNKNOWN)
 
 
@@ -123,29 +134,36 @@ class Recommendation:
     @property
     def answer(self) -> Answer:
         """The dcp size to run."""
-        return _answer(self.decision, self._holding, self._limit_us, self.traffic.requests)
+        return _answer(self, self.decision)
 
     @property
     def tuned_answer(self) -> Answer:
         """The same, if the profile's settings could be run."""
-        return _answer(self.tuned, self._holding, self._limit_us, self.traffic.requests)
+        return _answer(self, self.tuned)
 
     @property
     def unmeasured(self) -> tuple[int, ...]:
-        """Legal sizes without times near enough."""
+        """Legal sizes that were not compared, for want of times near enough: all, if dcp 1 has none."""
         timed = {one.layout.dcp for one in self.decision.options} if self.decision else set()
         return tuple(dcp for dcp in self.rooms if dcp not in timed)
 
     @property
-    def _holding(self) -> dict[int, int]:
-        """The requests that fit, by dcp size."""
-        return {dcp: room.requests(self.traffic) for dcp, room in self.rooms.items()}
+    def fitting(self) -> tuple[int, ...]:
+        """The sizes that hold all requests, or where none does, the most of them."""
+        holding = {dcp: room.requests(self.traffic) for dcp, room in self.rooms.items()}
+        most = min(self.traffic.requests, max(holding.values()))
+        return tuple(sorted(dcp for dcp, held in holding.items() if held >= most))
 
     @property
-    def _limit_us(self) -> float | None:
-        """What one layer may take, all batches by their weights."""
+    def is_overfull(self) -> bool:
+        """Whether no size holds all requests."""
+        return self.rooms[self.fitting[0]].requests(self.traffic) < self.traffic.requests
+
+    @property
+    def limit_us(self) -> float:
+        """What one layer may take, all batches by their weights: infinite if no time was asked for."""
         weight = sum(weight for _, weight in self.traffic.batches)
-        return None if self.slo_us is None else self.slo_us * weight / self.shape.layers
+        return math.inf if self.slo_us is None else self.slo_us * weight / self.shape.layers
 
 
 def rooms_of(
@@ -202,10 +220,10 @@ def crossing(
     *,
     engine: bool,
 ) -> tuple[tuple[int, Decision], ...]:
-    """Return what is decided for 1, 2, 4 … ``MOST_REQUESTS`` requests like those of a batch, which are all alike."""
+    """Return what is decided for 1, 2, 4 … ``MOST_REQUESTS`` requests like those of a batch, all alike, and for as many."""
     found, times = [], _step_times(tp, known, engine)
-    for power in range(MOST_REQUESTS.bit_length()):
-        many = Workload(batch.requests[:1] * (1 << power))
+    for requests in sorted({len(batch), *(1 << power for power in range(MOST_REQUESTS.bit_length()))}):
+        many = Workload(batch.requests[:1] * requests)
         traffic = Traffic(((many, 1.0),), len(many), many.total_lens[0])
         if decision := _decide(shape, traffic, known, times, limits, engine=engine):
             found.append((len(many), decision))
@@ -237,32 +255,34 @@ def _decide(
     return Decision(tuple(options)) if options and options[0].layout.dcp == 1 else None
 
 
-def _answer(decision: Decision | None, holding: Mapping[int, int], limit_us: float | None, requests: int) -> Answer:
+def _answer(found: Recommendation, decision: Decision | None) -> Answer:
     """Choose among sizes that hold all requests, or as many as any; of those, the ones in time; of those, the fastest."""
-    sizes = sorted(holding)
-    most = min(requests, max(holding.values()))
-    overfull = most < requests
-    fitting = [dcp for dcp in sizes if holding[dcp] >= most]
-    if sizes == [1]:
-        return Answer(1, Why.ONLY, (1,), overfull)
-    timed = [] if decision is None else [one for one in decision.options if one.layout.dcp in fitting]
-    late = False
-    if limit_us is not None and timed:
-        in_time = [one for one in timed if one.span.low_us <= limit_us]
-        late = not any(one.span.high_us <= limit_us for one in timed)
-        timed = in_time or timed
-    if decision is None or not timed:
-        return Answer(fitting[0], Why.FITS if len(fitting) == 1 else Why.UNKNOWN, tuple(fitting), overfull, late)
-    left = decision.unbeaten(one.layout.dcp for one in timed)
-    between = tuple(one.layout.dcp for one in left)
+    fitting, limit_us = found.fitting, found.limit_us
+    timed = [one for one in decision.options if one.layout.dcp in fitting] if decision else []
+    late = found.slo_us is not None and not any(one.span.high_us <= limit_us for one in timed)
+
+    def because(why: Why, dcp: int, between: tuple[int, ...] = ()) -> Answer:
+        return Answer(dcp, why, between or (dcp,), found.is_overfull, late)
+
+    holds = Why.MOST if found.is_overfull else Why.FITS
+    if len(found.rooms) == 1:
+        return because(Why.ONLY, 1)
+    if decision is None or len(timed) < min(2, len(fitting)):
+        first = timed[0].layout.dcp if timed else fitting[0]
+        return because(holds if len(fitting) == 1 else Why.UNKNOWN, first, fitting)
+    fastest = decision.unbeaten(fitting)
+    # What is surely late is slower than anything that is surely in time, so that no faster one is left out here.
+    left = tuple(one for one in fastest if one.span.low_us <= limit_us) or fastest
     if len(left) > 1:
-        if any(_exchange_decides(one, other) for one in left for other in left):
-            return Answer(between[0], Why.OPEN, between, overfull, late)
-        first = min(left, key=lambda one: one.span.median_us * (1 if one is not left[0] else 1 - ALIKE))
-        return Answer(first.layout.dcp, Why.LEVEL, between, overfull, late)
-    if decision.unbeaten() == left:
-        return Answer(between[0], Why.FASTEST, between, overfull, late)
-    return Answer(between[0], Why.FITS if len(fitting) < len(sizes) else Why.IN_TIME, between, overfull, late)
+        between = tuple(one.layout.dcp for one in left)
+        run = [one for one in left if one.span.high_us <= limit_us] or left
+        if any(_exchange_decides(one, other) for one, other in combinations(left, 2)):
+            return because(Why.OPEN, run[0].layout.dcp, between)
+        seems = min(run, key=lambda one: one.span.median_us * (1 if one is not run[0] else 1 - ALIKE))
+        return because(Why.LEVEL, seems.layout.dcp, between)
+    is_fastest = len(decision.options) > 1 and left == decision.unbeaten()
+    why = Why.FASTEST if is_fastest else holds if left == fastest else Why.MAY_KEEP
+    return because(why, left[0].layout.dcp)
 
 
 def _exchange_decides(one: Option, other: Option) -> bool:

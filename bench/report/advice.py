@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from bench.grid import Column, Grid
-from bench.recommend.decision import Decision, Option, Origin, Part, Standing, break_even_requests
+from bench.recommend.decision import Decision, Option, Origin, Part, Standing
 from bench.recommend.recommend import Answer, Recommendation, Why
 from bench.recommend.steptime import Span
 from bench.record import Label
@@ -24,7 +24,7 @@ LONGEST = 44
 def paragraph(found: Recommendation) -> str:
     """Return the answer, and what makes it one, in a few sentences."""
     answer = found.answer
-    return " ".join([_headline(found, answer), *_times(found), *_capacity(found, answer), *_late(found, answer)])
+    return " ".join([_headline(found, answer), *_times(found), *_capacity(found, answer), *_kept(found, answer)])
 
 
 def options_grid(found: Recommendation) -> Grid:
@@ -74,18 +74,10 @@ def room_grid(found: Recommendation) -> Grid:
 
 def changes(found: Recommendation) -> list[str]:
     """Return what could change the answer, a sentence each."""
-    sentences = [*_break_evens(found), *_crossing(found), *_disagreement(found), *_tuned(found)]
-    if found.unmeasured:
-        sizes = ", ".join(map(str, found.unmeasured))
-        sentences.append(
-            f"dcp {sizes} is legal here, and has no times near enough: it was left out. Measure it with {tune_command(found)}."
-        )
-    decision = found.decision
-    if decision and any(one.is_bracketed for one in decision.options):
-        effect = "narrow the bracket" if found.answer.is_firm else "settle it"
-        sentences.append(
-            f"The exchange, measured between real ranks, would {effect}: {tune_command(found, ranks=True)}."
-        )
+    sentences = [*_break_evens(found), *_crossing(found), *_disagreement(found), *_tuned(found), *_unmeasured(found)]
+    if _is_wide(found):
+        effect = "may settle it" if found.answer.why is Why.OPEN else "would narrow the bracket"
+        sentences.append(f"The exchange, measured between real ranks, {effect}: {tune_command(found, ranks=True)}.")
     return sentences
 
 
@@ -101,8 +93,9 @@ def tune_command(found: Recommendation, *, ranks: bool = False) -> str:
 
 def _headline(found: Recommendation, answer: Answer) -> str:
     what = _traffic(found)
-    sizes = " and ".join(f"dcp {dcp}" for dcp in answer.between)
+    sizes = _sizes(answer.between)
     advice = "Leave DCP off" if answer.dcp == 1 else f"Run dcp {answer.dcp}"
+    timed = "timed size" if found.unmeasured else "size"
     match answer.why:
         case Why.ONLY:
             return f"Leave DCP off: {_too_small(found)}."
@@ -110,20 +103,42 @@ def _headline(found: Recommendation, answer: Answer) -> str:
             reason = (
                 "whatever the exchange costs within its bracket" if _is_wide(found) else "by more than is uncertain"
             )
-            return f"{advice}: it is the fastest for {what}, {reason}."
-        case Why.FITS:
-            return f"{advice}: it is what holds {what}, not what is fastest."
-        case Why.IN_TIME:
-            return f"{advice}: it is what keeps {duration(found.slo_us or 0)} per token with {what}."
+            fastest = f"fastest of the {timed}s" if found.unmeasured else "fastest"
+            return f"{advice}: it is the {fastest} for {what}, {reason}."
+        case Why.FITS | Why.MOST:
+            holds = "may hold" if found.rooms[1].upper else "holds"
+            holds = f"{holds} {_load(found)}" if answer.why is Why.FITS else f"holds the most of {_load(found)}"
+            which = "what" if len(found.fitting) == 1 else f"the fastest {timed} that"
+            return f"{advice}: it is {which} {holds}{_beside(found, answer)}."
+        case Why.MAY_KEEP:
+            those = "" if len(found.fitting) == len(found.rooms) else " of those that hold as many requests"
+            return f"{advice}: it is the one {timed}{those} that may keep {_limit(found)} with {what}."
         case Why.OPEN:
             return (
-                f"It depends on the exchange, which nobody measured here: {sizes} are not told apart for {what}. {advice} until "
-                f"it is."
+                f"It depends on exchanges of which no more than a bracket is known here: {sizes} are not told apart for {what}. "
+                f"{advice} until they are."
             )
         case Why.LEVEL:
             return f"{advice}, as it seems: {sizes} are not told apart for {what} within what was measured or modelled."
         case Why.UNKNOWN:
-            return f"{sizes} were not measured near {what}: nothing is said of their speed."
+            missing = [1] if found.decision is None else [dcp for dcp in answer.between if dcp in found.unmeasured]
+            were = "was" if len(missing) == 1 else "were"
+            return f"{advice} until more is known: {_sizes(missing)} {were} not measured near {what}, and nothing is compared."
+
+
+def _sizes(dcps: Collection[int], conjunction: str = "and") -> str:
+    *others, last = (f"dcp {dcp}" for dcp in dcps)
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
+
+
+def _beside(found: Recommendation, answer: Answer) -> str:
+    """Say of the one size that holds as many requests as any what its speed is, unless that is not told apart."""
+    if len(found.fitting) > 1:
+        return ""
+    if answer.dcp in found.unmeasured:
+        return ", and nothing is known of its speed"
+    beaten = found.decision and answer.dcp not in {one.layout.dcp for one in found.decision.unbeaten()}
+    return ", not what is fastest" if beaten else ""
 
 
 def _is_wide(found: Recommendation) -> bool:
@@ -148,6 +163,25 @@ def _traffic(found: Recommendation) -> str:
     return f"these {len(batches)} batches"
 
 
+def _load(found: Recommendation) -> str:
+    """Return what is to be held at once."""
+    batches, traffic = found.traffic.batches, found.traffic
+    return clipped(batches[0][0]) if len(batches) == 1 else f"{traffic.requests:,} requests of {short(traffic.length)}"
+
+
+def _unit(found: Recommendation) -> str:
+    return "token" if all(batch.is_decode for batch, _ in found.traffic.batches) else "step"
+
+
+def _mean(found: Recommendation) -> str:
+    return "" if len(found.traffic.batches) == 1 else " on average"
+
+
+def _limit(found: Recommendation) -> str:
+    """Return the time asked for, in words."""
+    return f"{duration(found.slo_us or 0)} of attention per {_unit(found)}{_mean(found)}"
+
+
 def _times(found: Recommendation) -> Iterator[str]:
     """Say what a step takes with dcp 1, and what each larger size gains or loses."""
     decision = found.decision
@@ -156,13 +190,13 @@ def _times(found: Recommendation) -> Iterator[str]:
     weight = sum(part.weight for part in decision.base.parts)
     layers = found.shape.layers
     base = decision.base.span.times(1 / weight)
-    mean = "" if len(found.traffic.batches) == 1 else " on average"
-    unit = "token" if all(batch.is_decode for batch, _ in found.traffic.batches) else "step"
-    yield f"A step takes {_us(base)}{mean} per layer with dcp 1 ({labels(decision.base)})."
+    unit = _unit(found)
+    yield f"A step takes {_us(base)}{_mean(found)} per layer with dcp 1 ({labels(decision.base)})."
     for one in decision.options[1:]:
         span, local = one.span.times(1 / weight), one.local.times(1 / weight)
         low, high = base.low_us - span.high_us, base.high_us - span.low_us
-        exchange = f" and an exchange of {_exchanges(one, weight)}" if one.exchanges else ""
+        where = ", and where it is not in them" if _is_partly_timed(one) else " and"
+        exchange = f"{where} an exchange of {_exchanges(one, weight)}" if one.exchanges else ""
         yield (f"dcp {one.layout.dcp} takes {_us(local)} ({labels(one)}){exchange}: {_gain(low, high, layers, unit)}.")
 
 
@@ -170,12 +204,12 @@ def _gain(low: float, high: float, layers: int, unit: str) -> str:
     """Say what is gained per layer and per step, or token, between two ends, either of which may be a loss."""
     if low == -math.inf:
         if high <= 0:
-            return f"a loss of {micros(-high)} µs a layer at least"
+            return f"a loss of {micros(0.0 - high)} µs a layer at least"
         return f"a gain of {micros(high)} µs a layer at most"
     if low >= 0:
         return f"{_between(low, high)} µs a layer gained, {_tokens(low, high, layers)} per {unit}"
     if high <= 0:
-        return f"{_between(-high, -low)} µs a layer lost, {_tokens(-high, -low, layers)} per {unit}"
+        return f"{_between(0.0 - high, -low)} µs a layer lost, {_tokens(0.0 - high, -low, layers)} per {unit}"
     return (
         f"between {micros(-low)} µs a layer lost and {micros(high)} gained, {duration(-low * layers)} lost and "
         f"{duration(high * layers)} gained per {unit}"
@@ -209,9 +243,23 @@ def _capacity(found: Recommendation, answer: Answer) -> Iterator[str]:
         yield f"dcp {most} holds {ratio:.1f} times the KV tokens; of requests of {size}, {bound}{held}."
 
 
-def _late(found: Recommendation, answer: Answer) -> Iterator[str]:
-    if answer.late and found.slo_us is not None:
-        yield f"No size is known to keep {duration(found.slo_us)} of attention per token."
+def _kept(found: Recommendation, answer: Answer) -> Iterator[str]:
+    """Say whether the time asked for is kept, and by which of the sizes that were not told apart."""
+    if found.slo_us is None:
+        return
+    options = found.decision.options if found.decision else ()
+    spans = {one.layout.dcp: one.span for one in options if one.layout.dcp in found.fitting}
+    if answer.late:
+        those = "" if len(found.fitting) == len(found.rooms) else " that holds as many requests"
+        surely = len(spans) == len(found.fitting) and all(span.low_us > found.limit_us for span in spans.values())
+        yield f"No size{those} {'keeps' if surely else 'is known to keep'} {_limit(found)}."
+        return
+    kept = [dcp for dcp in answer.between if dcp in spans and spans[dcp].high_us <= found.limit_us]
+    if len(kept) == len(answer.between):
+        yield f"{_sizes(kept)} {'keeps' if len(kept) == 1 else 'keep'} {_limit(found)}."
+    else:
+        are = "is" if len(kept) == 1 else "are"
+        yield f"Of {_sizes(answer.between)}, only {_sizes(kept)} {are} known to keep {_limit(found)}."
 
 
 def _rows(found: Recommendation, index: int) -> Iterator[tuple[str, ...]]:
@@ -269,10 +317,10 @@ def _exchanges(one: Option, weight: float) -> str:
 
 
 def _exchange_notes(found: Recommendation) -> list[str]:
-    decision = found.decision
-    origins = {part.exchange.origin for one in decision.options for part in one.parts} if decision else set()
+    decisions = [decision for decision in (found.engine, found.tuned) if decision]
+    origins = {part.exchange.origin for decision in decisions for one in decision.options for part in one.parts}
     notes = {
-        Origin.ASSUMED: "Exchange assumed, not measured on this machine: from nothing, all of it hidden, to "
+        Origin.ASSUMED: "Exchange assumed where it was not measured on this machine: from nothing, all of it hidden, to "
         "40 µs and 27 GB/s a peer, more than any step between two H200s or H100s on NVLink took (results/reference).",
         Origin.GIVEN: "Exchange as given by --exchange-us.",
         Origin.UNKNOWN: "Nobody measured an exchange on this GPU, and nothing is assumed: give --exchange-us, or measure it.",
@@ -301,49 +349,64 @@ def _model_notes(found: Recommendation) -> list[str]:
 
 
 def _break_evens(found: Recommendation) -> Iterator[str]:
+    """Say what an exchange may cost, by the medians of the steps: how far these are certain is not in it."""
     decision = found.decision
     if decision is None:
         return
+    batches = len(found.traffic.batches)
+    over = "" if batches == 1 else f" over these {batches} batches"
     for one in decision.options[1:]:
         even = one.break_even_us(decision.base)
         if even is None:
             continue
+        untimed = " that was not timed with its step" if _is_partly_timed(one) else ""
         if even <= 0:
-            yield f"dcp {one.layout.dcp} loses to dcp 1 even with an exchange that costs nothing."
+            yield f"By the medians dcp {one.layout.dcp} loses to dcp 1{over} even where an exchange{untimed} costs nothing."
         else:
             yield (
-                f"dcp {one.layout.dcp} is faster than dcp 1 where an exchange (gather and combine) costs less than "
-                f"{micros(even)} µs per layer."
+                f"By the medians dcp {one.layout.dcp} is faster than dcp 1{over} where an exchange (gather and combine)"
+                f"{untimed} costs less than {micros(even)} µs per layer."
             )
 
 
+def _is_partly_timed(one: Option) -> bool:
+    """Tell whether some of an option's steps were timed with their exchange, and others lack theirs."""
+    return bool(one.exchanges) and any(part.step.exchange_timed for part in one.parts)
+
+
 def _crossing(found: Recommendation) -> Iterator[str]:
-    """Say from how many requests on each size pays, other things equal."""
-    if not found.crossing:
-        return
-    last = found.crossing[-1][0]
+    """Say with how many requests each size pays, other things equal."""
     for dcp in list(found.rooms)[1:]:
-        at_best, surely = break_even_requests(found.crossing, dcp)
-        if at_best is None:
-            yield f"With this context dcp {dcp} is not faster than dcp 1 up to {counted(last, 'request')}."
-        elif at_best == surely:
-            yield f"With this context dcp {dcp} is faster than dcp 1 from {counted(at_best, 'request')} on."
+        standings = {
+            requests: one.against(decision.base)
+            for requests, decision in found.crossing
+            for one in decision.options
+            if one.layout.dcp == dcp
+        }
+        if not standings:
+            continue
+        surely = [requests for requests, standing in standings.items() if standing is Standing.FASTER]
+        perhaps = [requests for requests, standing in standings.items() if standing is not Standing.SLOWER]
+        asked, last = list(standings), counted(max(standings), "request")
+        if not perhaps:
+            yield f"With this context dcp {dcp} is not faster than dcp 1 up to {last}."
+        elif perhaps == surely:
+            yield f"With this context dcp {dcp} is faster than dcp 1 {_at(surely, asked, 'request')}."
         else:
-            among = [
-                str(requests)
-                for requests, each in found.crossing
-                if _is_sure(each, dcp) and requests < (surely or last + 1)
-            ]
-            here = f"at {', '.join(among)}" if among else ""
-            beyond = f"from {surely} on" if surely else ""
-            sure = " and ".join(filter(None, (here, beyond)))
-            told = f"surely is {sure}" if sure else f"not surely up to {last}"
-            yield f"With this context dcp {dcp} may be faster than dcp 1 from {counted(at_best, 'request')} on, and {told}."
+            told = f"surely is {_at(surely, asked)}" if surely else f"not surely up to {last}"
+            yield f"With this context dcp {dcp} may be faster than dcp 1 {_at(perhaps, asked, 'request')}, and {told}."
 
 
-def _is_sure(decision: Decision, dcp: int) -> bool:
-    """Tell whether a size is surely faster than dcp 1 in a decision."""
-    return any(one.layout.dcp == dcp and one.against(decision.base) is Standing.FASTER for one in decision.options[1:])
+def _at(some: Sequence[int], asked: Sequence[int], noun: str = "") -> str:
+    """Return in words which of the ascending numbers that were asked about are meant: ``at 1, 2 and from 16 requests on``."""
+    others = [index for index, number in enumerate(asked) if number not in some]
+    first = others[-1] + 1 if others else 0
+    onwards = asked[first:] if len(asked) - first > 1 else ()
+    single = [number for number in some if number not in onwards]
+    parts = [f"at {', '.join(map(str, single))}"] if single else []
+    if onwards:
+        return " and ".join([*parts, f"from {counted(onwards[0], noun) if noun else onwards[0]} on"])
+    return f"{parts[0]} {noun if single == [1] else f'{noun}s'}" if noun else parts[0]
 
 
 def _disagreement(found: Recommendation) -> Iterator[str]:
@@ -361,14 +424,27 @@ def _disagreement(found: Recommendation) -> Iterator[str]:
                 clipped(found.traffic.batches[index][0]) for index, each in enumerate(standings) if each is standing
             ]
             if batches and len(batches) < len(standings):
-                yield f"dcp {one.layout.dcp} is {standing} for {', '.join(batches)}."
+                yield f"dcp {one.layout.dcp} is {standing} than dcp 1 for {', '.join(batches)}."
 
 
 def _tuned(found: Recommendation) -> Iterator[str]:
     answer, tuned = found.answer, found.tuned_answer
     if found.engine and found.tuned and answer.between != tuned.between:
-        sizes = " or ".join(f"dcp {dcp}" for dcp in tuned.between)
+        sizes = _sizes(tuned.between, "or")
         yield f"With the settings that the profile chose, which vLLM cannot all run, it would be {sizes}."
+
+
+def _unmeasured(found: Recommendation) -> Iterator[str]:
+    """Say which legal sizes have no part in the answer."""
+    if found.decision is None:
+        yield f"dcp 1 has no times near enough, so that nothing is compared. Measure them with {tune_command(found)}."
+    elif found.unmeasured:
+        one = len(found.unmeasured) == 1
+        seen = " as vLLM runs it" if found.engine else ""
+        yield (
+            f"{_sizes(found.unmeasured)} {'is' if one else 'are'} legal here, and {'has' if one else 'have'} no times near "
+            f"enough{seen}: left out. Measure {'it' if one else 'them'} with {tune_command(found)}."
+        )
 
 
 def labels(one: Option) -> str:

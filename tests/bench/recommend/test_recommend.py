@@ -269,7 +269,7 @@ def test_the_answer_comes_first_and_the_flags_last(run: Run) -> None:
     assert "assumed" not in out
     assert out.rstrip().endswith("--attention-backend FLASHINFER")
     assert "--decode-context-parallel-size 2" in out
-    assert "dcp 2 is faster than dcp 1 from 16 requests on" in out
+    assert "dcp 2 may be faster than dcp 1 at 4 and from 16 requests on, and surely is from 16 on" in out
 
 
 def test_the_machine_at_hand_is_looked_at_once_for_all_sizes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,14 @@ def test_where_a_size_is_surely_faster_is_said_though_a_larger_batch_is_not_sure
     )
     assert code == Exit.DONE
     assert out.startswith("Run dcp 2: it is the fastest for q4s32772")
-    assert "may be faster than dcp 1 from 64 requests on, and surely is at 1, 2, 4, 8" in out
+    assert "may be faster than dcp 1 at 1, 2, 4, 8, 16 and from 64 requests on, and surely is at 1, 2, 4, 8" in out
+
+
+def test_with_as_many_requests_as_were_asked_about_it_says_no_other_thing(run: Run) -> None:
+    code, out, _ = run(*TYPED[:-1], "10")
+    assert code == Exit.DONE
+    assert out.startswith("Leave DCP off, as it seems: dcp 1 and dcp 2 are not told apart for 10q1s32769")
+    assert "dcp 2 may be faster than dcp 1 at 4 and from 10 requests on" in out
 
 
 def test_its_json_says_the_same(run: Run) -> None:
