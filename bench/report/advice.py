@@ -121,9 +121,10 @@ def _headline(found: Recommendation, answer: Answer) -> str:
         case Why.LEVEL:
             return f"{advice}, as it seems: {sizes} are not told apart for {what} within what was measured or modelled."
         case Why.UNKNOWN:
+            near = what if len(found.traffic.batches) == 1 else f"all of {what}"
             missing = [1] if found.decision is None else [dcp for dcp in answer.between if dcp in found.unmeasured]
             were = "was" if len(missing) == 1 else "were"
-            return f"{advice} until more is known: {_sizes(missing)} {were} not measured near {what}, and nothing is compared."
+            return f"{advice} until more is known: {_sizes(missing)} {were} not measured near {near}, and nothing is compared."
 
 
 def _sizes(dcps: Collection[int], conjunction: str = "and") -> str:

@@ -136,6 +136,7 @@ def test_what_was_not_timed_is_beaten_by_nobody() -> None:
     assert any("dcp 4 is legal here, and has no times near enough" in sentence for sentence in changes(two))
     none = recommendation(None)
     assert paragraph(none).startswith("Leave DCP off until more is known: dcp 1 was not measured near 16q1s32k")
+    assert "dcp 1 was not measured near all of these 2 batches" in paragraph(recommendation(None, batches=2))
 
 
 @pytest.mark.parametrize(
