@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import geometric_mean
+from statistics import geometric_mean, mean
 
 from bench.errors import UsageError
 from bench.profile.entry import Candidate, Entry, engine_defaults
@@ -51,7 +51,7 @@ def serving(
     """Return the flags of the server that runs these batches best, of those that vLLM can be.
 
     Its FlashInfer backend chooses path and kernels by itself; flags decide the exchange and the page size, once for all
-    batches. Those with the least mean regret over the entries are taken, the default ones among equals.
+    batches. Those are taken that are fastest beside the default ones, in the mean over the entries, these among equals.
 
     Args:
         entries: of the layout's dcp and interleave; the batches that matter, all as much as each other.
@@ -63,7 +63,7 @@ def serving(
     """
     able = [_able(entry, environment) for entry in entries]
     timed = [place for place, entry in enumerate(entries) if entry.label is Label.MEASURED] or range(len(entries))
-    choice, measured = _best([entries[place] for place in timed], [able[place] for place in timed], layout)
+    choice, measured = _best([able[place] for place in timed], layout)
     flags = {"--tensor-parallel-size": str(layout.tp)}
     if layout.dcp > 1:
         flags |= {
@@ -100,10 +100,8 @@ def _unflagged(settings: Settings) -> Settings:
     return replace(settings, exchange=exchange, page_size=Settings().page_size)
 
 
-def _best(
-    entries: Sequence[Entry], able: Sequence[Mapping[_Choice, Candidate]], layout: DcpLayout
-) -> tuple[_Choice, bool]:
-    """Return the choice with the least mean regret, the default one among equals, and whether any was measured."""
+def _best(able: Sequence[Mapping[_Choice, Candidate]], layout: DcpLayout) -> tuple[_Choice, bool]:
+    """Return the choice that is fastest beside the default one, that itself among equals, and whether any was measured."""
     exchange = ExchangeName.AG_RS if layout.dcp > 1 else ExchangeName.ALONE
     interleave = layout.canonical.interleave
     least = next((size for size in BLOCK_SIZES if size % interleave == 0), None)
@@ -114,16 +112,18 @@ def _best(
             f"choose one that does, as 1 or {BLOCK_SIZES[0]}"
         )
     usual = _Choice(exchange, least)
-    choices = {choice for found in able for choice in found}
+    measured = [found for found in able if found]
+    beside = [found.get(usual) or max(found.values(), key=lambda one: one.median_us) for found in measured]
+    choices = {choice for found in measured for choice in found}
 
-    def regret(choice: _Choice) -> float:
-        both = [(entry, found.get(choice)) for entry, found in zip(entries, able, strict=True)]
-        regrets = (entry.regret(one.settings) if one else None for entry, one in both)
-        known = zip(entries, regrets, strict=True)
-        return sum(entry.supposed_regret if one is None else one for entry, one in known)
+    def times_as_long(choice: _Choice) -> float:
+        """In the mean over all batches; one that was not measured with it says nothing for it, and nothing against it."""
+        pairs = zip(measured, beside, strict=True)
+        return mean(found[choice].median_us / one.median_us if choice in found else 1.0 for found, one in pairs)
 
-    def order(choice: _Choice) -> tuple[float, bool, str, int]:
-        return regret(choice), choice != usual, choice.exchange, choice.page_size
+    def order(choice: _Choice) -> tuple[float, int, bool, str, int]:
+        known = sum(choice in found for found in measured)
+        return times_as_long(choice), -known, choice != usual, choice.exchange, choice.page_size
 
     return min(choices, key=order, default=usual), bool(choices)
 

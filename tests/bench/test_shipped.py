@@ -14,7 +14,7 @@ from bench.errors import UsageError
 CHECKOUT = Path(bench.shipped.__file__).parent.parent
 
 
-LEFT_OUT = {"plots", "earlier", "exhaustive", "apart"}
+LEFT_OUT = {"plots", "earlier", "exhaustive", "apart", "searches", "audits"}
 """Folders of the reference that no wheel carries."""
 
 

@@ -269,7 +269,7 @@ def test_the_answer_comes_first_and_the_flags_last(run: Run) -> None:
     assert "assumed" not in out
     assert out.rstrip().endswith("--attention-backend FLASHINFER")
     assert "--decode-context-parallel-size 2" in out
-    assert "dcp 2 may be faster than dcp 1 at 4 and from 16 requests on, and surely is from 16 on" in out
+    assert "dcp 2 may be faster than dcp 1 at 4 and from 16 requests on, and surely is from 32 on" in out
 
 
 def test_the_machine_at_hand_is_looked_at_once_for_all_sizes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,13 @@ def test_the_fastest_exchange_and_page_that_vllm_has_are_taken_over_all_batches(
     assert (both["--dcp-comm-backend"], both["--block-size"]) == ("ag_rs", "64")
 
 
+def test_a_batch_that_an_exchange_was_not_measured_with_says_nothing_against_it() -> None:
+    """Its other settings being four times slower is no word about the exchange."""
+    a2a, slow = replace(DEFAULT, exchange="a2a"), replace(DEFAULT, kernel="fa2", new_kernel="fa3")
+    both = entry((DEFAULT, 100), (a2a, 95))
+    assert flags(both, both, entry((DEFAULT, 100), (slow, 400)))["--dcp-comm-backend"] == "a2a"
+
+
 def test_among_equals_the_default_stays() -> None:
     assert flags(entry((DEFAULT, 100), (replace(DEFAULT, exchange="a2a"), 100)))["--dcp-comm-backend"] == "ag_rs"
 
