@@ -23,6 +23,8 @@ TOLERANCE = 0.02
 """Relative; of the same sweep, twice on H200s, 96 % of cases agreed within it (results/reference/h200)."""
 SCATTERS = 3
 """Robust standard deviations of the differences between two runs that a difference must exceed."""
+MOST_LOG = 700.0
+"""Of the ratio of two times: beyond lies hardly a number that Python has."""
 FEWEST = 10
 """Pairs from which the scatter of two runs is known; with fewer, TOLERANCE stands for it."""
 
@@ -114,7 +116,7 @@ def compare(before: Iterable[Trial], after: Iterable[Trial], *, tolerance: float
             "the two have no case in common that was timed in the same way (ranks, timer, protocol, cold or warm); "
             "run the same sweep for both"
         )
-    logs = [math.log(_median(other) / _median(one)) for one, other in timed]
+    logs = [math.log(_median(other)) - math.log(_median(one)) for one, other in timed]
     scatter = _scatter(logs)
     margin = max(tolerance, SCATTERS * scatter)
     low, high = median_interval(logs)
@@ -128,9 +130,9 @@ def compare(before: Iterable[Trial], after: Iterable[Trial], *, tolerance: float
         scatter,
         margin,
         tolerance,
-        math.exp(median(logs)),
-        math.exp(low),
-        math.exp(high),
+        _ratio(median(logs)),
+        _ratio(low),
+        _ratio(high),
         signed_rank_p(logs),
     )
 
@@ -155,11 +157,16 @@ def _failed_now(before: Trial, after: Iterable[Trial]) -> Trial | None:
 def _pair(before: Trial, after: Trial, margin: float) -> Pair:
     step, now = _step(before), _step(after)
     margin = max(margin, _apart(step), _apart(now))
-    ratio = math.log(now.median / step.median)
+    ratio = math.log(now.median) - math.log(step.median)
     half = math.hypot(_half_width(step), _half_width(now))
     why = _unlike(before, after, ratio, margin)
     verdict = Verdict.AMBIGUOUS if why else _verdict(ratio - half, ratio + half, margin, believed=True)
-    return Pair(before, after, math.exp(ratio), math.exp(ratio - half), math.exp(ratio + half), verdict, why)
+    return Pair(before, after, _ratio(ratio), _ratio(ratio - half), _ratio(ratio + half), verdict, why)
+
+
+def _ratio(log: float) -> float:
+    """Return what a logarithm is of, as far as numbers reach: a file may hold times that nothing takes."""
+    return math.exp(max(-MOST_LOG, min(log, MOST_LOG)))
 
 
 def _verdict(low: float, high: float, margin: float, *, believed: bool) -> Verdict:

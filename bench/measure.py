@@ -277,7 +277,14 @@ def _stage_time(stage: Stage, timed: Timed) -> StageTime:
     between = stage.communicates and len(timed.ranks_us) > 1
     ranks = tuple(thin(times) for times in timed.ranks_us) if between else ()
     return StageTime(
-        stage.name, summarize(slowest), stage.communicates, thin(slowest), ranks, stage.variant, timed.dropped
+        stage.name,
+        summarize(slowest),
+        stage.communicates,
+        thin(slowest),
+        ranks,
+        stage.variant,
+        timed.dropped,
+        lag1_correlation(slowest),
     )
 
 

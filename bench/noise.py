@@ -58,9 +58,11 @@ def spiky(spread: float = 0.01, share: float = 0.03, size: float = 1.0) -> Noise
     return factor
 
 
-def dropping(at: int, spread: float = 0.01, loss: float = 0.3) -> Noise:
-    """From repetition ``at`` on the clock is lower by ``loss``."""
-    return lambda number, source: (1 / (1 - loss) if number >= at else 1.0) * math.exp(source.gauss(0, spread))
+def dropping(at: int, spread: float = 0.01, loss: float = 0.3, lasting: float = math.inf) -> Noise:
+    """From repetition ``at`` on, for as many as it is ``lasting``, the clock is lower by ``loss``."""
+    return lambda number, source: (
+        (1 / (1 - loss) if 0 <= number - at < lasting else 1.0) * math.exp(source.gauss(0, spread))
+    )
 
 
 NOISES: Mapping[str, Callable[[], Noise]] = {

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from bench.policy import Policy
-from bench.times import Pace, Piece, PlanTime, StageTime, Summary, check_amounts, skew
+from bench.times import Pace, Piece, PlanTime, StageTime, Summary, check_amounts, check_correlation, skew
 from dcp_core.check import Check
 from dcp_core.settings import Case
 
@@ -156,8 +156,7 @@ class Measured:
             raise ValueError(f"a model has one layer or more, not {self.layers}")
         amounts = (self.flushed_bytes, self.kv_bytes, self.warmup, self.dropped, self.peak_bytes or 0)
         check_amounts("flushed_bytes, kv_bytes, warmup, dropped and peak_bytes", amounts)
-        if not -1 <= (self.correlation or 0.0) <= 1:
-            raise ValueError(f"a correlation is between -1 and 1, not {self.correlation:g}")
+        check_correlation(self.correlation)
         check_amounts("timer_floor_us", (self.timer_floor_us,))
         check_amounts("what else a timer reads", (self.timer_floor_end_us or 0.0, self.timer_empty_us or 0.0))
         for samples in self.rank_samples_us:

@@ -86,6 +86,8 @@ class StageTime:
         rank_samples_us: of a stage between real ranks, each rank's samples of the same repetitions; else empty.
         variant: which way of several the exchange took, in words; empty where there is one, or before that was kept.
         dropped: samples that are in none of these, since the device was slowed down while they were taken.
+        correlation: of each of all samples with the one before it, -1 to 1; above 0.2 the interval does not hold. None if that
+            was not kept.
     """
 
     name: str
@@ -95,8 +97,10 @@ class StageTime:
     rank_samples_us: tuple[tuple[float, ...], ...] = ()
     variant: str = ""
     dropped: int = 0
+    correlation: float | None = None
 
     def __post_init__(self) -> None:
+        check_correlation(self.correlation)
         check_amounts(f"dropped samples of stage {self.name[:40]!r}", (self.dropped,))
         for samples in (self.samples_us, *self.rank_samples_us):
             check_amounts(f"samples of stage {self.name[:40]!r}", samples)
@@ -185,6 +189,12 @@ class Piece:
 def skew(ranks_us: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Return how much longer the slowest rank took than the quickest, in each repetition; of one rank nothing."""
     return tuple(max(times) - min(times) for times in zip(*ranks_us, strict=False)) if len(ranks_us) > 1 else ()
+
+
+def check_correlation(value: float | None) -> None:
+    """Refuse a correlation that nothing has; one that was not kept is none."""
+    if value is not None and not -1 <= value <= 1:
+        raise ValueError(f"a correlation is between -1 and 1, not {value:g}")
 
 
 def check_amounts(what: str, values: Iterable[float]) -> None:

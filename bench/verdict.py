@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from statistics import median
 
 from bench.record import VISITS
@@ -22,7 +23,7 @@ passes of 3 to 36 µs (H200), and 0.5 in races of a pass against itself.
 FLOORS = 10
 """A result under this many timer floors is flagged."""
 UNSTEADY = 0.15
-"""Relative; a device whose speed changed by more between quarters of a comparison was not one device all along."""
+"""Relative; a device whose speed changed by more during a comparison was not one device all along."""
 
 
 class Verdict(StrEnum):
@@ -89,11 +90,16 @@ def compare(mine: Sequence[float], theirs: Sequence[float], *, resolution_us: fl
 
 
 def change_of_speed(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return by what factor the device's speed changed: the median pair of the slowest quarter's time over the fastest's."""
+    """Return by what factor the device's speed changed: the slowest stretch's time over the fastest's.
+
+    A stretch is a quarter of all rounds, by the median of their pairs, or two rounds in turn, neither of them better (or worse)
+    than it: so a change that lasts two rounds shows wherever it falls, and a round that was disturbed by itself does not.
+    """
     levels = [math.sqrt(one * other) for one, other in zip(mine, theirs, strict=True)]
     size = math.ceil(len(levels) / 4)
     quarters = [median(levels[start : start + size]) for start in range(0, len(levels), size)]
-    return max(quarters) / min(quarters)
+    turns = list(pairwise(levels))
+    return max([*quarters, *map(min, turns)]) / min([*quarters, *map(max, turns)])
 
 
 def rounds_of(samples: Sequence[float], repeats: int) -> list[float]:

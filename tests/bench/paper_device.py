@@ -154,6 +154,11 @@ class Pair:
             Runner(ready, *sampler_of(running(each), MESH, clock, Policy())) for each in (ratio * STEP_US, STEP_US)
         ]
 
+    @property
+    def warmup(self) -> int:
+        """Repetitions of both before the first race."""
+        return sum(runner.warmup for runner in self._runners)
+
     def race(self, rounds: int) -> tuple[list[float], list[float]]:
         """Time the two in turns, as a race does, and return a time of each for every round."""
         self._races += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -105,6 +106,21 @@ def test_a_case_that_fails_now_is_worse_and_has_no_ratio() -> None:
     assert found.pairs[0].why == "fails now"
     assert found.is_worse
     assert comparison_grid(found).rows[0][-3:] == ("–", "–", "slower: fails now")
+
+
+@pytest.mark.parametrize(("before", "after"), [(1e-300, 1e300), (1e300, 1e-300), (1e300, 1e300)])
+def test_times_that_nothing_takes_are_compared_all_the_same(before: float, after: float) -> None:
+    def takes(least: float) -> list[Trial]:
+        samples = [least, 1e300, 1e300, 1e300, 1e300]
+        return [
+            replace(one, outcome=replace(one.outcome, step_us=summarize(samples)))
+            for one in TRIALS
+            if isinstance(one.outcome, Measured)
+        ]
+
+    found = compare([timed(one, before) for one in TRIALS], takes(after))
+    assert all(0 < pair.low <= pair.ratio <= pair.high < math.inf for pair in found.pairs)
+    assert found.overall in Verdict
 
 
 def test_what_was_not_timed_alike_is_left_out_and_counted() -> None:

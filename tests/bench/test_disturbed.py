@@ -3,7 +3,9 @@ NVML and the times are scripted."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -272,6 +274,47 @@ def test_a_process_that_comes_and_stays_ends_the_run_which_goes_on_later(
     assert (len(kept(tmp_path)), rests) == (1, [20.0] * 3)
     script(gpu, {0: {"running": ()}})
     gpu.running = ()
+    assert program("sweep", *FOUR) == Exit.DONE
+    assert len({trial.key for trial in kept(tmp_path)}) == len(kept(tmp_path)) == 4
+
+
+# --- A disk that goes ------------------------------------------------------------------------------------------------
+
+
+def refuse_after(lines: int, why: int, disk: pytest.MonkeyPatch) -> None:
+    """Have the disk refuse another line of a run that holds so many, and even to take a part of one back."""
+
+    def refusing(act: Callable[..., object]) -> Callable[..., object]:
+        def perhaps(descriptor: int, *more: object) -> object:
+            path = Path(f"/proc/self/fd/{descriptor}").resolve()
+            if path.suffix == ".jsonl" and path.read_bytes().count(b"\n") >= lines:
+                raise OSError(why, os.strerror(why))
+            return act(descriptor, *more)
+
+        return perhaps
+
+    for name in ("write", "ftruncate"):
+        disk.setattr(os, name, refusing(getattr(os, name)))
+
+
+@pytest.mark.parametrize(
+    ("why", "sentence"),
+    [
+        (errno.EROFS, "read-only file system; choose a folder on a disk that may be written"),
+        (errno.EIO, "input/output error; choose another folder"),
+        (errno.ESTALE, "stale file handle; choose another folder"),
+    ],
+)
+def test_a_disk_that_goes_while_a_run_writes_ends_it_with_a_sentence_and_keeps_what_was_printed(
+    why: int, sentence: str, program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as disk:
+        refuse_after(2, why, disk)
+        assert program("sweep", *FOUR) == Exit.STORAGE
+    *said, complaint = capsys.readouterr().err.splitlines()
+    (run,) = run_files(tmp_path / "results")
+    assert complaint == f"dcpbench: cannot write {run}: {sentence}"
+    assert sum(line.startswith("[") for line in said) == len(kept(tmp_path)) == 2
     assert program("sweep", *FOUR) == Exit.DONE
     assert len({trial.key for trial in kept(tmp_path)}) == len(kept(tmp_path)) == 4
 

@@ -216,7 +216,7 @@ def used(kind: str, content: bytes, folder: Path, capsys: pytest.CaptureFixture[
     return Exit.DONE, ""
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=[pytest.mark.endurance, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("count", [60, pytest.param(3400, marks=[pytest.mark.endurance, pytest.mark.timeout(1800)])])
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_mutated_file_is_a_sentence_or_read_right(
     kind: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from bench import measure as measuring
 from bench.clock import Scripted
-from bench.measure import _time, measure
+from bench.measure import CORRELATED, _time, measure
 from bench.policy import Policy
 from bench.record import Failed, Label, Measured, Outcome, Skipped, StopReason
+from bench.stats import lag1_correlation
 from bench.times import MAX_SAMPLES, Pace
 from dcp_core import build
 from dcp_core.kernels.base import PassBatch, PassSpec
@@ -326,6 +327,22 @@ def test_correlated_samples_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None
     assert "samples are correlated: the interval of the median does not hold" in found.flags
     assert found.correlation is not None
     assert found.correlation > 0.2
+
+
+def test_a_stage_says_how_correlated_its_own_samples_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = 3 * CAREFUL.min_warmup + CAREFUL.min_samples
+
+    def steady_at_first(count: int, noise: random.Random) -> float:
+        return steady(count, noise) if count < step else 100 + (count // 10) % 2 + noise.gauss(0, 0.05)
+
+    found = on_script(monkeypatch, steady_at_first, CAREFUL)
+    assert found.correlation is not None
+    assert found.correlation < CORRELATED
+    assert found.stages
+    for stage in found.stages:
+        assert stage.correlation is not None
+        assert stage.correlation > CORRELATED
+        assert stage.correlation == pytest.approx(lag1_correlation(stage.samples_us))
 
 
 @pytest.mark.parametrize("name", KINDS)

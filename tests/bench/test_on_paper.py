@@ -1,4 +1,4 @@
-"""The whole program over a device on paper: what it is told to take longer is found slower, and nothing else is.
+"""The whole program over a device on paper: what it is told to take longer is found slower, and nothing else is; intervals hold.
 
 All is real, down to the paths and the oracle, but for the clock that times them, and for workers, which are this process.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import gc
 import json
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -18,12 +22,16 @@ import bench.measure
 import bench.supervisor
 from bench.cli import main
 from bench.cli.exits import Exit
-from bench.clock import Scripted
+from bench.clock import Sampler, Scripted
 from bench.noise import white
 from bench.orders import Compiling, unheard
+from bench.record import Measured
+from bench.store import Store
+from bench.verdict import Verdict
 from bench.worker import Companion, answer
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case
+from tests.bench.paper_device import KINDS, Kind
 
 CONTEXTS = (16, 24, 32, 40, 48, 56)
 STEP_US, SPREAD, SLOWER = 200.0, 0.01, 1.03
@@ -108,3 +116,119 @@ def test_settings_that_beat_the_default_by_3_percent_are_chosen_and_equal_ones_a
     (found,) = json.loads(capsys.readouterr().out)["search"]
     assert (found["default"]["page_size"], found["settings"]["page_size"], found["done"]) == (16, chosen, True)
     assert found["comparison"]["verdict"] == verdict
+
+
+# --- Noise ----------------------------------------------------------------------------------------------------------
+
+NOISY = ("two clocks", "spiky")
+BATCHES = [f"q{new}s{total}" for new in range(1, 6) for total in range(16, 66)]
+
+
+class Life:
+    """One life of a device that every case is timed on, each step of STEP_US but for the noise. It runs nothing while it samples.
+
+    Attributes:
+        levels: of each case the device's level at each repetition of its step, the noise left out, when it was first measured.
+    """
+
+    def __init__(self, kind: Kind, seed: int) -> None:
+        self._kind, self._numbers = kind, count()
+        self._noise, self._quiet = kind.noise(SPREAD), kind.noise(0.0)
+        self._source, self._of_quiet = random.Random(seed), random.Random(seed)
+        self.levels: dict[Case, list[float]] = {}
+
+    def sample(self, count: int, levels: list[float]) -> list[float]:
+        times = []
+        for number, _ in zip(self._numbers, range(count), strict=False):
+            times.append(STEP_US * self._noise(number, self._source))
+            levels.append(self._quiet(number, self._of_quiet))
+        return times
+
+    def clock(self, case: Case, *_: object) -> Watched:
+        is_first = case not in self.levels
+        return Watched(self, self.levels.setdefault(case, []) if is_first else [])
+
+    def truth_us(self, case: Case, samples: int) -> float:
+        """Return the median of what the device did while so many samples were taken."""
+        return STEP_US * self._kind.truth(SPREAD, self.levels[case][-samples:])
+
+
+class Watched(Scripted):
+    """A clock of a device's life, which writes down the levels of what it times first: the step."""
+
+    def __init__(self, life: Life, levels: list[float]) -> None:
+        super().__init__(lambda number, source: 0.0)
+        self._life, self._levels = life, levels
+
+    def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
+        levels, self._levels = self._levels, []
+        return lambda count: self._life.sample(count, levels)
+
+
+@pytest.fixture
+def born(device: Device, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Life]:
+    """Return what replaces the device by a life of a noisy one."""
+    monkeypatch.setattr(bench.measure, "PLAN_SECONDS", 0.0)
+
+    def born(noise: str, seed: int) -> Life:
+        life = Life(KINDS[noise], seed)
+        monkeypatch.setattr(bench.measure, "_open_clock", life.clock)
+        return life
+
+    return born
+
+
+def lives(few: int, all_of_them: int) -> pytest.MarkDecorator:
+    """Parametrize how many lives of a device are looked at: a slice that everybody runs, and the whole, which takes minutes."""
+    whole = pytest.param(all_of_them, marks=[pytest.mark.endurance, pytest.mark.timeout(1800)])
+    return pytest.mark.parametrize("lives", [few, whole])
+
+
+@lives(2, 8)
+@pytest.mark.parametrize("noise", NOISY)
+def test_intervals_of_a_sweep_cover_what_the_device_did_and_two_sweeps_of_it_are_the_same(
+    noise: str, lives: int, born: Callable[[str, int], Life], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    covered, flagged = [], []
+    for seed in range(lives):
+        life, folder = born(noise, seed), str(tmp_path / str(seed))
+        asked = (*ASKED, "--batch", ",".join(BATCHES), "--results", folder)
+        assert main(["--ranks", "1", "sweep", *asked]) == Exit.DONE
+        trials, _ = Store.read(folder)
+        assert len(trials) == len(BATCHES)
+        for trial in trials:
+            assert isinstance(trial.outcome, Measured)
+            step = trial.outcome.step_us
+            covered.append(step.low <= life.truth_us(trial.case, step.count) <= step.high)
+            flagged.append(any("correlated" in flag for flag in trial.outcome.flags))
+    if KINDS[noise].independent:
+        assert mean(covered) >= 0.93
+    else:
+        assert mean(one or other for one, other in zip(covered, flagged, strict=True)) >= 0.9
+    capsys.readouterr()
+    found = Counter[str]()
+    for seed in range(0, lives, 2):
+        main(["compare", str(tmp_path / str(seed)), str(tmp_path / str(seed + 1)), "--json"])
+        found.update(pair["verdict"] for pair in json.loads(capsys.readouterr().out)["pairs"])
+    assert found.total() == len(BATCHES) * lives / 2
+    assert found[Verdict.FASTER] + found[Verdict.SLOWER] <= 0.02 * found.total()
+
+
+@lives(1, 20)
+@pytest.mark.parametrize("noise", NOISY)
+def test_of_equal_settings_a_search_on_a_noisy_device_keeps_the_default(
+    noise: str, lives: int, born: Callable[[str, int], Life], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Counter[str]()
+    for seed in range(lives):
+        born(noise, seed)
+        asked = (*ASKED, "--batch", ",".join(BATCHES[::5]), "--set", "page_size=16,32")
+        assert main(["--ranks", "1", "tune", *asked, "--results", str(tmp_path / str(seed)), "--json"]) == Exit.DONE
+        searched = json.loads(capsys.readouterr().out)["search"]
+        assert all(batch["done"] for batch in searched)
+        for batch in searched:
+            verdict = batch["comparison"]["verdict"] if batch["comparison"] else "dropped before it was compared"
+            assert batch["settings"] == batch["default"] or verdict == Verdict.FASTER
+            found[verdict] += 1
+    assert found.total() == len(BATCHES) / 5 * lives
+    assert found[Verdict.FASTER] + found[Verdict.SLOWER] <= 0.02 * found.total()

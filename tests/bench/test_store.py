@@ -42,7 +42,11 @@ def measured(median_us: float = 10.0) -> Measured:
         step_us=times,
         launch_us=times,
         plan=(PlanTime("plan", times),),
-        stages=(StageTime("gather", times, communicates=True, variant="tiles of 8 rows, 4 warps", dropped=30),),
+        stages=(
+            StageTime(
+                "gather", times, communicates=True, variant="tiles of 8 rows, 4 warps", dropped=30, correlation=0.3
+            ),
+        ),
         rank_samples_us=((9.0, 10.0), (11.0,)),
         exchange_timed=False,
         stop=StopReason.CAP,
@@ -242,15 +246,14 @@ def test_the_first_lines_of_schema_3_are_read_with_what_they_lack_at_its_default
     for time in [*times, *(stage["host_us"] for stage in outcome["plan"])]:
         del time["p99"], time["outliers"]
     for stage in outcome["stages"]:
-        del stage["dropped"]
+        del stage["dropped"], stage["correlation"]
     path = tmp_path / "run.jsonl"
     path.write_bytes(sealed(content))
     (found,), _ = read_run(path)
     assert isinstance(found.outcome, Measured)
     assert {name: getattr(found.outcome, name) for name in LATER} == LATER
-    assert {(one.dropped, one.device_us.p99, one.device_us.outliers) for one in found.outcome.stages} == {
-        (0, None, None)
-    }
+    assert {(one.dropped, one.correlation, one.device_us.p99) for one in found.outcome.stages} == {(0, None, None)}
+    assert {one.device_us.outliers for one in found.outcome.stages} == {None}
     assert found.outcome.step_us == replace(measured().step_us, outliers=None)
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -455,8 +455,16 @@ def test_what_was_slowed_down_while_it_was_timed_is_timed_again_and_in_the_end_f
 # --- With real workers ----------------------------------------------------------------------------------------------
 
 
+class Real(NamedTuple):
+    """Trials of real workers, after each how many of these ran, and a file for each that was started."""
+
+    trials: list[Trial]
+    alive: list[int]
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Trial], Path]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     """Measure a case of every kind, faults between them, on two real ranks."""
     folder = tmp_path_factory.mktemp("processes")
     cases = [
@@ -464,7 +472,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Trial], Path]:
         tiny("4q8s64", dcp=2, exchange="ag_rs"),
         tiny("4q8s64", dcp=2, exchange="ag_rs", name="dies"),
         tiny("4q8s64", dcp=2, exchange="a2a", path="fold"),
-        tiny("4q8s64", dcp=3, exchange="loopback", name="hangs"),
+        tiny("4q8s64", dcp=2, exchange="ag_rs", name="stalls"),
         tiny("4q8s64", dcp=3, exchange="loopback"),
         tiny("4q8s64", name="raises"),
         tiny("4q8s64", kernel="fa3"),
@@ -474,20 +482,34 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Trial], Path]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("CUDA_VISIBLE_DEVICES", "")
         with Supervisor(2, QUICK, case_seconds=CASE_SECONDS, command=worker) as supervisor:
-            return list(supervisor.measure(cases)), folder
+            found = [(trial, sum(map(running, processes(folder)))) for trial in supervisor.measure(cases)]
+    trials, alive = zip(*found, strict=True)
+    return Real(list(trials), list(alive), folder)
 
 
-def test_what_is_right_is_measured_before_and_after_every_fault(real: tuple[list[Trial], Path]) -> None:
-    trials, _ = real
-    found = [trial.outcome for trial in trials]
+def test_what_is_right_is_measured_before_and_after_every_fault(real: Real) -> None:
+    found = [trial.outcome for trial in real.trials]
     labels = [outcome.label for outcome in found if isinstance(outcome, Measured)]
     assert labels == [Label.MEASURED, Label.MEASURED, Label.MEASURED, Label.SIMULATED, Label.MEASURED], found
     assert [outcome.fault for outcome in found if isinstance(outcome, Failed)] == ["crashed", "timeout", "error"]
     assert [type(outcome) for outcome in found].count(Skipped) == 1
 
 
-def test_a_real_group_times_every_rank_and_the_exchange(real: tuple[list[Trial], Path]) -> None:
-    trial = real[0][1]
+def test_a_real_rank_that_hangs_in_a_step_is_killed_with_those_that_wait_for_it_and_the_next_case_is_right(
+    real: Real,
+) -> None:
+    names = [trial.case.shape.name for trial in real.trials]
+    lost, following = real.trials[names.index("stalls") :][:2]
+    assert isinstance(lost.outcome, Failed)
+    assert lost.outcome.fault == "timeout"
+    assert CASE_SECONDS <= lost.seconds < CASE_SECONDS + 10, "so much later the next case begins"
+    assert real.alive[names.index("stalls")] == 0
+    assert isinstance(following.outcome, Measured)
+    assert following.outcome.check.passed
+
+
+def test_a_real_group_times_every_rank_and_the_exchange(real: Real) -> None:
+    trial = real.trials[1]
     assert trial.ranks == 2
     assert isinstance(trial.outcome, Measured)
     assert trial.outcome.exchange_timed
@@ -497,15 +519,15 @@ def test_a_real_group_times_every_rank_and_the_exchange(real: tuple[list[Trial],
     assert trial.outcome.step_us == summarize(slowest)
 
 
-def test_a_real_error_keeps_its_traceback(real: tuple[list[Trial], Path]) -> None:
-    (failed,) = [t.outcome for t in real[0] if isinstance(t.outcome, Failed) and t.outcome.fault == "error"]
+def test_a_real_error_keeps_its_traceback(real: Real) -> None:
+    (failed,) = [t.outcome for t in real.trials if isinstance(t.outcome, Failed) and t.outcome.fault == "error"]
     assert failed.message == "ZeroDivisionError: a bug in a kernel"
     assert "measure_or_fail" in failed.traceback
 
 
-def test_no_real_worker_is_left_behind(real: tuple[list[Trial], Path]) -> None:
-    assert len(processes(real[1])) == 6
-    assert not any(map(running, processes(real[1])))
+def test_no_real_worker_is_left_behind(real: Real) -> None:
+    assert len(processes(real.folder)) == 6
+    assert not any(map(running, processes(real.folder)))
 
 
 def test_real_ranks_race_together(monkeypatch: pytest.MonkeyPatch) -> None:

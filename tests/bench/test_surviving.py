@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -369,6 +369,55 @@ def test_a_small_disk_that_fills_loses_nothing(tmp_path: Path, size_kib: int) ->
         assert len(program.trials()) == len(BATCHES)
     finally:
         subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Return what mounts something on a folder, until the test has ended."""
+    with ExitStack() as undone:
+
+        def mount(folder: Path, *how: str) -> None:
+            subprocess.run(["mount", *how, folder], check=True)
+            undone.callback(subprocess.run, ["umount", folder], check=False, stderr=subprocess.DEVNULL)
+
+        yield mount
+
+
+@pytest.mark.endurance
+def test_a_folder_that_becomes_read_only_while_a_case_runs_is_a_sentence(
+    tmp_path: Path, mounted: Callable[..., None]
+) -> None:
+    program = Program(tmp_path / "program", model="lasts500", batches=BATCHES[:2])
+
+    def forbid() -> None:
+        mounted(program.results, "--bind", str(program.results))
+        mounted(program.results, "-o", "remount,bind,ro")
+
+    def once_a_case_runs(process: subprocess.Popen[str]) -> None:
+        wait_for(lambda: program.begun() > 0)
+        forbid()
+
+    ended = program.run(once_a_case_runs)
+    assert "read-only file system; choose a folder on a disk that may be written" in complaint(ended)
+    assert (ended.acknowledged, program.trials()) == ([], [])
+    subprocess.run(["umount", program.results], check=True)
+    assert program.run().code == Exit.DONE
+
+
+@pytest.mark.endurance
+def test_a_disk_that_is_taken_out_while_running_ends_the_run_and_holds_what_was_printed(
+    tmp_path: Path, mounted: Callable[..., None]
+) -> None:
+    program = Program(tmp_path / "program")
+    disk, place = tmp_path / "disk", tmp_path / "place"
+    disk.mkdir()
+    place.mkdir()
+    program.results = place / "results"
+    mounted(place, "--bind", str(disk))
+    ended = program.run(after_results(3, lambda: subprocess.run(["umount", "--lazy", place], check=True)))
+    assert "it was removed or renamed meanwhile" in complaint(ended)
+    assert not Counter(ended.acknowledged) - Counter(stored_in(disk / "results"))
+    assert len(stored_in(disk / "results")) >= 3
 
 
 # --- Starting twice -------------------------------------------------------------------------------------------------

@@ -30,13 +30,41 @@ def test_one_percent_is_seen(name: str) -> None:
     assert verdicts(NOISES[name], 1.01, 400)[Verdict.SLOWER] >= 380
 
 
+ROUND = 2 * 2 * REPEATS
+"""Repetitions of a round of two cases."""
+
+
 @pytest.mark.parametrize("ratio", [0.9, 1.0, 1.1])
 @pytest.mark.parametrize("where", [0.3, 0.5, 0.7])
 def test_a_drop_of_the_clock_in_the_middle_is_ambiguous(ratio: float, where: float) -> None:
-    repetitions = MOST_ROUNDS * 2 * 2 * REPEATS
     for seed in range(20):
-        pair = Pair(dropping(round(where * repetitions)), seed, ratio)
+        pair = Pair(dropping(round(where * MOST_ROUNDS * ROUND)), seed, ratio)
         assert compare(*pair.race(MOST_ROUNDS)).verdict is Verdict.AMBIGUOUS
+
+
+@pytest.mark.parametrize("ratio", [0.9, 1.0, 1.1])
+@pytest.mark.parametrize("rounds", [10, MOST_ROUNDS])
+@pytest.mark.parametrize("from_the_end", [False, True])
+def test_a_drop_of_the_clock_that_lasts_two_rounds_is_ambiguous_wherever_it_falls(
+    ratio: float, rounds: int, from_the_end: bool
+) -> None:
+    """At either end, there where the race begins or ends with it, and further and further inside, also across rounds."""
+    for distance in (0, 1, 5, ROUND // 2, ROUND, 3 * ROUND + 7, 4 * ROUND + 2):
+        start = (rounds - 2) * ROUND - distance if from_the_end else distance
+        pair = Pair(dropping(warming(distance, ratio) + start, lasting=2 * ROUND), distance, ratio)
+        assert compare(*pair.race(rounds)).verdict is Verdict.AMBIGUOUS
+
+
+def warming(seed: int, ratio: float) -> int:
+    """Return the repetitions before the first round of a pair on a device that loses no clock."""
+    return Pair(dropping(1 << 30), seed, ratio).warmup
+
+
+def test_a_round_that_was_disturbed_by_itself_is_no_change_of_the_clock() -> None:
+    steady = [100.0 + step / 100 for step in range(40)]
+    for where in (0, 7, 39):
+        disturbed = [2 * time if place == where else time for place, time in enumerate(steady)]
+        assert compare([0.9 * time for time in disturbed], disturbed).verdict is Verdict.FASTER
 
 
 def test_a_difference_beyond_the_change_of_the_clock_is_believed_all_the_same() -> None:
