@@ -12,7 +12,7 @@ from bench.cli.screen import clock, draw, emit, say
 from bench.estimate import local_ranks
 from bench.grid import Column, Grid
 from bench.need import case_bytes
-from bench.report.table import NOT_MEASURED, Footnotes, counted, dcp_of, exchange_of, kernels_of
+from bench.report.table import NOT_MEASURED, Footnotes, counted, dcp_of, exchange_of, kernels_of, star_line, starred_dcp
 from dcp_core.memory import format_size
 
 if TYPE_CHECKING:
@@ -97,9 +97,11 @@ def show_search(hunt: Hunt, *, as_json: bool) -> Exit:
         _say_obstacles(obstacles, "Will not run here:")
     _say_illegal(hunt.campaign)
     say()
+    left = len(hunt.campaign.cases) - len(obstacles)
     say(
-        f"{counted(len(hunt.campaign.cases) - len(obstacles), 'candidate')} to search in about {clock(total_s)}; "
-        f"kernels compiled on first use come on top."
+        f"{counted(left, 'candidate')} to search in about {clock(total_s)}; kernels compiled on first use come on top."
+        if left
+        else "Nothing of it can be searched here."
     )
     return Exit.DONE
 
@@ -145,9 +147,10 @@ def _show(wanted: Campaign, plan: Plan, expected_s: dict[Case, float]) -> None:
     )
     footnotes = Footnotes()
     times = {case: NOT_MEASURED if case in plan.obstacles else _time(expected_s[case]) for case in plan.missing}
-    rows = tuple(_row(case, time, footnotes) for case, time in list(times.items())[:LONGEST])
+    listed = list(times)[:LONGEST]
+    rows = tuple(_row(case, times[case], footnotes) for case in listed)
     if rows:
-        draw(Grid(title, columns, rows, footnotes=footnotes.lines()))
+        draw(Grid(title, columns, rows, footnotes=(*footnotes.lines(), *star_line(listed))))
     if len(plan.missing) > LONGEST:
         say(f"… and {len(plan.missing) - LONGEST} more; --json lists all.")
     if plan.obstacles:
@@ -178,7 +181,7 @@ def _row(case: Case, time: str, footnotes: Footnotes) -> tuple[str, ...]:
     return (
         case.shape.name,
         str(case.layout.tp),
-        dcp_of(case) + ("*" if case.synthetic else ""),
+        starred_dcp(case),
         str(case.workload),
         footnotes.path(case.settings),
         kernels_of(case.settings),

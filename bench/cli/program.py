@@ -175,6 +175,8 @@ def _described(mistake: Exception) -> str:
         return f"--ranks stands before the command: {PROGRAM} --ranks 2 {where.removeprefix(PROGRAM).strip()}"
     message = " ".join((mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)).split())
     end = "" if message.endswith(("?", ".", "!")) else "."
+    if where == PROGRAM and message.startswith("No such option"):
+        return f"{message}{end} What a command takes stands after the command. See '{where} --help'."
     return f"{message}{end} See '{where} --help'."
 
 

@@ -74,7 +74,7 @@ VARIABLES: Mapping[str, str] = {
     "`OMPI_COMM_WORLD_RANK`, `OMPI_COMM_WORLD_SIZE`, `OMPI_COMM_WORLD_LOCAL_RANK`": "the same, of mpirun; `MASTER_ADDR` and "
     "`MASTER_PORT` are yours to set",
     "`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`": "the same, of srun",
-    "`NO_COLOR`, `TERM`": "as elsewhere: no colours; with `dumb`, plain lines and no moving cursor",
+    "`NO_COLOR`, `TERM`": "as elsewhere: with `NO_COLOR` no colours, with it or `TERM=dumb` plain lines and no moving cursor",
     "`NCCL_*`, `TORCH_*`, `FLASHINFER_*`, `OMP_NUM_THREADS`, `TRITON_INTERPRET`, `CUDA_DEVICE_ORDER`, "
     "`CUDA_DEVICE_MAX_CONNECTIONS`, `VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE`": "read by the libraries, and kept in every trial: "
     "they may change a time",

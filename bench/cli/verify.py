@@ -201,8 +201,9 @@ def _grid(tallies: dict[tuple[str, str, str], Tally]) -> Grid:
         for names, tally in sorted(tallies.items())
     )
     footnotes = (
-        "error: against the float64 oracle, worst case, of its budget.",
-        "apart: from another path on the same batch, worst of all rows, of what two right results may be apart.",
+        "via –: no ranks to exchange between: dcp 1, or all of a group in one process.",
+        "error: from the float64 oracle, in the worst case, as a share of its budget.",
+        "apart: from another path on the same batch, in the worst row, as a share of what two right results may be apart.",
     )
     return Grid("Against the float64 oracle, and path against path", columns, rows, footnotes=footnotes)
 

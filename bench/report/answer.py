@@ -58,7 +58,10 @@ def evidence_lines(choice: Choice) -> list[str]:
     when = f", {chosen.time}" if chosen.time else ""
     lines = [f"{entry.workload} {entry.label}: {times} with {settings_line(chosen.settings)}, case {chosen.case}{when}"]
     if entry.to_default:
-        lines.append(f"Over the engine's default: {shown_ratio(entry.to_default)}")
+        ratio = shown_ratio(entry.to_default)
+        lines.append(
+            "The engine's default is what was chosen." if ratio == "1" else f"Over the engine's default: {ratio}"
+        )
     if runner_up:
         longer = 1 / entry.over(runner_up).value
         lines.append(f"Runner-up: {settings_line(runner_up.settings)}, {longer:.2f} of it, case {runner_up.case}")

@@ -26,7 +26,7 @@ from bench.report.summary import WHAT_WORDS_MEAN, about, gains, machine_grids, o
 from bench.report.table import dcp_of, label_of, micros, notes_of, settings_line, spread
 
 _HERE = Path(__file__).parent
-_FILTERED = 20
+_FILTERED = 30
 """Rows from which on a table can be filtered."""
 _FILTER = (
     "<div class=controls><label>Show rows with all of these words "

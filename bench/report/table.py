@@ -199,7 +199,18 @@ def _grid(title: str, rows: Sequence[Row]) -> Grid:
     footnotes = Footnotes()
     cells = tuple(_cells(row, footnotes) for row in rows)
     best = frozenset(index for index, row in enumerate(rows) if row.ratio == 1.0)
-    return Grid(title, columns, cells, best, (*footnotes.lines(), *_warm(rows), *_skew(rows)))
+    below = (*footnotes.lines(), *star_line(row.case for row in rows), *_warm(rows), *_skew(rows))
+    return Grid(title, columns, cells, best, below)
+
+
+def starred_dcp(case: Case) -> str:
+    """Return a case's dcp for a table, with a star at a layout that no server starts with."""
+    return dcp_of(case) + ("*" if case.synthetic else "")
+
+
+def star_line(cases: Iterable[Case]) -> tuple[str, ...]:
+    """Say what a star at a dcp means, if one of some cases has it."""
+    return ("*: no server starts with this layout.",) if any(case.synthetic for case in cases) else ()
 
 
 def _warm(rows: Sequence[Row]) -> list[str]:
@@ -229,7 +240,7 @@ def _cells(row: Row, footnotes: Footnotes) -> tuple[str, ...]:
     case, outcome, settings = row.case, row.outcome, row.case.settings
     return (
         _clipped(str(case.workload)),
-        dcp_of(case) + ("*" if case.synthetic else ""),
+        starred_dcp(case),
         footnotes.path(settings),
         kernels_of(settings),
         exchange_of(settings),

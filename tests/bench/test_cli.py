@@ -277,6 +277,7 @@ def test_every_exit_code_is_told_in_the_docs() -> None:
         ("sweep quick --set page_size=,", "has no value"),
         ("sweep quick --model q64,kv4", "'q64,kv4'"),
         ("sweep quick --ranks 2", "--ranks stands before the command: dcpbench --ranks 2 sweep"),
+        ("--results mine show", "No such option: --results. What a command takes stands after the command."),
         ("--ranks 999 sweep quick", "--ranks 999, but without a GPU"),
         ("--ranks 999 verify", "cores can bear"),
     ],
@@ -928,6 +929,8 @@ def test_a_lookup_says_how_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^8q4s32k measured: .* µs .* with fold fa2 direct, case [0-9a-f]{16}, 2026-", out, re.MULTILINE)
     assert re.search(r"^Over the engine's default: 0\.\d\d±", out, re.MULTILINE)
     assert re.search(r"^Runner-up: ", out, re.MULTILINE)
+    assert run(*asked, "64q1s32k") == Exit.DONE
+    assert "\nThe engine's default is what was chosen.\n" in capsys.readouterr().out
     assert run(*asked, "9q4s32k") == Exit.DONE
     assert re.search(r": (tree|neighbour), 0\.\d doublings from 8q4s32k at dcp 2, expected", capsys.readouterr().out)
     assert run(*asked, "9q4s900k") == Exit.DONE

@@ -332,6 +332,8 @@ def test_what_will_not_run_here_is_told_before(
     out = capsys.readouterr().out
     assert "Will not run here:\n  1×  kernel fa2 needs a GPU\n" in out
     assert "\n1 candidate to search in about " in out
+    assert main([*typed[:-1], "fa2", "--results", str(tmp_path), "--dry-run"]) == Exit.DONE
+    assert capsys.readouterr().out.endswith("\nNothing of it can be searched here.\n")
     assert main(list(words)) == Exit.DONE
     assert "2 candidates for 1 batch" in (err := capsys.readouterr().err)
     assert "1 of them will not run here: kernel fa2 needs a GPU." in err

@@ -204,6 +204,12 @@ def test_a_desk_shows_pictures_whole(browser: Any, tmp_path: Path) -> None:
         )
 
 
+def test_no_cell_runs_into_the_next_on_a_phone(phone: Any, tmp_path: Path) -> None:
+    opened(phone, tmp_path, TRIALS + [trial(case) for case in cases(["1024q1s131073"], exchanges=("ag_rs",))])
+    wider = """return [...document.querySelectorAll("td")].filter(c => c.scrollWidth > c.clientWidth).map(c => c.innerText)"""
+    assert phone.execute_script(wider) == []
+
+
 def test_paper_shows_pictures_whole_and_keeps_their_proportions(paper: Any) -> None:
     for picture in drawn(paper):
         assert 0 < picture["width"] <= A4["width"]

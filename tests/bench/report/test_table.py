@@ -128,6 +128,7 @@ def test_rows_stand_in_order_of_the_batch_and_then_of_time() -> None:
 def test_a_layout_that_no_server_starts_with_is_marked() -> None:
     grids = trials_grids(trials("q1s1k", dcps=(4,), kernels=("fa2",), exchanges=("loopback",)))
     assert {row[1] for row in grids[0].rows} == {"4*"}
+    assert "*: no server starts with this layout." in grids[0].footnotes
 
 
 def test_reasons_are_counted_and_said_once() -> None:
