@@ -98,6 +98,7 @@ def modelled(simulated: Trial, exchange: ExchangeName, models: Sequence[Collecti
             *(one for one in stages if one.name == OPERATIONS[1]),
         ),
         rank_samples_us=(),
+        race=None,  # what is modelled met nobody
         exchange_timed=True,
         flags=(*outcome.flags, *_flags(sources, kind.dcp)),
     )
@@ -107,7 +108,8 @@ def modelled(simulated: Trial, exchange: ExchangeName, models: Sequence[Collecti
 def comparisons(trials: Iterable[Trial]) -> list[Compared]:
     """Compare every step measured between real ranks with its simulation, where both were timed in one way on one machine.
 
-    The model of its exchange is fitted without messages of its size.
+    Steps of ``overlap``, and those that exchange though nothing is cached, have none. The model of an exchange is fitted without
+    messages of its size.
     """
     known = list(trials)
     simulated: dict[tuple[str, Way], Trial] = {}
@@ -120,8 +122,8 @@ def comparisons(trials: Iterable[Trial]) -> list[Compared]:
         if not isinstance(outcome, Measured) or outcome.label is not Label.MEASURED or case.layout.dcp == 1:
             continue
         twin = simulated.get((with_exchange(case, ExchangeName.LOOPBACK).key, Way.of(trial, outcome)))
-        if twin is None:
-            continue
+        if twin is None or with_exchange(twin.case, case.settings.exchange) != case:
+            continue  # of overlap, or of an exchange for nothing, a simulation runs the step without
         prediction = modelled(twin, case.settings.exchange, fit_all(_others(found, case)))
         if isinstance(prediction, Trial):
             compared.append(Compared(trial, prediction, _stages(prediction, trial)))

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import secrets
-import shlex
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -167,9 +166,7 @@ def find_run(folder: str | Path, name: str) -> Path:
         known = "; it holds none; measure some first, as with 'dcpbench tune quick', or give --results"
         if runs:
             known = nearest(name, runs) or f"; its last is {list(runs)[-1]!r}"
-        if name and Path(name).is_dir():
-            known = f", but a folder of that name: give it as --results {shlex.quote(name[:80])}"
-        elif Path(name).is_file():
+        if Path(name).is_file():
             known = ", but a file of that name, which is none: the file of a run ends in .jsonl"
         raise FileError(f"{folder}: no run {name[:80]!r}{known}")
     return found

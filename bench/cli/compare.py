@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.options import Form, Results
 from bench.cli.screen import draw, emit, put_all, say
-
-if TYPE_CHECKING:
-    from bench.record import Trial
 
 _Run = typer.Argument(
     help="A run by name, 'last', a .jsonl file, or a folder of runs.",
@@ -45,13 +42,14 @@ def compare(
       dcpbench compare baseline/ results/ --json
       dcpbench compare before.jsonl after.jsonl --all --markdown > compared.md
     """
+    from bench.cli.show import trials_of
     from bench.compare import compare as compared
     from bench.grid import markdown
     from bench.report.comparison import comparison_grid, comparison_json, comparison_notes, comparison_rows
     from bench.report.sheet import sheet
 
     tolerance = _share(fail_on)
-    found = compared(_trials(before, results), _trials(after, results), tolerance=tolerance)
+    found = compared(trials_of([before], results), trials_of([after], results), tolerance=tolerance)
     grid = comparison_grid(found, everything=everything)
     if form.json:
         emit(comparison_json(found))
@@ -67,12 +65,6 @@ def compare(
         for note in comparison_notes(found):
             say(note)
     return Exit.DIFFERENT if found.is_worse else Exit.DONE
-
-
-def _trials(name: str, results: Path) -> list[Trial]:
-    from bench.cli.show import trials_of
-
-    return trials_of([], Path(name)) if Path(name).is_dir() else trials_of([name], results)
 
 
 def _share(text: str) -> float:

@@ -19,7 +19,7 @@ Runs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RUN]...",
-        help="Runs by name, 'last', or .jsonl files; all of the results folder if none.",
+        help="Runs by name, 'last', .jsonl files, or folders of them; all of the results folder if none.",
         autocompletion=completion.runs,
     ),
 ]
@@ -109,16 +109,18 @@ def _show_exchanges(trials: list[Trial], form: Form, *, predicted: bool) -> None
             say()
 
 
-def _file(name: str, results: Path) -> str | Path:
-    """Return the file of a run that is given by its path, or by its name in the results folder."""
-    from bench.store import find_run
+def _read(name: str, results: Path, *, sentinels: bool) -> tuple[list[Trial], list[str]]:
+    """Read a run that is given by its path, or by its name in the results folder, or all of a folder."""
+    from bench.store import Store, find_run, read_run
 
+    if name and Path(name).is_dir():
+        return Store.read(name, sentinels=sentinels)
     is_path = name.endswith(".jsonl") and ("/" in name or Path(name).is_file())
-    return name if is_path else find_run(results, name)
+    return read_run(name if is_path else find_run(results, name), sentinels=sentinels)
 
 
 def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> list[Trial]:
-    """Read runs by name or path, or all of a folder.
+    """Read runs by name or path, or all of some folders.
 
     Args:
         sentinels: those too that repeat a case to show drift.
@@ -128,12 +130,9 @@ def trials_of(names: list[str], results: Path, *, sentinels: bool = False) -> li
         FileError: for a run that does not exist or cannot be read.
     """
     from bench.errors import UsageError
-    from bench.store import Store, read_run
+    from bench.store import Store
 
-    if names:
-        parts = [read_run(_file(name, results), sentinels=sentinels) for name in names]
-    else:
-        parts = [Store.read(results, sentinels=sentinels)]
+    parts = [_read(name, results, sentinels=sentinels) for name in names] or [Store.read(results, sentinels=sentinels)]
     trials = [trial for found, _ in parts for trial in found]
     for notice in (notice for _, notices in parts for notice in notices):
         warn(notice)

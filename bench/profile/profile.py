@@ -162,7 +162,7 @@ class Profile:
             >>> str(choice.settings.path), str(choice.settings.kernel), str(choice.source)
             ('fold', 'fa2', 'exact')
             >>> round(choice.entry.chosen.median_us, 1), str(choice.entry.label)
-            (42.6, 'simulated')
+            (43.6, 'simulated')
             >>> profile.lookup(Workload.parse("9q1s30000"), DcpLayout(tp=8, dcp=2)).source  # between measured ones
             <Source.NEIGHBOUR: 'neighbour'>
         """

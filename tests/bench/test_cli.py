@@ -262,7 +262,7 @@ def test_every_exit_code_is_told_in_the_docs() -> None:
         ("memory --model qwen3-235b-a22b --tp 8 --dcp 4", "the nearest legal choice at tp 8 is dcp 2"),
         ("plot --figure latancy", "did you mean 'latency'?"),
         ("show", "holds no trials"),
-        ("show /usr", "a folder of that name: give it as --results /usr"),
+        ("show /usr", "/usr holds no trials"),
         ("show trace.csv", "but a file of that name, which is none: the file of a run ends in .jsonl"),
         ("show last", "no run 'last'"),
         ("profile", "Missing command"),

@@ -167,7 +167,9 @@ def test_decodes_measured_twice_on_two_machines_of_h200s_are_the_same_all_togeth
     real = [trials for trials in runs if {trial.ranks for trial in trials} == {1, 2} and len(trials) > 100]
     (two,) = (trials for trials in real if all(trial.case.workload.is_decode for trial in trials))
     alone = [trials for trials in runs if all(trial.ranks == 1 for trial in trials)]
-    one, again = (trials for trials in alone if len({trial.case for trial in trials} & {trial.case for trial in two}) >= 30)
+    one, again = (
+        trials for trials in alone if len({trial.case for trial in trials} & {trial.case for trial in two}) >= 30
+    )
     found = compare(one, two)
     verdicts = Counter(pair.verdict for pair in found.pairs)
     told = {Verdict.SAME: 28, Verdict.AMBIGUOUS: 2, Verdict.FASTER: 2}

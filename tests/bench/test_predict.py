@@ -10,7 +10,7 @@ import pytest
 from bench.cli import main
 from bench.collective import Way, fit_all, readings
 from bench.predict import comparisons, messages, modelled, with_exchange
-from bench.record import Label, Measured, Trial
+from bench.record import Heat, Label, Measured, Race, Trial
 from bench.report.predicted_table import predicted_grids, predicted_json
 from bench.store import Store
 from dcp_core import Case, DcpLayout, Settings, Workload
@@ -48,6 +48,17 @@ def test_a_step_is_its_simulation_plus_its_exchange_and_says_that_it_is_modelled
     assert outcome.step_us.median == pytest.approx(100.0 + exchange_us(16))
     assert [stage.name for stage in outcome.stages] == ["gather", "attention", "combine"]
     assert "gather modelled: a2a was met within 0% on sizes left out" in outcome.flags
+
+
+def test_a_step_that_was_raced_is_modelled_as_one_that_met_nobody() -> None:
+    alone = simulated()
+    assert isinstance(alone.outcome, Measured)
+    race, samples = Race("1", Heat.RACED, "1", cases=2, repeats=3), (100.0,) * 60
+    step = replace(alone.outcome.step_us, count=len(samples))
+    raced = replace(alone, outcome=replace(alone.outcome, step_us=step, race=race, rank_samples_us=(samples,)))
+    outcome = outcome_of(modelled(raced, ExchangeName.A2A, MODELS))
+    assert outcome.race is None
+    assert outcome.step_us.median == pytest.approx(100.0 + exchange_us(16))
 
 
 def test_beyond_the_fitted_group_the_bracket_widens_and_is_told() -> None:

@@ -211,7 +211,10 @@ def test_what_batches_left_out_are_answered_is_as_good_as_the_page_says() -> Non
     page = words("docs/tuning.md")
     assert f"over all {count} the answer is {100 * total / count:.1f} % slower than the best" in page
     assert f"over the {with_choice} with a choice {100 * total / with_choice:.1f} %" in page
-    assert f"with {len(slower)} of {asked} it is more than 1 % slower than the default ({max(slower):.2f} times at most" in page
+    assert (
+        f"with {len(slower)} of {asked} it is more than 1 % slower than the default ({max(slower):.2f} times at most"
+        in page
+    )
 
 
 @pytest.mark.parametrize("row", table("docs/exchanges.md", "| gather `ag_rs` |"), ids=lambda row: row[0])
