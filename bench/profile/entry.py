@@ -246,11 +246,11 @@ class Entry:
         """What is supposed of settings that were not measured: ``UNKNOWN_REGRET``, or that of the slowest that were."""
         return max(UNKNOWN_REGRET, self.candidates[-1].median_us / self.candidates[0].median_us - 1)
 
-    def loses(self, settings: Settings) -> bool:
-        """Tell whether the batch was measured with settings, as it runs them, and was slower than with the default."""
+    def loses(self, settings: Settings) -> bool | None:
+        """Tell whether settings, as the batch runs them, were slower than its default; None if that was not measured."""
         run = carried(settings, self.layout, self.workload)
         found, default = self.find(run) if run else None, self.find(self.default) if self.default else None
-        return bool(found and default and found.median_us > default.median_us)
+        return found.median_us > default.median_us if found and default else None
 
     def regret(self, settings: Settings) -> float | None:
         """Return how much longer a step takes than with the best, relative to it; None if that was not measured."""

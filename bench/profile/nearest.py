@@ -7,8 +7,9 @@ lie where their rank computes, and those of one dcp lend their settings to anoth
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count, repeat
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from bench.profile.entry import Entry, LeftOut, Source, apart, carried, lent
 from bench.profile.places import Places, Point
-from bench.profile.tree import Sizes, Tree, decide, grow, leaves_of, rows_of
+from bench.profile.tree import Sizes, Tree, decide, grow, rows_of
 from bench.record import Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import Settings, canonical, legal_by_kind
@@ -33,8 +34,8 @@ MAX_FOLDS = 64
 """Of leaving out: in a region of more batches several are left out at a time."""
 WAYS = (Source.NEIGHBOUR, Source.TREE, Source.DEFAULT)
 """How a batch that was not measured may be answered; of two that do as well, the first."""
-NEXT = 1.5
-"""Doublings within which two batches are next to each other."""
+BESIDE = 2.0
+"""Doublings within which what settings did with a batch tells of another."""
 REQUESTS_WEIGHT = 0.25
 """Of a doubling of requests at the same number of new tokens: it matters little whose rows fill a kernel's tiles."""
 
@@ -57,17 +58,67 @@ def place(workload: Workload, dcp: int) -> Point:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Where settings were measured beside the default, by new tokens, and where they were slower than it.
+
+    Args:
+        points, places, lost: of each such batch where it lies, which it is of all, and whether they lost; nothing, if they lost
+            nowhere.
+    """
+
+    points: tuple[Point, ...] = ()
+    places: tuple[int, ...] = ()
+    lost: tuple[bool, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings, entries: Sequence[Entry], points: Sequence[Point]) -> Tried:
+        """Look for settings among some entries, whose places are ``points``."""
+        seen = (
+            (point, place, entry.loses(settings))
+            for place, (entry, point) in enumerate(zip(entries, points, strict=True))
+        )
+        known = sorted((point, place, lost) for point, place, lost in seen if lost is not None)
+        return cls(*zip(*known, strict=True)) if any(lost for *_, lost in known) else cls()
+
+    def loses(self, here: Point, besides: Collection[int] = ()) -> bool:
+        """Tell whether they lost at the nearest batch of no fewer new tokens than here, or at that of no more.
+
+        Args:
+            besides: places of batches that are left out.
+        """
+        first, count = (here[0],), len(self.points)
+        above, below = bisect_left(self.points, first), bisect_left(self.points, (math.nextafter(here[0], math.inf),))
+        return self._lost(here, range(above, count), besides) or self._lost(here, range(below - 1, -1, -1), besides)
+
+    def _lost(self, here: Point, order: Iterable[int], besides: Collection[int]) -> bool:
+        least, lost = BESIDE, False
+        for index in order:
+            point = self.points[index]
+            if abs(point[0] - here[0]) > least:
+                break
+            distance = math.dist(point, here)
+            if distance < least and self.places[index] not in besides:
+                least, lost = distance, self.lost[index]
+        return lost
+
+
+Trying = Callable[[Settings], Tried]
+
+
 class Loan(NamedTuple):
     """Settings of an entry as a layout runs them; ``always``: every batch of the kind they are for can run them."""
 
     settings: Settings
     layout: DcpLayout
     always: bool
+    tried: Tried
 
     @classmethod
-    def of(cls, settings: Settings, layout: DcpLayout, like: Workload) -> Loan:
+    def of(cls, settings: Settings, layout: DcpLayout, like: Workload, tried: Trying) -> Loan:
         """Return a loan for batches of the kind of ``like``."""
-        return cls(settings, layout, legal_by_kind(settings) and carried(settings, layout, like) is not None)
+        always = legal_by_kind(settings) and carried(settings, layout, like) is not None
+        return cls(settings, layout, always, tried(settings))
 
     def serves(self, workload: Workload) -> bool:
         """Tell whether a batch of that kind can run them."""
@@ -85,51 +136,27 @@ class Loans(NamedTuple):
     mixed: Loan | None
 
     @classmethod
-    def of_leaf(cls, settings: Settings, layout: DcpLayout, like: Workload) -> Loans:
+    def of_leaf(cls, settings: Settings, layout: DcpLayout, like: Workload, tried: Trying) -> Loans:
         """Return what a leaf of a tree of batches like one lends. A tree of longer batches alone knows nothing of decodes."""
         beside = settings if settings.decode_kernel else apart(settings)
-        return cls(Loan.of(settings, layout, like), Loan.of(beside, layout, _MIXED))
+        return cls(Loan.of(settings, layout, like, tried), Loan.of(beside, layout, _MIXED, tried))
 
     @classmethod
-    def of(cls, entry: Entry, layout: DcpLayout) -> Loans:
+    def of(cls, entry: Entry, layout: DcpLayout, tried: Trying) -> Loans:
         """Return what an entry lends to a layout. Beside longer requests that were measured alone, decodes run apart."""
         settings, workload = lent(entry, layout), entry.workload
         if settings is None:
             return cls(None, None)
-        alike = Loan.of(settings, layout, _DECODE if workload.is_decode else _LONGER)
-        return cls(alike, Loan.of(settings if workload.is_mixed else apart(settings), layout, _MIXED))
+        alike = Loan.of(settings, layout, _DECODE if workload.is_decode else _LONGER, tried)
+        return cls(alike, Loan.of(settings if workload.is_mixed else apart(settings), layout, _MIXED, tried))
 
 
 class Neighbour(NamedTuple):
-    """A measured batch that answers for another: how far away it is, its place among all that may, and what it lends."""
+    """A measured batch that answers for another: how far away it is, and what it lends."""
 
     distance: float
-    place: int
     entry: Entry
     loan: Loan
-
-
-class Lent(NamedTuple):
-    """What a leaf of a tree lends to batches of requests that are alike, or to mixed ones.
-
-    ``lost`` are the places of batches that were slower with it than with the default: next to them it is not believed.
-    """
-
-    loan: Loan | None
-    lost: frozenset[int]
-
-    @classmethod
-    def of(cls, loan: Loan | None, entries: Sequence[Entry]) -> Lent:
-        """Return a loan with where among some entries it lost."""
-        lost = (place for place, entry in enumerate(entries) if loan and entry.loses(loan.settings))
-        return cls(loan, frozenset(lost))
-
-    def to(self, workload: Workload, near: Neighbour) -> Loan | None:
-        """Return the loan for a batch with a measured one near it; None if it cannot run that, or is not believed there."""
-        loan = self.loan
-        return (
-            loan if loan and not (near.distance <= NEXT and near.place in self.lost) and loan.serves(workload) else None
-        )
 
 
 class LeftOutRegret(NamedTuple):
@@ -150,8 +177,7 @@ class Region:
 
     ``lenders`` are entries of other dcp that may answer too. ``low`` and ``high`` bound them all, ``EDGE`` away; ``spacing`` is
     the longest way from one of them to its nearest neighbour, at most ``FURTHEST``. ``way`` is that of answering whose mean of
-    ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree, with what its ``leaves`` lend to batches of
-    requests that are alike, and to mixed ones. A batch that would have lost by that answers itself for those next to it.
+    ``regrets`` over ``entries`` is least; ``tree`` is there if it is the tree, and ``leaf`` says what a leaf of one lends.
     """
 
     entries: tuple[Entry, ...]
@@ -166,11 +192,13 @@ class Region:
     regrets: Mapping[Source, LeftOutRegret] = field(init=False)
     way: Source = field(init=False)
     tree: Tree | None = field(init=False)
-    leaves: Mapping[Settings, tuple[Lent, Lent]] = field(init=False)
+    leaf: Callable[[Settings], Loans] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         layout, everyone = self.entries[0].layout.canonical, (*self.entries, *self.lenders)
         points = [_place_of(entry) for entry in everyone]
+        tried = cache(lambda settings: Tried.of(settings, everyone, points))
+        like = _DECODE if self.entries[0].workload.is_decode else _LONGER
         found = {way: _left_out_regret(self.entries, way) for way in WAYS}
         regrets = {way: regret for way, regret in found.items() if regret is not None}
         way = min(regrets, key=lambda one: round(regrets[one].mean, 6), default=Source.NEIGHBOUR)
@@ -179,13 +207,13 @@ class Region:
             "everyone": everyone,
             "points": tuple(points),
             "places": Places.of(points),
-            "loans": tuple(Loans.of(entry, layout) for entry in everyone),
+            "loans": tuple(Loans.of(entry, layout, tried) for entry in everyone),
             "low": tuple(min(along) - EDGE for along in zip(*points, strict=True)),
             "high": tuple(max(along) + EDGE for along in zip(*points, strict=True)),
             "regrets": regrets,
             "way": way,
             "tree": tree,
-            "leaves": {one: _leaf(one, layout, everyone) for one in leaves_of(tree)} if tree else {},
+            "leaf": cache(lambda settings: Loans.of_leaf(settings, layout, like, tried)),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -201,20 +229,31 @@ class Region:
         distance, index = self.places.nearest(here)
         loan = self.loans[index][mixed]
         if loan and loan.serves(workload) and not besides:
-            return Neighbour(distance, index, self.everyone[index], loan)
+            return Neighbour(distance, self.everyone[index], loan)
         for distance, index in sorted(zip(map(math.dist, self.points, repeat(here)), count(), strict=False)):
             loan = self.loans[index][mixed]
             if loan and index not in besides and loan.serves(workload):
-                return Neighbour(distance, index, self.everyone[index], loan)
+                return Neighbour(distance, self.everyone[index], loan)
         return None
 
-    def by_tree(self, workload: Workload, near: Neighbour) -> Loan | None:
-        """Return what the tree lends a batch, ``near`` being the nearest measured one; None if that is to answer."""
-        return (
-            self.leaves[decide(self.tree, Sizes.of(workload))][workload.is_mixed].to(workload, near)
-            if self.tree
-            else None
-        )
+    def answer(self, workload: Workload, here: Point, near: Neighbour) -> tuple[Source, Loan | None]:
+        """Return who answers for a batch here, near a measured one, with what; the default, with nothing, if none is believed.
+
+        A tree is asked first, where that is the way, then the batch nearby. Settings are believed unless they were slower than
+        the default at the nearest batch of no fewer new tokens that they were measured with, or at that of no more.
+        """
+        if self.tree and (loan := self.by_tree(self.tree, workload, here)):
+            return Source.TREE, loan
+        return (Source.DEFAULT, None) if near.loan.tried.loses(here) else (Source.NEIGHBOUR, near.loan)
+
+    def by_tree(self, tree: Tree, workload: Workload, here: Point, besides: Collection[int] = ()) -> Loan | None:
+        """Return what a tree grown on this region lends a batch; None if it cannot run that, or is not believed.
+
+        Args:
+            besides: places of batches that are left out.
+        """
+        loan = self.leaf(decide(tree, Sizes.of(workload)))[workload.is_mixed]
+        return loan if loan and loan.serves(workload) and not loan.tried.loses(here, besides) else None
 
     def regret(self, way: Source) -> float | None:
         """Return what a way of answering cost batches left out, on average; None where that is unknown."""
@@ -267,13 +306,6 @@ def _pool(key: RegionKey) -> _Pool:
     return interleave, longer, dcp > 1 and label is Label.MEASURED
 
 
-def _leaf(settings: Settings, layout: DcpLayout, entries: Sequence[Entry]) -> tuple[Lent, Lent]:
-    """Return what a leaf lends; of ``entries`` the first is of the tree's own region."""
-    like = _DECODE if entries[0].workload.is_decode else _LONGER
-    alike, mixed = (Lent.of(loan, entries) for loan in Loans.of_leaf(settings, layout, like))
-    return alike, mixed
-
-
 def _place_of(entry: Entry) -> Point:
     return place(entry.workload, entry.layout.dcp)
 
@@ -283,9 +315,8 @@ def _left_out(region: Region) -> Iterator[Entry]:
 
     Left out with a batch are those of other dcp or with other decodes beside it that have the same sizes.
     """
-    entries, layout = region.entries, region.entries[0].layout.canonical
+    entries = region.entries
     choices, rows = rows_of(entries)
-    leaves = cache(lambda settings: _leaf(settings, layout, region.everyone))
     sizes = [Sizes.of(entry.workload) for entry in (*entries, *region.lenders)]
     folds = min(len(entries), MAX_FOLDS)
     for fold in range(folds):
@@ -293,20 +324,20 @@ def _left_out(region: Region) -> Iterator[Entry]:
         kept = [row for index, row in enumerate(rows) if index not in besides]
         tree = grow(choices, kept) if kept else None
         for index in besides:
-            entry = entries[index]
-            alike = (other for other, one in enumerate(sizes) if one == sizes[index])
-            near = region.nearest(entry.workload, region.points[index], besides={*besides, *alike})
-            told = None
-            if tree and near:
-                told = (
-                    leaves(decide(tree, rows[index].sizes))[entry.workload.is_mixed].to(entry.workload, near)
-                    or near.loan
-                )
-            yield replace(entry, left_out=LeftOut(_regret(entry, near and near.loan), _regret(entry, told)))
+            entry, here = entries[index], region.points[index]
+            out = {*besides, *(other for other, one in enumerate(sizes) if one == sizes[index])}
+            if near := region.nearest(entry.workload, here, besides=out):
+                by_near = None if near.loan.tried.loses(here, out) else near.loan
+                by_tree = region.by_tree(tree, entry.workload, here, out) if tree else None
+                yield replace(entry, left_out=LeftOut(_regret(entry, by_near), _regret(entry, by_tree or by_near)))
+            else:
+                yield entry
 
 
 def _regret(entry: Entry, loan: Loan | None) -> float | None:
-    regret = entry.regret(loan.run_by(entry.workload)) if loan else None
+    """Return the regret of what a batch is lent, or of the default where it is lent nothing."""
+    settings = loan.run_by(entry.workload) if loan else entry.default
+    regret = entry.regret(settings) if settings else None
     return None if regret is None else round(regret, 6)
 
 

@@ -13,6 +13,7 @@ from bench.errors import UsageError
 from bench.files import FileError, read_capped, write_whole
 from bench.profile.entry import MAX_ENTRIES, MAX_READINGS, Entry, Geometry, Source, default_settings
 from bench.profile.nearest import Neighbour, Region, RegionKey, leave_each_out, place, regions_of
+from bench.profile.places import Point
 from bench.record import Environment, Label
 from dcp_core.layout import DcpLayout
 from dcp_core.settings import KernelName, Settings
@@ -183,7 +184,7 @@ class Profile:
                 beyond.append(region)
             elif near := region.nearest(workload, here):
                 if near.distance <= region.spacing:
-                    return self._among(region, near, workload, layout)
+                    return self._among(region, near, here, workload, layout)
                 shortest = min(shortest, near.distance)
         for region in beyond:
             if near := region.nearest(workload, here):
@@ -200,14 +201,15 @@ class Profile:
         """Return all entries of a layout: of a batch that was both measured and simulated, both."""
         return [entry for entry in self.entries if _shared_out(entry.layout) == _shared_out(layout)]
 
-    def _among(self, region: Region, near: Neighbour, workload: Workload, layout: DcpLayout) -> Choice:
+    def _among(self, region: Region, near: Neighbour, here: Point, workload: Workload, layout: DcpLayout) -> Choice:
         """Answer for a batch that a region covers."""
         if region.way is Source.DEFAULT:
             return Choice(self._default(workload, layout), Source.DEFAULT, near.distance, region.regret(region.way))
-        if loan := region.by_tree(workload, near):
-            return Choice(loan.run_by(workload), Source.TREE, near.distance, region.regret(region.way), near.entry)
-        regret = region.regret(Source.NEIGHBOUR)
-        return Choice(near.loan.run_by(workload), Source.NEIGHBOUR, near.distance, regret, near.entry)
+        source, loan = region.answer(workload, here, near)
+        if loan is None:
+            return Choice(self._default(workload, layout), source, near.distance, region.regret(region.way))
+        regret = region.regret(region.way if source is Source.TREE else Source.NEIGHBOUR)
+        return Choice(loan.run_by(workload), source, near.distance, regret, near.entry)
 
     def _default(self, workload: Workload, layout: DcpLayout) -> Settings:
         if self._reference_alone:
