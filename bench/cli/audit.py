@@ -51,7 +51,7 @@ def audit(
 
     CUPTI, through torch's profiler, times the same repetitions of each stage; the two should agree within 3 % in 95 % of
     stages, and exit code 1 says that they do not. Stages under ten timer floors, which trials flag, are told apart. Of a case
-    raced against itself neither should be called faster. Nothing is stored; --json prints all.
+    raced against itself neither should be called faster. Nothing is stored; --json prints all; Ctrl-C ends it with what it has.
 
     Examples:
       dcpbench audit decode
@@ -80,12 +80,18 @@ def audit(
     ranks, alone = wanted.machine.ranks, not running.anyway
     with Supervisor(ranks, wanted.policy, alone=alone) as supervisor, screen(len(chosen), float(len(chosen))) as view:
         supervisor.told = view.compiling
-        found = []
-        for one in _examine(said(chosen, view), supervisor):
-            found.append(one)
-            view.advance(case_name(one.case), 1.0)
+        found: list[Examined] = []
+        interrupted = False
+        try:
+            for one in _examine(said(chosen, view), supervisor):
+                found.append(one)
+                view.advance(case_name(one.case), 1.0)
+        except KeyboardInterrupt:
+            warn(f"Stopped after {counted(len(found), 'case')} of {len(chosen)}.")
+            interrupted = True
     made = {"command": session.command, "environment": asdict(wanted.machine.environment)}
-    return _tell(found, made, as_json=running.json)
+    end = _tell(found, made, as_json=running.json)
+    return Exit.INTERRUPTED if interrupted else end
 
 
 def _examine(cases: Iterable[Case], supervisor: Supervisor) -> Iterator[Examined]:

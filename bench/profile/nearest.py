@@ -7,7 +7,6 @@ lie where their rank computes, and those of one dcp lend their settings to anoth
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,12 @@ from itertools import count, repeat
 from operator import le
 from typing import NamedTuple
 
-from bench.profile.entry import Entry, LeftOut, Source, apart, carried, lent
+from bench.profile.entry import Entry, LeftOut, Source
+from bench.profile.loan import Loan, Loans, Tried
 from bench.profile.places import Places, Point
 from bench.profile.tree import Sizes, Tree, decide, grow, rows_of
 from bench.record import Label
-from dcp_core.layout import DcpLayout
-from dcp_core.settings import Settings, canonical, legal_by_kind
+from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 
 CONTEXT_FLOOR = 128
@@ -34,16 +33,12 @@ MAX_FOLDS = 64
 """Of leaving out: in a region of more batches several are left out at a time."""
 WAYS = (Source.NEIGHBOUR, Source.TREE, Source.DEFAULT)
 """How a batch that was not measured may be answered; of two that do as well, the first."""
-BESIDE = 2.0
-"""Doublings within which what settings did with a batch tells of another."""
 REQUESTS_WEIGHT = 0.25
 """Of a doubling of requests at the same number of new tokens: it matters little whose rows fill a kernel's tiles."""
 
 RegionKey = tuple[int, int, bool, Label]
 """dcp, interleave, longer than decodes or not, label."""
 _Pool = tuple[int, bool, bool]
-_DECODE, _LONGER, _MIXED = map(Workload.parse, ("q1", "q2", "q1_q2"))
-"""A batch of each kind."""
 
 
 def place(workload: Workload, dcp: int) -> Point:
@@ -56,99 +51,6 @@ def place(workload: Workload, dcp: int) -> Point:
         math.log2(dcp),
         REQUESTS_WEIGHT * math.log2(requests),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """Where settings were measured beside the default, by new tokens, and where they were slower than it.
-
-    Args:
-        points, places, lost: of each such batch where it lies, which it is of all, and whether they lost; nothing, if they lost
-            nowhere.
-    """
-
-    points: tuple[Point, ...] = ()
-    places: tuple[int, ...] = ()
-    lost: tuple[bool, ...] = ()
-
-    @classmethod
-    def of(cls, settings: Settings, entries: Sequence[Entry], points: Sequence[Point]) -> Tried:
-        """Look for settings among some entries, whose places are ``points``."""
-        seen = (
-            (point, place, entry.loses(settings))
-            for place, (entry, point) in enumerate(zip(entries, points, strict=True))
-        )
-        known = sorted((point, place, lost) for point, place, lost in seen if lost is not None)
-        return cls(*zip(*known, strict=True)) if any(lost for *_, lost in known) else cls()
-
-    def loses(self, here: Point, besides: Collection[int] = ()) -> bool:
-        """Tell whether they lost at the nearest batch of no fewer new tokens than here, or at that of no more.
-
-        Args:
-            besides: places of batches that are left out.
-        """
-        first, count = (here[0],), len(self.points)
-        above, below = bisect_left(self.points, first), bisect_left(self.points, (math.nextafter(here[0], math.inf),))
-        return self._lost(here, range(above, count), besides) or self._lost(here, range(below - 1, -1, -1), besides)
-
-    def _lost(self, here: Point, order: Iterable[int], besides: Collection[int]) -> bool:
-        least, lost = BESIDE, False
-        for index in order:
-            point = self.points[index]
-            if abs(point[0] - here[0]) > least:
-                break
-            distance = math.dist(point, here)
-            if distance < least and self.places[index] not in besides:
-                least, lost = distance, self.lost[index]
-        return lost
-
-
-Trying = Callable[[Settings], Tried]
-
-
-class Loan(NamedTuple):
-    """Settings of an entry as a layout runs them; ``always``: every batch of the kind they are for can run them."""
-
-    settings: Settings
-    layout: DcpLayout
-    always: bool
-    tried: Tried
-
-    @classmethod
-    def of(cls, settings: Settings, layout: DcpLayout, like: Workload, tried: Trying) -> Loan:
-        """Return a loan for batches of the kind of ``like``."""
-        always = legal_by_kind(settings) and carried(settings, layout, like) is not None
-        return cls(settings, layout, always, tried(settings))
-
-    def serves(self, workload: Workload) -> bool:
-        """Tell whether a batch of that kind can run them."""
-        return self.always or carried(self.settings, self.layout, workload) is not None
-
-    def run_by(self, workload: Workload) -> Settings:
-        """Return the settings as a batch that they serve runs them."""
-        return canonical(self.settings, self.layout, workload)
-
-
-class Loans(NamedTuple):
-    """What an entry lends to batches of requests that are all longer or all decodes, and to mixed ones."""
-
-    alike: Loan | None
-    mixed: Loan | None
-
-    @classmethod
-    def of_leaf(cls, settings: Settings, layout: DcpLayout, like: Workload, tried: Trying) -> Loans:
-        """Return what a leaf of a tree of batches like one lends. A tree of longer batches alone knows nothing of decodes."""
-        beside = settings if settings.decode_kernel else apart(settings)
-        return cls(Loan.of(settings, layout, like, tried), Loan.of(beside, layout, _MIXED, tried))
-
-    @classmethod
-    def of(cls, entry: Entry, layout: DcpLayout, tried: Trying) -> Loans:
-        """Return what an entry lends to a layout. Beside longer requests that were measured alone, decodes run apart."""
-        settings, workload = lent(entry, layout), entry.workload
-        if settings is None:
-            return cls(None, None)
-        alike = Loan.of(settings, layout, _DECODE if workload.is_decode else _LONGER, tried)
-        return cls(alike, Loan.of(settings if workload.is_mixed else apart(settings), layout, _MIXED, tried))
 
 
 class Neighbour(NamedTuple):
@@ -198,7 +100,7 @@ class Region:
         layout, everyone = self.entries[0].layout.canonical, (*self.entries, *self.lenders)
         points = [_place_of(entry) for entry in everyone]
         tried = cache(lambda settings: Tried.of(settings, everyone, points))
-        like = _DECODE if self.entries[0].workload.is_decode else _LONGER
+        decodes = self.entries[0].workload.is_decode
         found = {way: _left_out_regret(self.entries, way) for way in WAYS}
         regrets = {way: regret for way, regret in found.items() if regret is not None}
         way = min(regrets, key=lambda one: round(regrets[one].mean, 6), default=Source.NEIGHBOUR)
@@ -213,7 +115,7 @@ class Region:
             "regrets": regrets,
             "way": way,
             "tree": tree,
-            "leaf": cache(lambda settings: Loans.of_leaf(settings, layout, like, tried)),
+            "leaf": cache(lambda settings: Loans.of_leaf(settings, layout, tried, decodes=decodes)),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)

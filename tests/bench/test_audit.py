@@ -142,6 +142,21 @@ def test_stages_below_ten_floors_are_told_apart(scripted: Scripted, capsys: pyte
     assert [told[name] for name in ("stages", "agree", "short", "short_agree")] == [5, 5, 10, 0]
 
 
+def test_an_audit_that_is_interrupted_tells_what_it_has(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    def audited(number: int) -> list[Audited]:
+        if number == 2:
+            raise KeyboardInterrupt
+        return [NOTHING, Audited("step", 103.4, 100.0, 2)]
+
+    scripted.audited = audited
+    assert run("audit", *SWEEP, "--cases", "5", "--json") == Exit.INTERRUPTED
+    out, err = capsys.readouterr()
+    assert "Stopped after 2 cases of 5." in err
+    told = json.loads(out)
+    assert [told[name] for name in ("stages", "agree", "races")] == [2, 2, 2]
+    assert told["command"] == f"dcpbench audit {' '.join(SWEEP)} --cases 5 --json"
+
+
 def test_what_could_not_be_audited_is_said_with_its_reason(
     scripted: Scripted, capsys: pytest.CaptureFixture[str]
 ) -> None:

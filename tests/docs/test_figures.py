@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from statistics import geometric_mean, median
 
 import pytest
 
+from bench.audit import Audited
 from bench.collective import readings
 from bench.predict import comparisons
 from bench.profile import Profile
@@ -18,6 +20,7 @@ from bench.profile.entry import Entry
 from bench.record import Measured
 from bench.shipped import reference_folder
 from bench.store import Store, read_run
+from bench.verdict import RESOLUTION_US
 from dcp_core.shapes import Workload
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +231,28 @@ def test_the_table_of_messages_is_what_was_measured_between_two_gpus(row: list[s
         and (one.kind.row.heads, one.kind.row.head_dim) == (8, 128)
     }
     agree(row[1:], [times[tokens] for tokens in (1, 8, 64, 256, 1024, 4096, 8192)])
+
+
+def test_the_audit_that_ships_is_what_the_page_says_of_it() -> None:
+    told = json.loads((reference_folder() / "h200" / "audits" / "decode.json").read_text(encoding="utf-8"))
+    stages = [(Audited(**one), Audited(**case["timed"][0])) for case in told["cases"] for one in case["timed"][1:]]
+    long = [one.agrees(null) for one, null in stages if not one.is_short(null)]
+    short = [one.agrees(null) for one, null in stages if one.is_short(null)]
+    counts = (len(long), sum(long), len(short), sum(short))
+    assert tuple(told[name] for name in ("stages", "agree", "short", "short_agree")) == counts
+    apart_us = [abs(one.error(null)) * one.cupti_us for one, null in stages]
+    near = sum(apart <= RESOLUTION_US for apart in apart_us)
+    false = [case["raced"] for case in told["cases"] if case["raced"]["verdict"] in ("faster", "slower")]
+    page = words("results/reference/h200/README.md")
+    assert all(long)
+    assert f"all {len(long)} stages of ten floors and more agree" in page
+    assert (
+        f"of {len(short)} shorter ones {sum(short)}, and {near} of the {len(stages)} within half a microsecond" in page
+    )
+    assert len(false) == 3
+    assert (
+        f"Three of {told['races']} cases raced against themselves in one process were called faster or slower" in page
+    )
 
 
 def test_what_is_simulated_and_modelled_comes_as_near_to_two_gpus_as_the_page_says() -> None:
