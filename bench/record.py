@@ -27,6 +27,7 @@ PROTOCOL = 3
 is timed from taking the batch on, and inputs hold planted keys; 3, repetitions, rendezvous and events are inside the graph."""
 MAX_PIECES = 256
 """Pieces of work kept of a step's timeline: ten times what a step of a mixed batch consists of."""
+_LEAST_US, _MOST_US = 1e-3, 1e11
 VISITS = 2
 """To each case in a round of a race, as far from its middle the one as the other: a drift falls on all cases alike."""
 
@@ -165,6 +166,8 @@ class Measured:
             raise ValueError(f"a timeline has {MAX_PIECES} pieces of work at most, not {len(self.timeline)}")
         if self.race and {len(samples) for samples in self.rank_samples_us} != {self.step_us.count}:
             raise ValueError(f"a race keeps all samples of every rank, {self.step_us.count}")
+        if self.race and not all(_LEAST_US <= time <= _MOST_US for samples in self.rank_samples_us for time in samples):
+            raise ValueError("a race's samples lie between a nanosecond and a day")
         if self.race and self.step_us.count % (VISITS * self.race.repeats):
             raise ValueError(
                 f"{self.step_us.count} samples are no whole rounds of {VISITS} visits, {self.race.repeats} each"

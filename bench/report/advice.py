@@ -86,6 +86,8 @@ def tune_command(found: Recommendation, *, ranks: bool = False) -> str:
     dcps = [dcp for dcp in found.rooms if dcp > 1]
     batches = " ".join(f"--batch {batch}" for batch, _ in found.traffic.batches if len(str(batch)) <= LONGEST)
     before = f"--ranks {max(dcps)} " if ranks and dcps else ""
+    if not batches:  # too long to type
+        return f"'dcpbench {before}tune mine.toml', which --sweep mine.toml writes here"
     sizes = ",".join(map(str, found.rooms))
     exchange = " --exchange ag_rs,a2a,direct" if ranks else ""
     return f"'dcpbench {before}tune --model {found.model} --tp {found.tp} --dcp {sizes}{exchange} {batches}'"

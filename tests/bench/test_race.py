@@ -196,6 +196,9 @@ def test_a_race_keeps_every_sample_in_whole_rounds() -> None:
     assert outcome.race is not None
     with pytest.raises(ValueError, match="a race keeps all samples of every rank, 12"):
         replace(outcome, rank_samples_us=((1.0,) * 11,))
+    for absurd in (0.0, 1e-300, 1e300):
+        with pytest.raises(ValueError, match="a race's samples lie between a nanosecond and a day"):
+            replace(outcome, rank_samples_us=((1.0,) * 11 + (absurd,),))
     with pytest.raises(ValueError, match="12 samples are no whole rounds of 2 visits, 5 each"):
         replace(outcome, race=replace(outcome.race, repeats=5))
     with pytest.raises(ValueError, match="a race times one case or more"):

@@ -14,7 +14,7 @@ from bench.recommend.decision import NOTHING, Decision, Exchange, Option, Origin
 from bench.recommend.recommend import Recommendation, Room, Traffic, Why
 from bench.recommend.steptime import Span, StepTime
 from bench.record import Label
-from bench.report.advice import changes, options_grid, paragraph
+from bench.report.advice import changes, options_grid, paragraph, tune_command
 from bench.report.advice_json import to_json
 from dcp_core.layout import DcpLayout
 from dcp_core.memory import KvMemory, RankMemory
@@ -197,6 +197,17 @@ def test_a_note_stands_below_each_exchange_that_the_table_shows() -> None:
     tuned = options(part(1, 50, 50), part(2, 20, 20, exchange(1, 2, Origin.MODELLED)))
     notes = options_grid(replace(recommendation(engine, (99, 99)), tuned=tuned)).footnotes
     assert any("Exchange modelled" in note for note in notes)
+
+
+def test_a_batch_too_long_to_type_is_measured_from_the_sweep_that_is_written() -> None:
+    found = recommendation(options(part(1, 100.0, 100.0)))
+    assert "--batch" in tune_command(found)
+    long = Workload.parse("_".join(f"q{new}s32k" for new in range(100, 120)))
+    traffic = replace(found.traffic, batches=((long, 1.0),))
+    assert (
+        tune_command(replace(found, traffic=traffic))
+        == "'dcpbench tune mine.toml', which --sweep mine.toml writes here"
+    )
 
 
 def crossed(*times: tuple[int, Part | None]) -> list[str]:
