@@ -228,7 +228,11 @@ def _left_out(region: Region) -> Iterator[Entry]:
         for index in besides:
             entry, here = entries[index], region.points[index]
             out = {*besides, *(other for other, one in enumerate(sizes) if one == sizes[index])}
-            if near := region.nearest(entry.workload, here, besides=out):
+            near = region.nearest(entry.workload, here, besides=out)
+            if near and near.distance > FURTHEST:  # beyond what is measured the default answers
+                default = _regret(entry, None)
+                yield replace(entry, left_out=LeftOut(default, default))
+            elif near:
                 by_near = None if near.loan.tried.loses(here, out) else near.loan
                 by_tree = region.by_tree(tree, entry.workload, here, out) if tree else None
                 yield replace(entry, left_out=LeftOut(_regret(entry, by_near), _regret(entry, by_tree or by_near)))

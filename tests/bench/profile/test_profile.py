@@ -246,6 +246,12 @@ def test_the_way_of_answering_is_that_which_costs_batches_left_out_least() -> No
     assert (choice.source, choice.settings, choice.expected_regret) == (Source.TREE, SPLIT, 0)
 
 
+def test_a_batch_left_out_beyond_what_is_measured_is_answered_by_the_default() -> None:
+    """As a lookup is: four doublings away nothing is a neighbour."""
+    far = profile(timed("q4s8k", fold=10, split=20), timed("q64s8k", fold=10, split=30))
+    assert [(entry.left_out.neighbour, entry.left_out.tree) for entry in far.entries] == [(1, 1), (2, 2)]
+
+
 def test_settings_are_not_believed_between_batches_of_which_one_was_slower_with_them_than_with_the_default() -> None:
     """Fold is faster with 256 new tokens, slower with 1024: in between the default answers, though 256 are nearer to 400."""
     known = profile(
@@ -460,10 +466,10 @@ def test_profiles_are_joined_and_of_a_batch_the_last_measured_counts() -> None:
         at(timed("q4s8k", fold=10, split=20), "2026-01-01"),
         at(timed("q4s8k", fold=20, split=10), "2026-02-01"),
     )
-    other = at(timed("q64s8k", fold=10, split=20), "2026-01-01")
+    other = at(timed("q16s8k", fold=10, split=20), "2026-01-01")
     for one, two in ((profile(early, other), profile(late)), (profile(late), profile(early, other))):
         joined = merged(one, two)
-        assert {str(entry.workload): entry.settings for entry in joined.entries} == {"q4s8k": SPLIT, "q64s8k": FOLD}
+        assert {str(entry.workload): entry.settings for entry in joined.entries} == {"q4s8k": SPLIT, "q16s8k": FOLD}
         assert [entry.left_out.neighbour for entry in joined.entries] == [1, 1], "learnt anew from all of them"
     elsewhere = replace(profile(late), environment=Environment({**H200.hard, "driver": "590"}))
     with pytest.raises(UsageError, match=r"two machines.*driver: 580.95 here, 590 there"):
