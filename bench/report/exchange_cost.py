@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {ExchangeName.AG_RS: "#332288", ExchangeName.A2A: "#d9a12b", ExchangeName.DIRECT: "#1f8a70"}
-MARKERS = {ExchangeName.AG_RS: "o", ExchangeName.A2A: "s", ExchangeName.DIRECT: "D"}
+# Of no path and no kernel: both stand in one picture with them.
+COLOURS = {ExchangeName.AG_RS: "#332288", ExchangeName.A2A: "#E78AC3", ExchangeName.DIRECT: "#999933"}
+MARKERS = {ExchangeName.AG_RS: "X", ExchangeName.A2A: ">", ExchangeName.DIRECT: "*"}
 MAX_GROUPS = 3
 """Kinds of row and ways of timing that have panels of their own: those with most readings."""
 _Group = tuple[Way, Row]
@@ -47,7 +48,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
             for place, operation in zip(axes[number * len(OPERATIONS) :], OPERATIONS, strict=False):
                 _draw_panel(place, [one for one in group if one.operation == operation])
                 place.set_title(
-                    f"{operation}, rows of {group[0].kind.row}\n{manner_name(group[0].kind.way)}", loc="left"
+                    f"{operation}, rows of {group[0].kind.row}, measured\n{manner_name(group[0].kind.way)}", loc="left"
                 )
                 place.set_xlabel("tokens (requests of one new token)")
             axes[number * len(OPERATIONS)].set_ylabel("one operation, slowest rank (median)")
@@ -112,6 +113,8 @@ def _keys(found: Sequence[Reading]) -> list[object]:
     entries = [Line2D([], [], color=COLOURS[name], marker=MARKERS[name], label=str(name)) for name in exchanges]
     dcps = sorted({reading.kind.dcp for reading in found})
     entries += [Line2D([], [], color="#555555", ls=style.line_of(dcp), label=f"dcp {dcp}") for dcp in dcps]
+    if fit_all(found):
+        entries.append(Line2D([], [], color="#555555", lw=0.7, label="modelled"))
     if link_bytes_per_us(found[0].trial.environment):
         entries.append(Line2D([], [], color="#999999", ls=":", label="link limit"))
     return [*entries]

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from bench.collective import Reading, readings
 from bench.record import Environment, Measured, Trial
-from bench.report import exchange_cost
+from bench.report import exchange_cost, style
 from bench.report.exchange_table import Place, break_even, exchange_grids, places_of, readings_json
 from dcp_core import ModelShape
 from tests.bench.made_up import H200, summary, trials
@@ -167,3 +167,12 @@ def test_a_line_stands_where_another_exchange_becomes_the_fastest() -> None:
     alike = exchange_cost.draw(found)
     assert isinstance(alike, Figure)
     assert not [line for axes in alike.axes for line in axes.lines if line.get_gid() == "break-even"]
+
+
+def test_an_exchange_looks_like_no_path_and_no_kernel() -> None:
+    """They stand beside one another in the roofline."""
+    assert not set(exchange_cost.MARKERS.values()) & set(style.KERNEL_MARKERS.values())
+    exchanges, paths = (
+        {one.lower() for one in colours.values()} for colours in (exchange_cost.COLOURS, style.PATH_COLOURS)
+    )
+    assert not exchanges & paths
