@@ -35,6 +35,10 @@ _MEANING: Mapping[Label, str] = {
     Label.MODELLED: "modelled (one rank by itself, with its exchange's time from messages measured)",
 }
 _CELL_INCHES = (1.45, 0.66)
+_LONGEST_WAY = 26
+"""Characters that a line of a cell has room for."""
+_WIDEST_OF_TWO = 6.0
+"""Inches of a panel up to which two stand side by side: wider ones are too small to read where a page shows the picture whole."""
 
 
 def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str:
@@ -52,12 +56,19 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str
     shown = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
     shown = [one for one in maps if one in shown]
     machines = {one.subject.deployment.machine for one in shown}
-    width = 1.0 + _CELL_INCHES[0] * max(len(one.contexts) for one in shown)
-    height = 1.45 + _CELL_INCHES[1] * max(min(len(one.rows), MAX_ROWS) for one in shown)
+    most = max(len(one.contexts) for one in shown)
+    width = 1.0 + _CELL_INCHES[0] * most
+    heights = [1.45 + _CELL_INCHES[1] * min(len(one.rows), MAX_ROWS) for one in shown]
+    is_wide = width > _WIDEST_OF_TWO
     with style.styled():
-        figure, axes = style.panels(len(shown), width=width, height=height, columns=2)
+        if is_wide:
+            figure, axes = style.column(heights, width=width)
+        else:
+            figure, axes = style.panels(len(shown), width=width, height=max(heights), columns=2)
         for place, one in zip(axes, shown, strict=True):
             _draw_panel(place, one, budget, _name(one, on_which=len(machines) > 1))
+            if is_wide:
+                place.set_xlim(-0.5, most - 0.5)  # cells as wide in all panels
         style.title(figure, "Which dcp: the fastest attention step of one layer, at the same number of GPUs")
         sources = [trial for one in shown for trial in one.trials]
         style.finish(figure, _keys(shown), sources, *_notes(shown, budget, hidden=len(maps) - len(shown)))
@@ -95,7 +106,7 @@ def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
     axes.set_xticks(range(len(contexts)), [_column(one, context, budget) for context in contexts], fontsize=7)
     axes.set_yticks(range(len(rows)), [_row(row, one.subject.phase) for row in rows])
     axes.set_title(f"{name}: {one.subject.phase}\n{_sources(one)}", loc="left")
-    axes.set_xlabel("context per request, tokens")
+    axes.set_xlabel("context per request, tokens", loc="left")
     axes.set_ylabel("requests" if one.subject.phase is Phase.DECODE else "requests × new tokens")
 
 
@@ -137,7 +148,9 @@ def _words(decision: Decision, left: Sequence[Option], shape: ModelShape) -> str
     names = f"{', '.join(some)} or {last}" if some else last
     base, span = decision.base.span, rival.span
     low, high = span.low_us - base.high_us, span.high_us - base.low_us
-    lines = [f"dcp {names}, {_way(left[-1], shape)}", _signed(low, high, 1)]
+    way = _way(left[-1], shape)
+    between = " " if len(f"dcp {names}, {way}") <= _LONGEST_WAY else "\n"
+    lines = [f"dcp {names},{between}{way}", _signed(low, high, 1)]
     source = [str(label) for label in Label if label in _labels([decision]) and label is not Label.MEASURED]
     even = rival.break_even_us(decision.base)
     if left[0] is decision.base and len(left) > 1 and even is not None and even >= LEAST_EVEN_US:

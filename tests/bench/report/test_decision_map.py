@@ -223,3 +223,12 @@ def test_lines_show_from_where_dcp_pays_and_up_to_where_requests_fit() -> None:
         sum(one <= fits for one in requests) - 0.5 for fits in (6, 13)
     ]  # what a cache of 40 GiB holds at dcp 1 and 2
     assert full == pytest.approx(below, abs=0.1)
+
+
+def test_a_picture_of_many_contexts_is_no_wider_than_can_be_read_where_a_page_shows_it_whole() -> None:
+    """1246 px is what a report leaves a picture on a desk: its smallest words are 9 px high there, at least."""
+    figure = decision_map.draw(Store.read(reference_folder() / "h200")[0])
+    assert isinstance(figure, Figure)
+    assert 7 / 72 * 1246 / figure.get_figwidth() >= 9
+    ends = {round(axes.get_xlim()[1], 3) for axes in figure.axes}
+    assert len(ends) == 1, "cells are as wide in every panel"
