@@ -10,6 +10,7 @@ from bench.recommend.decision import Decision, Option, Origin
 from bench.recommend.decision_map import Map, Phase, Row, maps_of
 from bench.record import Label, Trial
 from bench.report import style
+from bench.report.cells import Size, most, panels
 from dcp_core.cost import exchanged
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.memory import KvMemory, format_size
@@ -25,6 +26,7 @@ BUDGET_BYTES = 40 << 30
 """For the KV cache of one rank, where nobody says otherwise."""
 MAX_PANELS = 6
 MAX_ROWS = 8
+MAX_CONTEXTS = 8
 _PAYS, _FULL = "#111111", "#CC79A7"
 _ASIDE = 0.035
 """Between lines of one height, in rows, so that they do not hide one another."""
@@ -34,7 +36,7 @@ _MEANING: Mapping[Label, str] = {
     Label.SIMULATED: "simulated (one rank by itself, without its exchange)",
     Label.MODELLED: "modelled (one rank by itself, with its exchange's time from messages measured)",
 }
-_CELL_INCHES = (1.45, 0.66)
+_CELL_INCHES, _AROUND_INCHES = Size(1.55, 0.66), Size(0.9, 1.45)
 
 
 def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str:
@@ -52,10 +54,9 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str
     shown = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
     shown = [one for one in maps if one in shown]
     machines = {one.subject.deployment.machine for one in shown}
-    width = 1.0 + _CELL_INCHES[0] * max(len(one.contexts) for one in shown)
-    height = 1.45 + _CELL_INCHES[1] * max(min(len(one.rows), MAX_ROWS) for one in shown)
+    tables = [Size(len(_contexts(one)), len(_rows(one))) for one in shown]
     with style.styled():
-        figure, axes = style.panels(len(shown), width=width, height=height, columns=2)
+        figure, axes = panels(tables, cell=_CELL_INCHES, around=_AROUND_INCHES)
         for place, one in zip(axes, shown, strict=True):
             _draw_panel(place, one, budget, _name(one, on_which=len(machines) > 1))
         style.title(figure, "Which dcp: the fastest attention step of one layer, at the same number of GPUs")
@@ -80,13 +81,23 @@ def _name(one: Map, *, on_which: bool) -> str:
     return f"{name}, {one.subject.deployment.device}" if on_which else name
 
 
+def _rows(one: Map) -> list[Row]:
+    """Return the rows that a panel has room for: the last."""
+    return one.rows[-MAX_ROWS:]
+
+
+def _contexts(one: Map) -> list[int]:
+    """Return the contexts that a panel has room for: those with most cells in its rows."""
+    rows = _rows(one)
+    return most((context for row, context in one.cells if row in rows), MAX_CONTEXTS)
+
+
 def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
-    contexts, rows = one.contexts, one.rows[-MAX_ROWS:]
+    contexts, rows = _contexts(one), _rows(one)
     for y, row in enumerate(rows):
         for x, context in enumerate(contexts):
             if decision := one.cells.get((row, context)):
                 _draw_cell(axes, x, y, decision, one.subject.shape)
-    style.lattice(axes, len(contexts), len(rows))
     if one.subject.phase is Phase.DECODE:
         requests = [row.requests for row in rows]
         for x, context in enumerate(contexts):
@@ -222,7 +233,7 @@ def _keys(maps: Sequence[Map]) -> list[Artist]:
     cells = style.cell_keys({_path(left[-1]) for left in winners}, told_apart=all(len(left) == 1 for left in winners))
     decoding = [one for one in maps if one.subject.phase is Phase.DECODE]
     dcps = sorted({dcp for one in decoding for dcp in legal_dcps(one.subject.shape, one.subject.tp)})
-    pays = [one.break_even(context) for one in decoding for context in one.contexts]
+    pays = [one.break_even(context) for one in decoding for context in _contexts(one)]
     lines = [("pays from here", _PAYS, "-")] if any(surely for _, surely in pays) else []
     lines += [("pays at best", _PAYS, ":")] if any(at_best != surely for at_best, surely in pays) else []
     lines += [(f"dcp {dcp} is full", _FULL, style.line_of(dcp)) for dcp in dcps]
@@ -252,6 +263,10 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
             f"A cell says so if a step that it compares was {', or '.join(unmeasured)}. In others all were measured."
         )
     notes += [f"{note} Hatched: it decides." for note in exchange_notes(origins)]
+    if rows := sum(len(one.rows) - len(_rows(one)) for one in maps):
+        notes.append(style.not_shown(rows, "row", "rows"))
+    if contexts := sum(len(one.contexts) - len(_contexts(one)) for one in maps):
+        notes.append(style.not_shown(contexts, "context", "contexts"))
     if hidden:
         notes.append(f"{hidden} more maps were measured and are not shown.")
     return notes
