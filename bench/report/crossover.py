@@ -23,7 +23,7 @@ MAX_PANELS = 6
 MAX_ROWS = 12
 MAX_CONTEXTS = 10
 LEAST_SHARE = 0.25
-"""Of the cells of the largest panel; what has fewer is left out, since all panels are as large."""
+"""Of the cells of the largest panel; what has fewer says little beside it and is left out."""
 _CELL_INCHES, _AROUND_INCHES = Size(1.12, 0.52), Size(1.0, 1.2)
 _Step = tuple[Trial, Measured]
 
