@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.recommend.decision_map import Row, rounded
 from bench.record import Label, Measured, Trial
 from bench.report import style
+from bench.report.cells import Size, most, panels
 from bench.report.table import kernels_of, path_of
 from dcp_core.layout import DcpLayout
 from dcp_core.shapes import ModelShape, Workload
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 MAX_PANELS = 6
 MAX_ROWS = 12
+MAX_CONTEXTS = 10
 LEAST_SHARE = 0.25
-"""Of the cells of the largest panel; what has fewer is left out, since all panels are as large."""
-_CELL_INCHES = (1.12, 0.52)
+"""Of the cells of the largest panel; what has fewer says little beside it and is left out."""
+_CELL_INCHES, _AROUND_INCHES = Size(1.12, 0.52), Size(1.0, 1.2)
 _Step = tuple[Trial, Measured]
 
 
@@ -88,21 +90,21 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     if not found:
         return "needs two batches or more, each of like requests, each measured with two paths or two kernels on one layout"
     largest = max(map(len, found.values()))
-    whole = [subject for subject in found if len(found[subject]) >= LEAST_SHARE * largest]
-    most = sorted(whole, key=lambda subject: -len(found[subject]))[:MAX_PANELS]
-    shown = {subject: found[subject] for subject in sorted(most, key=_order)}
-    width = 1.0 + _CELL_INCHES[0] * max(len(_columns(cells)) for cells in shown.values())
-    height = 1.2 + _CELL_INCHES[1] * max(len(_rows(cells)) for cells in shown.values())
+    large = [subject for subject in found if len(found[subject]) >= LEAST_SHARE * largest]
+    fullest = sorted(large, key=lambda subject: -len(found[subject]))[:MAX_PANELS]
+    whole = {subject: found[subject] for subject in sorted(fullest, key=_order)}
+    shown = {subject: _with_room(cells) for subject, cells in whole.items()}
+    tables = [Size(len(_contexts(cells)), len(_rows(cells))) for cells in shown.values()]
     with style.styled():
-        figure, axes = style.panels(len(shown), width=width, height=height, columns=2)
+        figure, axes = panels(tables, cell=_CELL_INCHES, around=_AROUND_INCHES)
         for place, (subject, cells) in zip(axes, shown.items(), strict=True):
             _draw_panel(place, subject, cells)
         style.title(figure, "Who wins where: the fastest path and kernel of a step")
-        kept = [contest for cells in shown.values() for (row, _), contest in cells.items() if row in set(_rows(cells))]
+        kept = [contest for cells in shown.values() for contest in cells.values()]
         paths = {contest.steps[0][0].case.settings.path for contest in kept}
         keys = style.cell_keys(paths, told_apart=all(contest.is_told_apart for contest in kept))
         sources = [trial for contest in kept for trial, _ in contest.steps]
-        style.finish(figure, keys, sources, *_notes(shown, hidden=len(found) - len(shown)))
+        style.finish(figure, keys, sources, *_notes(shown, whole, hidden=len(found) - len(shown)))
     return figure
 
 
@@ -110,25 +112,28 @@ def _order(subject: Subject) -> tuple[object, ...]:
     return subject.shape.name, subject.layout.tp, subject.layout.dcp, subject.layout.interleave, subject.label
 
 
-def _columns(cells: Cells) -> list[int]:
+def _rows(cells: Cells) -> list[Row]:
+    return sorted({row for row, _ in cells})
+
+
+def _contexts(cells: Cells) -> list[int]:
     return sorted({context for _, context in cells})
 
 
-def _rows(cells: Cells) -> list[Row]:
-    """Return the rows that a panel has room for, those with most cells, ascending."""
-    counts = Counter(row for row, _ in cells)
-    return sorted(sorted(counts, key=lambda row: (-counts[row], row))[:MAX_ROWS])
+def _with_room(cells: Cells) -> Cells:
+    """Return the cells that a panel has room for."""
+    rows = most((row for row, _ in cells), MAX_ROWS)
+    contexts = most((context for row, context in cells if row in rows), MAX_CONTEXTS)
+    return {place: contest for place, contest in cells.items() if place[0] in rows and place[1] in contexts}
 
 
 def _draw_panel(axes: Axes, subject: Subject, cells: Cells) -> None:
-    rows, columns = _rows(cells), _columns(cells)
+    rows, contexts = _rows(cells), _contexts(cells)
     for (row, context), contest in cells.items():
-        if row in rows:
-            place = columns.index(context), rows.index(row)
-            path = contest.steps[0][0].case.settings.path
-            style.cell(axes, place, path, _words(contest), told_apart=contest.is_told_apart)
-    style.lattice(axes, len(columns), len(rows))
-    axes.set_xticks(range(len(columns)), [style.tokens(context) if context else "0" for context in columns])
+        place = contexts.index(context), rows.index(row)
+        path = contest.steps[0][0].case.settings.path
+        style.cell(axes, place, path, _words(contest), told_apart=contest.is_told_apart)
+    axes.set_xticks(range(len(contexts)), [style.tokens(context) if context else "0" for context in contexts])
     axes.set_yticks(range(len(rows)), [f"{row.requests} × {style.tokens(row.new)}" for row in rows])
     layout = subject.layout
     interleave = f", interleave {layout.interleave}" if layout.interleave > 1 else ""
@@ -149,13 +154,15 @@ def _name(trial: Trial) -> str:
     return f"{path_of(settings)} {kernels_of(settings)}"
 
 
-def _notes(shown: Mapping[Subject, Cells], *, hidden: int) -> list[str]:
+def _notes(shown: Mapping[Subject, Cells], whole: Mapping[Subject, Cells], *, hidden: int) -> list[str]:
     cell = "In a cell: the fastest path and kernel of those measured on the same batch, with its median of one layer's step;"
     notes = [f"{cell} below, who came next and at how many times that. Hatched: their 95 % intervals overlap."]
     if any(subject.label is Label.SIMULATED for subject in shown):
         notes.append("Simulated: the fullest rank by itself on one device, without the exchange's time.")
-    if rows := sum(len({row for row, _ in cells}) - len(_rows(cells)) for cells in shown.values()):
+    if rows := sum(len(_rows(whole[subject])) - len(_rows(cells)) for subject, cells in shown.items()):
         notes.append(style.not_shown(rows, "row", "rows"))
+    if contexts := sum(len(_contexts(whole[subject])) - len(_contexts(cells)) for subject, cells in shown.items()):
+        notes.append(style.not_shown(contexts, "context", "contexts"))
     if hidden:
         notes.append(
             f"{hidden} more models, layouts or labels were measured, most of them on fewer batches, and are not shown."

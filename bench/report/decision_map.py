@@ -10,6 +10,7 @@ from bench.recommend.decision import Decision, Option, Origin
 from bench.recommend.decision_map import Map, Phase, Row, maps_of
 from bench.record import Label, Trial
 from bench.report import style
+from bench.report.cells import Size, most, panels
 from dcp_core.cost import exchanged
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.memory import KvMemory, format_size
@@ -25,6 +26,7 @@ BUDGET_BYTES = 40 << 30
 """For the KV cache of one rank, where nobody says otherwise."""
 MAX_PANELS = 6
 MAX_ROWS = 8
+MAX_CONTEXTS = 8
 _PAYS, _FULL = "#111111", "#CC79A7"
 _ASIDE = 0.035
 """Between lines of one height, in rows, so that they do not hide one another."""
@@ -34,11 +36,7 @@ _MEANING: Mapping[Label, str] = {
     Label.SIMULATED: "simulated (one rank by itself, without its exchange)",
     Label.MODELLED: "modelled (one rank by itself, with its exchange's time from messages measured)",
 }
-_CELL_INCHES = (1.45, 0.66)
-_LONGEST_WAY = 26
-"""Characters that a line of a cell has room for."""
-_WIDEST_OF_TWO = 6.0
-"""Inches of a panel up to which two stand side by side: wider ones are too small to read where a page shows the picture whole."""
+_CELL_INCHES, _AROUND_INCHES = Size(1.55, 0.66), Size(0.9, 1.45)
 
 
 def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str:
@@ -56,19 +54,11 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str
     shown = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
     shown = [one for one in maps if one in shown]
     machines = {one.subject.deployment.machine for one in shown}
-    most = max(len(one.contexts) for one in shown)
-    width = 1.0 + _CELL_INCHES[0] * most
-    heights = [1.45 + _CELL_INCHES[1] * min(len(one.rows), MAX_ROWS) for one in shown]
-    is_wide = width > _WIDEST_OF_TWO
+    tables = [Size(len(_contexts(one)), len(_rows(one))) for one in shown]
     with style.styled():
-        if is_wide:
-            figure, axes = style.column(heights, width=width)
-        else:
-            figure, axes = style.panels(len(shown), width=width, height=max(heights), columns=2)
+        figure, axes = panels(tables, cell=_CELL_INCHES, around=_AROUND_INCHES)
         for place, one in zip(axes, shown, strict=True):
             _draw_panel(place, one, budget, _name(one, on_which=len(machines) > 1))
-            if is_wide:
-                place.set_xlim(-0.5, most - 0.5)  # cells as wide in all panels
         style.title(figure, "Which dcp: the fastest attention step of one layer, at the same number of GPUs")
         sources = [trial for one in shown for trial in one.trials]
         style.finish(figure, _keys(shown), sources, *_notes(shown, budget, hidden=len(maps) - len(shown)))
@@ -91,13 +81,23 @@ def _name(one: Map, *, on_which: bool) -> str:
     return f"{name}, {one.subject.deployment.device}" if on_which else name
 
 
+def _rows(one: Map) -> list[Row]:
+    """Return the rows that a panel has room for: the last."""
+    return one.rows[-MAX_ROWS:]
+
+
+def _contexts(one: Map) -> list[int]:
+    """Return the contexts that a panel has room for: those with most cells in its rows."""
+    rows = _rows(one)
+    return most((context for row, context in one.cells if row in rows), MAX_CONTEXTS)
+
+
 def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
-    contexts, rows = one.contexts, one.rows[-MAX_ROWS:]
+    contexts, rows = _contexts(one), _rows(one)
     for y, row in enumerate(rows):
         for x, context in enumerate(contexts):
             if decision := one.cells.get((row, context)):
                 _draw_cell(axes, x, y, decision, one.subject.shape)
-    style.lattice(axes, len(contexts), len(rows))
     if one.subject.phase is Phase.DECODE:
         requests = [row.requests for row in rows]
         for x, context in enumerate(contexts):
@@ -106,7 +106,7 @@ def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
     axes.set_xticks(range(len(contexts)), [_column(one, context, budget) for context in contexts], fontsize=7)
     axes.set_yticks(range(len(rows)), [_row(row, one.subject.phase) for row in rows])
     axes.set_title(f"{name}: {one.subject.phase}\n{_sources(one)}", loc="left")
-    axes.set_xlabel("context per request, tokens", loc="left")
+    axes.set_xlabel("context per request, tokens")
     axes.set_ylabel("requests" if one.subject.phase is Phase.DECODE else "requests × new tokens")
 
 
@@ -148,9 +148,7 @@ def _words(decision: Decision, left: Sequence[Option], shape: ModelShape) -> str
     names = f"{', '.join(some)} or {last}" if some else last
     base, span = decision.base.span, rival.span
     low, high = span.low_us - base.high_us, span.high_us - base.low_us
-    way = _way(left[-1], shape)
-    between = " " if len(f"dcp {names}, {way}") <= _LONGEST_WAY else "\n"
-    lines = [f"dcp {names},{between}{way}", _signed(low, high, 1)]
+    lines = [f"dcp {names}, {_way(left[-1], shape)}", _signed(low, high, 1)]
     source = [str(label) for label in Label if label in _labels([decision]) and label is not Label.MEASURED]
     even = rival.break_even_us(decision.base)
     if left[0] is decision.base and len(left) > 1 and even is not None and even >= LEAST_EVEN_US:
@@ -235,7 +233,7 @@ def _keys(maps: Sequence[Map]) -> list[Artist]:
     cells = style.cell_keys({_path(left[-1]) for left in winners}, told_apart=all(len(left) == 1 for left in winners))
     decoding = [one for one in maps if one.subject.phase is Phase.DECODE]
     dcps = sorted({dcp for one in decoding for dcp in legal_dcps(one.subject.shape, one.subject.tp)})
-    pays = [one.break_even(context) for one in decoding for context in one.contexts]
+    pays = [one.break_even(context) for one in decoding for context in _contexts(one)]
     lines = [("pays from here", _PAYS, "-")] if any(surely for _, surely in pays) else []
     lines += [("pays at best", _PAYS, ":")] if any(at_best != surely for at_best, surely in pays) else []
     lines += [(f"dcp {dcp} is full", _FULL, style.line_of(dcp)) for dcp in dcps]
@@ -265,6 +263,10 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
             f"A cell says so if a step that it compares was {', or '.join(unmeasured)}. In others all were measured."
         )
     notes += [f"{note} Hatched: it decides." for note in exchange_notes(origins)]
+    if rows := sum(len(one.rows) - len(_rows(one)) for one in maps):
+        notes.append(style.not_shown(rows, "row", "rows"))
+    if contexts := sum(len(one.contexts) - len(_contexts(one)) for one in maps):
+        notes.append(style.not_shown(contexts, "context", "contexts"))
     if hidden:
         notes.append(f"{hidden} more maps were measured and are not shown.")
     return notes

@@ -102,20 +102,12 @@ def line_of(dcp: int) -> Any:
 
 def panels(count: int, *, width: float, height: float, columns: int = PANELS_PER_ROW) -> tuple[Figure, list[Axes]]:
     """Return a figure of ``count`` panels, a few per row, each ``width`` by ``height`` inches, with room for a caption."""
-    columns = min(count, columns)
-    return _rows_of_panels(count, width, [height] * -(-count // columns), columns)
-
-
-def column(heights: Sequence[float], *, width: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure of panels one below another, each ``width`` inches wide and as high as said, with room for a caption."""
-    return _rows_of_panels(len(heights), width, heights, 1)
-
-
-def _rows_of_panels(count: int, width: float, heights: Sequence[float], columns: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(width * columns, 6.8), sum(heights) + 1.4), layout="constrained")
-    axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).flatten().tolist()
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(width * columns, 6.8), height * rows + 1.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]

@@ -87,3 +87,16 @@ def test_rows_beyond_the_room_are_counted() -> None:
     assert len(figure.axes[0].get_yticklabels()) == crossover.MAX_ROWS
     said = " ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)).replace("\n", " ")
     assert "2 more rows were measured" in said
+
+
+def test_contexts_beyond_the_room_are_counted_and_the_picture_is_no_wider_than_a_page() -> None:
+    lengths = [2**power for power in range(crossover.MAX_CONTEXTS + 1)]
+    figure = crossover.draw(
+        trials(*(f"{count}q512s{length}k" for count in (1, 4) for length in lengths), dcps=(1, 2), forms=("packed",))
+    )
+    assert isinstance(figure, Figure)
+    assert len(figure.axes) > 1
+    assert figure.bbox.width <= 2000
+    assert {len(axes.get_xticklabels()) for axes in figure.axes} == {crossover.MAX_CONTEXTS}
+    said = " ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)).replace("\n", " ")
+    assert f"{len(figure.axes)} more contexts were measured" in said

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from bench.recommend.decision import Standing
 from bench.recommend.decision_map import Map, Phase, Row, maps_of
@@ -186,17 +188,53 @@ def test_a_cell_of_modelled_steps_says_so_and_the_caption_what_that_means() -> N
 
 def test_what_a_cell_says_stays_inside_it() -> None:
     batches = [f"{requests}q1s{context}" for requests in (1, 2, 4, 8, 16, 32, 64, 128) for context in ("8k", "32k")]
-    figure = decision_map.draw(trials(*batches, **SIMULATED))
-    assert isinstance(figure, Figure)
+    for found in (trials(*batches, **SIMULATED), reference()):
+        figure = drawn(found)
+        for axes in figure.axes:
+            cells = filled(axes)
+            assert len(cells) == len(axes.texts)
+            for cell, text in zip(cells, axes.texts, strict=True):
+                said = text.get_window_extent()
+                assert cell.x0 < said.x0 < said.x1 < cell.x1, text.get_text()
+                assert cell.y0 < said.y0 < said.y1 < cell.y1, text.get_text()
+
+
+def drawn(found: list[Trial]) -> Figure:
+    """A figure whose every part has its place."""
+    figure = decision_map.draw(found)
+    assert isinstance(figure, Figure), figure
     figure.draw_without_rendering()
-    (axes,) = figure.axes
-    filled = [patch.get_window_extent() for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_lw()]
-    assert len(filled) == len(axes.texts) == len(batches)
-    for cell, text in zip(filled, axes.texts, strict=True):
-        said = text.get_window_extent()
-        assert text.get_text().count("\n") == 3
-        assert cell.x0 < said.x0 < said.x1 < cell.x1
-        assert cell.y0 < said.y0 < said.y1 < cell.y1
+    return figure
+
+
+def filled(axes: Axes) -> list[Bbox]:
+    return [patch.get_window_extent() for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_lw()]
+
+
+def test_a_map_of_many_contexts_is_no_wider_than_a_page_and_one_of_few_as_wide_as_these_need() -> None:
+    many = [f"{requests}q1s{2**power}k" for requests in (1, 8) for power in range(decision_map.MAX_CONTEXTS + 2)]
+    found = trials("8q4s8k", "8q4s32k", *many, "16q1s1k", **SIMULATED)
+    figure = drawn(found)
+    assert figure.bbox.width <= 2000
+    decode, drafted = figure.axes
+    contexts = [tick.get_text().split("\n")[0] for tick in decode.get_xticklabels()]
+    assert contexts == [f"{2**power}k" for power in range(decision_map.MAX_CONTEXTS)]
+    assert "2 more contexts were measured and not drawn." in words(found)
+    assert len(drafted.get_xticklabels()) == 2
+    assert drafted.bbox.x0 == pytest.approx(decode.bbox.x0)
+    assert drafted.bbox.y1 < decode.bbox.y0
+    assert drafted.bbox.width == pytest.approx(decode.bbox.width * 2 / decision_map.MAX_CONTEXTS)
+    sizes = [(cell.width, cell.height) for axes in figure.axes for cell in filled(axes)]
+    assert sizes == [pytest.approx(sizes[0])] * len(sizes)
+
+
+def test_small_maps_stand_side_by_side() -> None:
+    figure = drawn(trials(*BATCHES, "16q1s8k", "8q4s8k", "8q4s32k", **SIMULATED))
+    decode, drafted = figure.axes
+    assert decode.bbox.x1 < drafted.bbox.x0
+    assert decode.bbox.y1 == pytest.approx(drafted.bbox.y1)
+    sizes = [(cell.width, cell.height) for axes in figure.axes for cell in filled(axes)]
+    assert sizes == [pytest.approx(sizes[0])] * len(sizes)
 
 
 def test_an_unbounded_exchange_never_makes_dcp_win() -> None:
