@@ -268,5 +268,3 @@ def test_a_picture_of_many_contexts_is_no_wider_than_can_be_read_where_a_page_sh
     figure = decision_map.draw(Store.read(reference_folder() / "h200")[0])
     assert isinstance(figure, Figure)
     assert 7 / 72 * 1246 / figure.get_figwidth() >= 9
-    ends = {round(axes.get_xlim()[1], 3) for axes in figure.axes}
-    assert len(ends) == 1, "cells are as wide in every panel"
