@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bench.noise import NOISES
-from bench.record import Trial
+from bench.record import Label, Trial
 from bench.report import regret, style
+from bench.report.dark import dark
 from bench.report.regret import Tried, tried
 from bench.tune.loop import search
 from bench.tune.paper import Paper, table_of, told_apart
@@ -119,6 +120,15 @@ def test_every_mark_bar_and_name_lies_inside_its_panel_and_no_name_on_another(
         assert not any(one.overlaps(other) for one, other in combinations(names.values(), 2))
         shown = [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
         assert len(shown) >= 2, "a reader needs numbers"
+
+
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_pale_and_full_are_two_greys_of_what_is_drawn_both_ways(*, is_dark: bool) -> None:
+    full = regret.COLOURS["races"]
+    pale = style.tint(full, style.LABEL_FILL[Label.MODELLED])
+    rgbs = [dark(colour)[:3] if is_dark else to_rgb(colour) for colour in (full, pale)]
+    one, other = (255 * (0.299 * red + 0.587 * green + 0.114 * blue) for red, green, blue in rgbs)
+    assert abs(one - other) > 15
 
 
 def test_what_is_modelled_is_pale_and_only_what_was_measured_full() -> None:
