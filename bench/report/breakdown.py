@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.record import Measured, Trial
 from bench.report import style
 from bench.report.table import dcp_of, exchange_of, kernels_of, path_of
-from bench.times import StageTime
+from bench.times import StageTime, Summary
 from dcp_core.settings import PathName
 
 if TYPE_CHECKING:
@@ -22,21 +22,21 @@ HOST_COLOURS = {"host: planning": "#CC79A7", "host: launching": "#f0c9dd"}
 _STAGES, _HOST = (0.5, -0.09), (0.17, 0.28)
 """Height of a bar, and how far below the row's middle it lies."""
 STAGE_COLOURS = {
-    "gather": "#9ecae1",
-    "gather beside new": "#bcd3e0",
-    "gather beside context": "#7f9db3",
-    "context of peers": "#8c8c8c",
-    "combine beside new": "#a9c4d6",
-    "fold": "#d9d2e9",
-    "attention": "#525252",
-    "context": "#7a7a7a",
-    "new": "#b5b5b5",
-    "combine": "#4292c6",
-    "unfold": "#b4a7d6",
-    "merge": "#d9c7a0",
+    "gather": "#8cc8fa",
+    "gather beside new": "#ccdce8",
+    "gather beside context": "#3f739e",
+    "context of peers": "#6e6e6e",
+    "combine beside new": "#2d5575",
+    "fold": "#ab9fc7",
+    "attention": "#484848",
+    "context": "#5b5b5b",
+    "new": "#818181",
+    "combine": "#5291c4",
+    "unfold": "#c2aafa",
+    "merge": "#f5d998",
 }
-"""Greys compute, blues communicate: none of them a path's colour."""
-_OTHER = "#e8e8e8"
+"""Blues communicate, the others compute: none of them a path's colour, and each a grey of its own among its kind."""
+_OTHER = "#ececec"
 _Panel = tuple[str, list[tuple[Trial, Measured]]]
 
 
@@ -121,18 +121,7 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
             )
             left += width
         step = outcome.step_us
-        errors = [[step.median - step.low], [step.high - step.median]]
-        axes.errorbar(
-            step.median,
-            row + _STAGES[1],
-            xerr=errors,
-            color="#111111",
-            marker="D",
-            ms=4,
-            mfc="white",
-            capsize=2,
-            elinewidth=0.9,
-        )
+        draw_step(axes, row + _STAGES[1], step)
         axes.text(
             max(left, step.high) + longest * 0.03,
             row + _STAGES[1],
@@ -151,6 +140,13 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[tuple[Trial, Measured]]) -
     style.microseconds(axes.xaxis)
     axes.set_xlabel("time of one layer's step")
     axes.set_title(name, loc="left")
+
+
+def draw_step(axes: Axes, y: float, step: Summary) -> None:
+    """Draw the whole step: a diamond at its median, with its interval."""
+    errors = [[step.median - step.low], [step.high - step.median]]
+    look: dict[str, Any] = {"color": "#111111", "marker": "D", "ms": 4, "mfc": "white", "capsize": 2, "elinewidth": 0.9}
+    axes.errorbar(step.median, y, xerr=errors, **look)
 
 
 def _draw_host(axes: Axes, row: int, outcome: Measured, *, room: float) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.record import Measured, Trial
 from bench.report import style
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 MAX_PANELS = 6
 BUILDING = frozenset({"mask", "fold"})
 """Stages of planning that build what the pass needs; the others plan a kernel."""
-_SHADES = (("building", 0.25), ("planning", 0.55), ("running", 1.0))
+PARTS: Mapping[str, tuple[float, str | None]] = {
+    "building": (0.12, "....."),
+    "planning": (0.35, "/////"),
+    "running": (1.0, None),
+}
+"""The strength of a path's colour in each part, and the hatch on it, which tells parts apart where there is no colour."""
 _RIVALS = frozenset({PathName.SPLIT, PathName.FOLD})
 
 
@@ -104,9 +109,9 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[Bar]) -> None:
     longest = max(bar.end_us for bar in bars)
     for row, bar in enumerate(bars):
         colour, left = style.PATH_COLOURS[bar.trial.case.settings.path], 0.0
-        for (_, strength), part in zip(_SHADES, bar.parts_us, strict=True):
-            axes.barh(row, part, left=left, height=0.62, color=style.tint(colour, strength), linewidth=0)
-            left += part
+        for part, time_us in zip(PARTS, bar.parts_us, strict=True):
+            axes.barh(row, time_us, left=left, height=0.62, **_look(colour, part))
+            left += time_us
         step = bar.outcome.step_us
         errors = [[step.median - step.low], [step.high - step.median]]
         axes.errorbar(left, row, xerr=errors, color="#222222", capsize=2, elinewidth=0.9)
@@ -121,6 +126,13 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[Bar]) -> None:
     axes.set_title(name, loc="left")
 
 
+def _look(colour: str, part: str) -> dict[str, Any]:
+    """Return how a part is drawn, in a bar and in the key alike."""
+    strength, hatch = PARTS[part]
+    face = style.tint(colour, strength) if hatch else colour
+    return {"facecolor": face, "edgecolor": colour, "hatch": hatch, "linewidth": 0}
+
+
 def _bar_name(bar: Bar) -> str:
     settings = bar.trial.case.settings
     exchange = exchange_of(settings)
@@ -130,8 +142,7 @@ def _bar_name(bar: Bar) -> str:
 def _key() -> list[object]:
     from matplotlib.patches import Patch
 
-    shades = [Patch(color=style.tint("#555555", strength), label=word) for word, strength in _SHADES]
-    return [*shades]
+    return [Patch(**_look("#555555", part), label=part) for part in PARTS]
 
 
 def _notes(bars: Sequence[Bar], *, hidden: int) -> list[str]:

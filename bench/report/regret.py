@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.noise import NOISES
-from bench.record import Trial
+from bench.record import Label, Trial
 from bench.report import style
 from bench.report.table import counted
 from bench.stats import mean_interval
@@ -24,13 +24,19 @@ MAX_BATCHES = 20
 """Replayed, those with most candidates: each takes a search some milliseconds for each kind of noise."""
 LEAST_REGRET = 1e-4
 """Below which the axis is linear, down to none."""
-COLOURS = {"races": "#332288", "each alone": "#cc6677", "one look each": "#44aa99", "a random third": "#ddaa33"}
-MARKERS = {"white": "o", "autocorrelated": "s", "drifting": "^", "two clocks": "D", "spiky": "P"}
+COLOURS = {"races": "#23155e", "each alone": "#bc0d32", "one look each": "#347672", "a random third": "#b9790a"}
+MARKERS = {"white": "p", "autocorrelated": "<", "drifting": ">", "two clocks": "d", "spiky": "X"}
+"""None of them a kernel's."""
 SEARCHED = "as searched"
 """In place of a noise: real searches, on the device that the table was measured on."""
 _STAR = "*"
 _ASIDE = 0.012
 """Between markers of one strategy, so that they do not hide one another."""
+_ROOM = 3.0
+"""How many times the highest mark the top of a panel is: room for names."""
+_CHARACTER, _LINE = 0.017, 0.065
+"""Width and height of a name's, of a panel's."""
+_PALE = style.LABEL_FILL[Label.MODELLED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +94,9 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     with style.styled():
         figure, axes = style.panels(2, width=4.6, height=3.4)
         for place, value in zip(axes, (_mean, _worst), strict=True):
-            style.scatter(place, (_mark(one, value(one)) for one in found), capsize=2, elinewidth=0.9)
+            _draw_panel(place, {one: _mark(one, value(one)) for one in found})
         for place, name in zip(axes, ("mean of all batches: modelled", "the worst batch: modelled"), strict=True):
-            _finish_panel(place, name)
+            place.set_title(name, loc="left")
         axes[0].set_ylabel("regret: slower than the best, %")
         style.title(figure, "What a search costs, and what it misses")
         cases = {case for batch in chosen for case in batch.candidates}
@@ -114,22 +120,48 @@ def _mark(one: Tried, y: tuple[float, float, float]) -> style.Mark:
     if one.noise == SEARCHED:
         return style.Mark((x, x, x), y, COLOURS[one.strategy], _STAR)
     x += _ASIDE * (list(NOISES).index(one.noise) - len(NOISES) // 2)
-    return style.Mark((x, x, x), y, COLOURS[one.strategy], MARKERS[one.noise])
+    return style.Mark((x, x, x), y, COLOURS[one.strategy], MARKERS[one.noise], _PALE)
 
 
-def _finish_panel(axes: Axes, name: str) -> None:
-    axes.set_yscale("symlog", linthresh=LEAST_REGRET)
-    axes.set_ylim(bottom=-LEAST_REGRET / 3)
-    _percent(axes)
-    axes.set_xlim(left=0)
+def _draw_panel(axes: Axes, marks: Mapping[Tried, style.Mark]) -> None:
+    style.scatter(axes, marks.values(), capsize=2, elinewidth=0.9, ms=6)
+    shares = [mark.x[1] for mark in marks.values()]
+    axes.set_xlim(min(0.0, min(shares) - 2 * _ASIDE), max(shares) + 8 * _ASIDE)
     axes.set_xlabel("time, of an exhaustive search's")
-    axes.set_title(name, loc="left")
+    least, most = min(mark.y[0] for mark in marks.values()), max(mark.y[2] for mark in marks.values())
+    bottom = least / 2 if least > 2 * LEAST_REGRET else -LEAST_REGRET / 3
+    top = _ROOM * max(most, LEAST_REGRET)
+    axes.set_yscale("symlog", linthresh=LEAST_REGRET)
+    axes.set_ylim(bottom, top)
+    _percent(axes, subs=(1, 2, 5) if top < 1000 * max(bottom, LEAST_REGRET) else (1,))
+    _write_names(axes, marks)
 
 
-def _percent(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+def _write_names(axes: Axes, marks: Mapping[Tried, style.Mark]) -> None:
+    """Write each strategy's name above its marks, higher where it would run into another's."""
+    to_panel = axes.transScale + axes.transLimits
+    places = {}
+    for strategy in {one.strategy: None for one in marks}:
+        own = [mark for one, mark in marks.items() if one.strategy == strategy]
+        x, y = to_panel.transform((fmean(mark.x[1] for mark in own), max(mark.y[2] for mark in own)))
+        half = len(strategy) * _CHARACTER / 2
+        places[strategy] = (min(max(x, half), 1 - half), y + 0.7 * _LINE)
+    written: list[tuple[float, float, float]] = []
+    for strategy, (x, y) in sorted(places.items(), key=lambda place: place[1][1]):
+        half, height = len(strategy) * _CHARACTER / 2, y
+        for other_x, other_y, other_half in written:
+            if abs(x - other_x) < half + other_half and height < other_y + _LINE:
+                height = other_y + _LINE
+        written.append((x, height, half))
+        look: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "fontsize": 8, "color": COLOURS[strategy]}
+        axes.text(x, height, strategy, **look)
+
+
+def _percent(axes: Axes, subs: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter, SymmetricalLogLocator
 
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LEAST_REGRET, subs=subs))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
@@ -138,8 +170,11 @@ def _keys(*, searched: bool) -> list[object]:
     from matplotlib.lines import Line2D
 
     colours = [Line2D([], [], color=COLOURS[name], lw=4, label=name) for name in STRATEGIES]
-    markers = {**MARKERS, **({SEARCHED: _STAR} if searched else {})}.items()
-    return [*colours, *(Line2D([], [], color="#555555", ls="", marker=one, label=name) for name, one in markers)]
+    grey = "#555555"
+    pale: dict[str, Any] = {"color": grey, "ls": "", "mfc": style.tint(grey, _PALE)}
+    noises = [Line2D([], [], marker=one, label=name, **pale) for name, one in MARKERS.items()]
+    star = [Line2D([], [], color=grey, ls="", marker=_STAR, label=SEARCHED)] if searched else []
+    return [*colours, *noises, *star]
 
 
 def _notes(batches: Sequence[Batch], found: Sequence[Tried], *, hidden: int, searched: int) -> list[str]:
@@ -159,7 +194,9 @@ def _notes(batches: Sequence[Batch], found: Sequence[Tried], *, hidden: int, sea
     notes = [how, f"{strategies} Bars: 95 % interval of the mean over batches."]
     notes += _nothing_saved(found)
     if searched:
-        notes.append(f"Star, measured: what dcpbench tune chose for {searched} of the batches, and how long it took.")
+        notes.append(
+            f"Full star, measured: what dcpbench tune chose for {searched} of the batches, and how long it took."
+        )
     return notes
 
 

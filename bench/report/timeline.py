@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench.record import Measured, Trial
 from bench.report import style
-from bench.report.breakdown import STAGE_COLOURS, bar_name, colour_of, timed_stages
+from bench.report.breakdown import STAGE_COLOURS, bar_name, colour_of, draw_step, timed_stages
 from bench.times import Piece
 from dcp_core.settings import PathName
 
@@ -25,7 +25,7 @@ _LANE = 0.36
 """Height of a lane; a step has two."""
 _SMALL, _CHARACTERS, _FEWEST = 6, 76, 7
 """Size of names in a lane, how many characters of it a panel is wide, and below how many none is shown."""
-TRACED = {True: ("exchange", "#6baed6"), False: ("compute", "#c8c8c8")}
+TRACED = {True: ("exchange", "#6aaee6"), False: ("compute", "#c8c8c8")}
 """What a kernel or copy of a traced step is called and its colour, by whether it communicates: they are too many for one each."""
 HOW = {
     True: "Traced: each kernel and copy as CUPTI saw it on the rank with most keys, in a repetition of median length.",
@@ -85,7 +85,9 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         kept = [step for steps in shown.values() for step in steps]
         ways = {bool(outcome.timeline) for _, outcome in kept}
         notes = [HOW[way] for way in sorted(ways, reverse=True)]
-        notes.append("Upper lane: the exchange. Diamond: the whole step, timed in one go, without CUPTI.")
+        notes.append(
+            "Upper lane: the exchange. Diamond: the whole step, timed in one go, without CUPTI, with its 95 % interval."
+        )
         if any(map(_ends_early, kept)):
             notes.append(EARLY)
         if len(panels) > len(shown):
@@ -149,10 +151,9 @@ def _draw_panel(axes: Axes, name: str, steps: Sequence[_Step], trials: Sequence[
     for row, ((_, outcome), pieces) in enumerate(zip(steps, drawn, strict=True)):
         for piece in pieces:
             _draw_piece(axes, row, piece, traced=bool(outcome.timeline), longest=longest)
-        step_us = outcome.step_us.median
-        axes.plot(step_us, row, color="#111111", marker="D", ms=4, mfc="white")
-        end = max(step_us, *(piece.end_us for piece in pieces))
-        axes.text(end + longest * 0.02, row, style.duration(step_us), va="center", fontsize=8)
+        draw_step(axes, row, outcome.step_us)
+        end = max(outcome.step_us.high, *(piece.end_us for piece in pieces))
+        axes.text(end + longest * 0.02, row, style.duration(outcome.step_us.median), va="center", fontsize=8)
     axes.set_yticks(range(len(steps)), [_name(trial, outcome) for trial, outcome in steps])
     axes.set_ylim(len(steps) - 0.4, -0.6)
     axes.set_xlim(0, longest * 1.16)

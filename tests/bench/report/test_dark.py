@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.report import breakdown, decision_map, latency, style
+from bench.report import breakdown, decision_map, latency, regret, style, timeline
 from bench.report.dark import GROUND, INK, PATHS, dark, darken
 from bench.report.exchange_cost import COLOURS as EXCHANGES
 from bench.report.plot import Saved, save_all
@@ -64,8 +64,29 @@ def on_dark(colours: Iterable[str]) -> list[Rgb]:
 PALETTES = {
     "paths": list(map(to_rgb, style.PATH_COLOURS.values())),
     "exchanges": list(map(to_rgb, EXCHANGES.values())),
+    "strategies": list(map(to_rgb, regret.COLOURS.values())),
     "paths on dark": on_dark(style.PATH_COLOURS.values()),
     "exchanges on dark": on_dark(EXCHANGES.values()),
+    "strategies on dark": on_dark(regret.COLOURS.values()),
+}
+HATCHED = ("gather", "combine")
+STAGES = {
+    is_hatched: [colour for name, colour in breakdown.STAGE_COLOURS.items() if name.startswith(HATCHED) == is_hatched]
+    for is_hatched in (True, False)
+}
+BESIDE_TRACED = [breakdown.STAGE_COLOURS[name] for name in ("attention", "context", "context of peers", "new", "merge")]
+# Of one picture and all hatched or none: beside their neighbours, edged in white, they need not stand out from the ground.
+SHADES = {
+    "communicating stages": STAGES[True],
+    "computing stages, and any other": [*STAGES[False], breakdown.colour_of("another")],
+    "communicating stages and traced": [*STAGES[True], timeline.TRACED[True][1]],
+    "computing stages of tp and split, and traced": [*BESIDE_TRACED, timeline.TRACED[False][1]],
+    "host": list(breakdown.HOST_COLOURS.values()),
+}
+GREYS = {
+    **{name: colours for name, colours in PALETTES.items() if not name.startswith("exchanges")},
+    **{name: list(map(to_rgb, colours)) for name, colours in SHADES.items()},
+    **{f"{name} on dark": on_dark(colours) for name, colours in SHADES.items()},
 }
 
 
@@ -84,10 +105,10 @@ def test_in_grey_they_are_apart_and_off_the_ground(name: str) -> None:
     assert all(contrast(colour, ground) > 2.2 for colour in PALETTES[name])
 
 
-@pytest.mark.parametrize("name", ["paths", "paths on dark"])
-def test_paths_are_apart_in_the_grey_that_printers_make_of_colours(name: str) -> None:
+@pytest.mark.parametrize("name", GREYS)
+def test_colours_of_one_picture_are_apart_in_the_grey_that_printers_make_of_them(name: str) -> None:
     """Rec. 601's luma, of 255."""
-    greys = sorted(255 * (0.299 * red + 0.587 * green + 0.114 * blue) for red, green, blue in PALETTES[name])
+    greys = sorted(255 * (0.299 * red + 0.587 * green + 0.114 * blue) for red, green, blue in GREYS[name])
     assert min(high - low for low, high in pairwise(greys)) > 15
 
 

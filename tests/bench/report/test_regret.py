@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bench.noise import NOISES
-from bench.record import Trial
-from bench.report import regret
+from bench.record import Label, Trial
+from bench.report import regret, style
+from bench.report.dark import dark
 from bench.report.regret import Tried, tried
 from bench.tune.loop import search
 from bench.tune.paper import Paper, table_of, told_apart
@@ -87,6 +91,58 @@ def test_every_strategy_and_noise_has_a_mark_of_its_own() -> None:
     assert regret.COLOURS.keys() == STRATEGIES.keys()
     assert regret.MARKERS.keys() == NOISES.keys()
     assert len(set(regret.MARKERS.values())) == len(NOISES)
+    assert not {*regret.MARKERS.values(), "*"} & set(style.KERNEL_MARKERS.values()), "none is a kernel's"
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-5, 0.001, 0.05, 3.0])
+@pytest.mark.parametrize("shares", [(0.01, 0.4, 0.8, 1.0), (1.04, 0.35, 1.02, 1.03)], ids=["apart", "together"])
+def test_every_mark_bar_and_name_lies_inside_its_panel_and_no_name_on_another(
+    shares: tuple[float, ...], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for place, (strategy, share) in enumerate(zip(STRATEGIES, shares, strict=True)):
+        for other, noise in enumerate(NOISES):
+            missed = (scale * (1 + place), scale * (2 + other))
+            scores = [Score(regret=one, over_default=-0.1, false_win=False, cases=1.0, seconds=share) for one in missed]
+            found.append(Tried(strategy, noise, tuple(scores)))
+    monkeypatch.setattr(regret, "tried", lambda *_: found)
+    figure = regret.draw(FOUND)
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        panel = axes.get_window_extent()
+        ends = [point for line in axes.lines for point in axes.transData.transform(line.get_xydata())]
+        assert len(ends) >= len(found)
+        assert all(panel.x0 + 2 < x < panel.x1 - 2 and panel.y0 + 2 < y < panel.y1 - 2 for x, y in ends)
+        names = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        assert names.keys() == STRATEGIES.keys()
+        assert all(panel.y1 + 8 > box.y1 and panel.x0 <= box.x0 and box.x1 <= panel.x1 for box in names.values())
+        assert not any(one.overlaps(other) for one, other in combinations(names.values(), 2))
+        shown = [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
+        assert len(shown) >= 2, "a reader needs numbers"
+
+
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_pale_and_full_are_two_greys_of_what_is_drawn_both_ways(*, is_dark: bool) -> None:
+    full = regret.COLOURS["races"]
+    pale = style.tint(full, style.LABEL_FILL[Label.MODELLED])
+    rgbs = [dark(colour)[:3] if is_dark else to_rgb(colour) for colour in (full, pale)]
+    one, other = (255 * (0.299 * red + 0.587 * green + 0.114 * blue) for red, green, blue in rgbs)
+    assert abs(one - other) > 15
+
+
+def test_what_is_modelled_is_pale_and_only_what_was_measured_full() -> None:
+    table = table_of(FOUND)
+    batch = next(one for one in told_apart(table, H200) if len(one.candidates) > 3)
+    paper = Paper(table, NOISES["white"](), seed=1)
+    *_, (_, raced) = search([batch], (), paper, now=lambda: paper.seconds)
+    figure = regret.draw([*FOUND, *raced])
+    assert isinstance(figure, Figure)
+    for axes in figure.axes:
+        marks = [line for line in axes.lines if line.get_marker() in {*regret.MARKERS.values(), "*"}]
+        assert len(marks) > len(NOISES)
+        for mark in marks:
+            assert (to_rgb(mark.get_markerfacecolor()) == to_rgb(mark.get_color())) == (mark.get_marker() == "*")
 
 
 @pytest.mark.parametrize("found", [[], trials("q512s8k", kernels=("fa3",), dcps=(2,))], ids=["none", "no default"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -123,11 +124,23 @@ def test_a_step_that_was_traced_is_drawn_as_it_ran_and_named_so() -> None:
     for bar, piece in zip(bars, TRACED, strict=True):
         assert (bar.get_x(), bar.get_x() + bar.get_width()) == pytest.approx((piece.start_us, piece.end_us))
         assert bar.get_y() + bar.get_height() / 2 == pytest.approx(1 - 0.18 if piece.communicates else 1 + 0.18)
-    (step,) = (line for line in axes.lines if line.get_ydata() == 1)
+    (step,) = (line for line in axes.lines if line.get_marker() == "D" and line.get_ydata() == 1)
     assert step.get_xdata() == pytest.approx([1239.0])
     assert "BatchPrefillWithPagedKVCacheKernel" in words(figure)
     assert "Traced: each kernel and copy as CUPTI saw it" in words(figure)
     assert "Not traced: put together from stages each timed alone" in words(figure)
+
+
+def test_a_step_has_its_interval() -> None:
+    figure = timeline.draw([split(), traced()])
+    assert isinstance(figure, Figure)
+    (axes,) = figure.axes
+    intervals = [bar.get_segments()[0] for bar in axes.collections if isinstance(bar, LineCollection)]
+    for row, (interval, one) in enumerate(zip(intervals, [split(), traced()], strict=True)):
+        step = outcome_of(one).step_us
+        assert step.low < step.high
+        assert interval.tolist() == [pytest.approx([step.low, row]), pytest.approx([step.high, row])]
+    assert "with its 95 % interval" in words(figure)
 
 
 def test_the_note_tells_only_of_ways_that_were_drawn() -> None:
