@@ -27,7 +27,7 @@ PROTOCOL = 3
 is timed from taking the batch on, and inputs hold planted keys; 3, repetitions, rendezvous and events are inside the graph."""
 MAX_PIECES = 256
 """Pieces of work kept of a step's timeline: ten times what a step of a mixed batch consists of."""
-_LEAST_US, _MOST_US = 1e-3, 1e11
+_LEAST_US, _MOST_US = 1e-3, 8.64e10
 VISITS = 2
 """To each case in a round of a race, as far from its middle the one as the other: a drift falls on all cases alike."""
 

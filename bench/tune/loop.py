@@ -111,9 +111,8 @@ class _State:
     def _has_time(self) -> bool:
         if self._budget_s is None:
             return True
-        usual_s = (
-            median(self._spent_s) if self._spent_s else 0.0
-        )  # a race that compiled kernels is no measure of others
+        # A race that compiled kernels is no measure of the others.
+        usual_s = median(self._spent_s) if self._spent_s else 0.0
         kept_s = CONFIRMING_S + RACES_TO_CONFIRM * self._count * usual_s if self.reserve else usual_s
         kept_s = min(kept_s, self._budget_s / 2)
         return self._now() - self._started + kept_s < self._budget_s

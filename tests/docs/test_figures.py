@@ -18,6 +18,7 @@ from bench.predict import comparisons
 from bench.profile import Profile
 from bench.profile.entry import Entry
 from bench.record import Measured
+from bench.report.gains import phase_of
 from bench.shipped import reference_folder
 from bench.store import Store, read_run
 from bench.verdict import RESOLUTION_US
@@ -166,20 +167,12 @@ def test_the_ten_largest_gains_are_those_of_the_profiles_that_ship_and_nothing_i
         agree([row[6], row[7]], [entry.chosen.median_us, ratio])
 
 
-def kind_of(batch: Workload) -> str:
-    if batch.is_decode:
-        return "decode"
-    if batch.is_mixed:
-        return "mixed"
-    return "drafted, 2 to 8 tokens" if max(batch.new_lens) <= 8 else "chunked prefill"
-
-
 def test_what_the_choices_gain_by_kind_of_batch_is_what_the_profiles_that_ship_say() -> None:
     ratios: dict[tuple[str, str], list[float]] = defaultdict(list)
     raced = 0
     for entry in shipped_entries():
         if len(entry.candidates) > 1 and (ratio := entry.ratio_to_default) is not None:
-            ratios[kind_of(entry.workload), str(entry.label)].append(ratio)
+            ratios[phase_of(entry.workload), str(entry.label)].append(ratio)
             raced += ratio < 1 and bool(entry.paired)
     rows = table("docs/tuning.md", "| decode | measured |")
     assert len(rows) == len(ratios)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
 from bench.report import mask_cost
 from bench.report.dark import darken
 from tests.bench.made_up import trials
 
 
-def luma(colour: object) -> float:
+def luma(colour: ColorType) -> float:
     """Rec. 601's, of 255."""
-    red, green, blue = to_rgb(colour)  # type: ignore[arg-type]
+    red, green, blue = to_rgb(colour)
     return 255 * (0.299 * red + 0.587 * green + 0.114 * blue)
 
 
