@@ -14,15 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcp_core import DcpLayout, ModelShape
+from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
+from dcp_core.build import arithmetic_for
 from dcp_core.cache import PagedCache, PageTable
+from dcp_core.exchange.ag_rs import AllGatherReduceScatter
+from dcp_core.exchange_bytes import exchange_bytes
 from dcp_core.kernels.base import Masking, PassBatch, PassKind, PassSpec
 from dcp_core.kernels.flashinfer import FlashInfer
 from dcp_core.kernels.flashinfer_workspace import PAGED_BYTES
 from dcp_core.lse import Partial
 from dcp_core.memory import KvMemory, RankMemory
+from dcp_core.mesh import Mesh
 from dcp_core.serving import WRAPPER_BYTES, Limits, Server
-from dcp_core.settings import KernelName, KvLayout
+from dcp_core.settings import ExchangeName, KernelName, KvLayout, PathName
 from dcp_core.workspace import (
     ALIGNMENT,
     Planner,
@@ -42,6 +46,7 @@ DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16
 TYPES = {"q_data_type": DTYPE, "kv_data_type": DTYPE, "o_data_type": DTYPE}
 FLOAT_BYTES = 256 << 20
+AG_RS = Settings(path=PathName.SPLIT, exchange=ExchangeName.AG_RS, skip_empty_context=False)
 
 
 def planner_here(q_heads: int, kv_heads: int, head_dim: int = 128, page_size: int = 16, **options: Any) -> Planner:
@@ -292,11 +297,13 @@ def test_chunks_of_a_fixed_size_get_more_scratch_than_passes_share() -> None:
 # --- Memory ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_memory_of_a_rank_is_what_is_allocated() -> None:
-    shape, layout, captured = ModelShape(64, 4, 128, 4), DcpLayout(8, 2), (1, 2, 4, 8)
+@pytest.mark.parametrize(("tp", "dcp"), [(4, 1), (8, 2), (16, 4)])
+def test_the_memory_of_a_rank_is_what_is_allocated(tp: int, dcp: int) -> None:
+    shape, layout, captured = ModelShape(64, 4, 128, 4), DcpLayout(tp, dcp), (1, 2, 4, 8)
     server = Server(shape, layout, Limits(2048, 64, 32768, captured), planner_here(16, 1).multiprocessors)
-    kv = KvMemory(shape, layout)
-    rank = RankMemory(kv, 1 << 30, server.float_workspace(), server.wrappers * WRAPPER_BYTES)
+    kv, most = KvMemory(shape, layout), server.limits.max_batched_tokens
+    told = exchange_bytes(Case(shape, layout, Workload.parse(f"q{most}"), AG_RS)) if dcp > 1 else 0
+    rank = RankMemory(kv, 1 << 30, server.float_workspace(), server.wrappers * WRAPPER_BYTES, told)
     pages = rank.tokens // (kv.page_size * layout.dcp)
     gc.collect()
     torch.cuda.synchronize()
@@ -319,12 +326,26 @@ def test_the_memory_of_a_rank_is_what_is_allocated() -> None:
             for size in captured
         ),
     ]
+    beside = torch.cuda.memory_allocated(DEVICE) - before
+    exchange = buffers_of_ag_rs(layout, shape, most) if dcp > 1 else None
+    exchanged = torch.cuda.memory_allocated(DEVICE) - before - beside
     caches = [
         PagedCache.allocate(pages, page_size=kv.page_size, kv_heads=1, head_dim=128, dtype=DTYPE, device=DEVICE)
         for _ in range(shape.layers)
     ]
     taken = torch.cuda.memory_allocated(DEVICE) - before
     assert len(wrappers) == server.wrappers
+    assert beside == pytest.approx(rank.beside - rank.exchange, rel=0.01)
+    assert (exchange is not None) is (dcp > 1)
+    assert exchanged == pytest.approx(rank.exchange, rel=0.01)
     assert sum(cache.bytes for cache in caches) == pages * kv.page_bytes
     assert taken == pytest.approx(rank.beside + pages * kv.page_bytes, rel=0.01)
     assert taken <= rank.budget * 1.01
+
+
+def buffers_of_ag_rs(layout: DcpLayout, shape: ModelShape, tokens: int) -> AllGatherReduceScatter:
+    """Return the exchange of one rank with room for so many rows; nothing is exchanged, so no other rank is there."""
+    mesh = Mesh(0, layout.dcp, DEVICE)
+    exchange = AllGatherReduceScatter(mesh, layout.heads(shape), shape.head_dim, DTYPE, arithmetic_for(DEVICE))
+    exchange.reserve(tokens)
+    return exchange
