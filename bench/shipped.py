@@ -1,4 +1,4 @@
-"""Where the data that comes with dcpbench lies: declared sweeps and reference runs. Standard library only.
+"""Where the data that comes with dcpbench lies: declared sweeps and the reference. Standard library only.
 
 A checkout keeps them at its root, where people read and edit them; a wheel carries them inside the package, where they
 travel (pyproject.toml says what goes where).
@@ -11,6 +11,9 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from dcp_core.spelling import nearest
+
+EXCHANGES = "exchanges"
+"""Beside the profiles of a GPU that ship: what ships of their runs, see ``bench.recommend.exchanges``."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -25,7 +28,7 @@ def sweeps_folder() -> Path:
 
 
 def reference_folder() -> Path:
-    """Return the folder of the reference runs that ship with dcpbench, one folder per GPU.
+    """Return the folder of the reference, one folder per GPU: its profiles and what ships of their runs, in a checkout all runs.
 
     Raises:
         FileNotFoundError: if the installation is incomplete.
@@ -58,6 +61,18 @@ def shipped_profiles(geometry: str, gpu: str | None = None) -> list[Path]:
 def shipped_geometries(gpu: str | None = None) -> list[str]:
     """Return the geometries that profiles ship for; see ``shipped_profiles``."""
     return sorted({_geometry(path) for path in _profiles(gpu)})
+
+
+def runs_beside(profile: Path) -> Path:
+    """Return the folder of the runs that tell of exchanges beside a profile in ``profiles/``: the results folder that holds both.
+
+    For a profile that ships it is what ships of its runs, in a checkout as in a wheel, which has no others.
+
+    Raises:
+        FileNotFoundError: if the installation is incomplete.
+    """
+    folder = profile.parent.parent
+    return folder / EXCHANGES if folder.resolve().parent == reference_folder().resolve() else folder
 
 
 def _profiles(gpu: str | None) -> list[Path]:

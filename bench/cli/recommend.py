@@ -176,6 +176,7 @@ def _gpu(given: Given, measured: Environment | None) -> tuple[str, int]:
 def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
     """Join each profile with the runs beside it, where its exchanges may have been measured; dcp 1 has none."""
     from bench.recommend.evidence import Evidence, Exchanges, Telling
+    from bench.shipped import runs_beside
     from bench.store import Store
 
     @cache
@@ -184,7 +185,7 @@ def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
         return Exchanges.of(Store.read(folder, reader=telling)[0])
 
     return {
-        dcp: Evidence(one.profile, partial(beside, one.path.parent.parent))
+        dcp: Evidence(one.profile, partial(beside, runs_beside(one.path)))
         if dcp > 1 and one.path.parent.name == "profiles"
         else Evidence(one.profile)
         for dcp, one in known.items()

@@ -10,6 +10,7 @@ import pytest
 
 from bench.profile import Profile
 from bench.record import Failed, Measured, Skipped
+from bench.shipped import EXCHANGES
 from bench.store import read_run
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -21,8 +22,19 @@ PROFILES = dict(re.findall(r"^\| `([^`]+\.json)` \| (\d+ \| .*) \|$", INDEX, re.
 
 
 def test_the_index_lists_the_runs_and_profiles_that_ship_and_no_others() -> None:
-    assert set(RUNS) == {str(path.relative_to(REFERENCE)) for path in REFERENCE.rglob("*.jsonl")}
+    runs = {path for path in REFERENCE.rglob("*.jsonl") if path.parent.name != EXCHANGES}
+    assert set(RUNS) == {str(path.relative_to(REFERENCE)) for path in runs}
     assert set(PROFILES) == {path.name for path in REFERENCE.rglob("profiles/*.json")}
+
+
+def test_what_a_wheel_carries_of_the_runs_is_what_the_index_says() -> None:
+    copies = sorted(REFERENCE.rglob(f"{EXCHANGES}/*.jsonl"))
+    for copy in copies:
+        run = copy.parent.parent / copy.name
+        assert set(copy.read_bytes().splitlines()) <= set(run.read_bytes().splitlines())
+    lines = sum(copy.read_bytes().count(b"\n") for copy in copies)
+    size = sum(copy.stat().st_size for copy in copies)
+    assert f"{lines} lines of {len(copies)} runs, {size / 1e6:.1f} MB" in " ".join(INDEX.split())
 
 
 @pytest.mark.parametrize("name", RUNS)
