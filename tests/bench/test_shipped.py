@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,17 +10,29 @@ from pathlib import Path
 import pytest
 
 import bench.shipped
+from bench.cli import main
+from bench.cli.exits import Exit
 from bench.errors import UsageError
 
 CHECKOUT = Path(bench.shipped.__file__).parent.parent
 
 
-LEFT_OUT = {"plots", "earlier", "exhaustive", "apart", "searches", "audits"}
-"""Folders of the reference that no wheel carries."""
+LARGEST_WHEEL = 2_500_000
+"""Bytes: samples stay in the repository, but for those of the exchanges that ``recommend`` reads."""
+MODELLED = "--model qwen3-235b-a22b --tp 16 --gpu h200 --context 32k --concurrency 64 --json"
+"""A question whose answer rests on exchanges that were measured beside the profiles, not in them."""
 
 
 def files_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def ships(name: str) -> bool:
+    """Tell whether a wheel carries a file of the reference."""
+    match Path(name).parts:
+        case (*_, "README.md") | (_, "profiles" | "exchanges", _):
+            return True
+    return False
 
 
 def test_a_checkout_serves_its_own_sweeps_and_reference() -> None:
@@ -44,7 +57,9 @@ def test_an_incomplete_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp
         bench.shipped.sweeps_folder()
 
 
-def test_a_wheel_carries_both_packages_the_sweeps_and_the_reference(tmp_path: Path) -> None:
+def test_a_wheel_carries_both_packages_the_sweeps_and_what_ships_of_the_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=CHECKOUT,
@@ -56,21 +71,34 @@ def test_a_wheel_carries_both_packages_the_sweeps_and_the_reference(tmp_path: Pa
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
 
+    def by_itself(*words: str) -> str:
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(installed)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
     ask = "import bench.shipped as s; print(s.sweeps_folder()); print(s.reference_folder())"
-    answer = subprocess.run(
-        [sys.executable, "-c", ask],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    sweeps, reference = (Path(line) for line in answer.stdout.splitlines())
+    sweeps, reference = (Path(line) for line in by_itself("-c", ask).splitlines())
     assert sweeps.is_relative_to(installed)
     assert files_below(sweeps) == files_below(CHECKOUT / "sweeps")
     everything = files_below(CHECKOUT / "results" / "reference")
-    assert files_below(reference) == {name for name in everything if not LEFT_OUT & set(name.split("/"))}
+    assert files_below(reference) == {name for name in everything if ships(name)}
     for package in ("dcp_core", "bench"):
         assert (installed / package / "py.typed").is_file()
         sources = {name for name in files_below(CHECKOUT / package) if name.endswith(".py")}
         assert sources <= files_below(installed / package)
+    assert wheel.stat().st_size < LARGEST_WHEEL
+
+    assert main(["recommend", *MODELLED.split()]) == Exit.DONE
+    here, there = (
+        json.loads(capsys.readouterr().out),
+        json.loads(by_itself("-m", "bench", "recommend", *MODELLED.split())),
+    )
+    assert all(Path(file).is_relative_to(reference) for file in there.pop("profiles").values())
+    del here["profiles"]
+    assert here == there
+    assert "modelled" in str(here)
