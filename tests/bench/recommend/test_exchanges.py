@@ -24,9 +24,9 @@ from dcp_core.settings import PathName
 from tests.bench.made_up import cases, trial
 
 
-def decodes(*batches: str, exchange: str = "loopback") -> list[Trial]:
-    """Return made-up decode steps of groups of two, of ranks with 8 heads."""
-    found = map(trial, cases(batches, dcps=[2], exchanges=[exchange], kernels=["fa2"]))
+def decodes(*batches: str, exchange: str = "loopback", tp: int = 8) -> list[Trial]:
+    """Return made-up decode steps of groups of two, of ranks with 64 / tp heads."""
+    found = map(trial, cases(batches, tp=tp, dcps=[2], exchanges=[exchange], kernels=["fa2"]))
     return [one for one in found if one.case.settings.path is PathName.DECODE]
 
 
@@ -41,10 +41,13 @@ def exchanges_of(folder: Path, profile: Profile) -> Exchanges:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder of two runs and a profile: 32 and 64 simulated decodes, those of a real exchange, and others."""
+    """Return a folder of two runs and a profile of two simulated decodes, beside which the first run has real exchanges.
+
+    Those of ranks with 8 heads tell of the profile's 16 in groups of 2, those of ranks with 4 in groups of 4.
+    """
     simulated, others = decodes("32q1s32k", "64q1s32k"), map(trial, cases(["8q1s8k"], dcps=[1], kernels=["fa2"]))
     picked(simulated).save(tmp_path / "profiles")
-    told = [*simulated, *decodes("q1s16", "8q1s16", "64q1s16", exchange="ag_rs")]
+    told = [*simulated, *decodes("q1s16", "8q1s16", exchange="ag_rs"), *decodes("q1s16", exchange="ag_rs", tp=16)]
     (tmp_path / "one.jsonl").write_bytes(b"".join(map(encode, told)))
     (tmp_path / "two.jsonl").write_bytes(b"".join(map(encode, others)))
     return tmp_path
