@@ -112,11 +112,11 @@ def _tell(found: Sequence[Examined], made: Mapping[str, object], *, as_json: boo
     from bench.audit import SHARE, TOLERANCE, false_share
 
     long, short = _stages(found)
-    agree, stages = sum(one.agrees(null) for one, null in long), len(long)
+    agree, stages = sum(one.agrees for one, _ in long), len(long)
     races = [one.raced for one in found if isinstance(one.raced, Comparison)]
     end = Exit.DONE if agree >= SHARE * stages else Exit.DIFFERENT
     if as_json:
-        agreeing = {"agree": agree, "short_agree": sum(one.agrees(null) for one, null in short)}
+        agreeing = {"agree": agree, "short_agree": sum(one.agrees for one, _ in short)}
         told = {"stages": stages, "short": len(short), **agreeing, "races": len(races)}
         emit({**made, **told, "false_share": false_share(races), "cases": _json(found)})
         return end
@@ -127,7 +127,7 @@ def _tell(found: Sequence[Examined], made: Mapping[str, object], *, as_json: boo
             f"Two timers agree within {TOLERANCE:.0%} in {agree} of {counted(stages, 'stage')} of {FLOORS} timer floors or more."
         )
     if short:
-        worst = max(abs(one.error(null)) * one.cupti_us for one, null in short)
+        worst = max(abs(one.apart_us) for one, _ in short)
         say(f"In {counted(len(short), 'shorter one')}, which trials flag, they are {micros(worst)} µs apart at most.")
     if races:
         share = false_share(races)
@@ -162,12 +162,15 @@ def _grid(found: Sequence[Examined]) -> Grid:
         name, timed = case_name(one.case), one.timed if isinstance(one.timed, list) else []
         race = str(one.raced.verdict) if isinstance(one.raced, Comparison) else NOT_MEASURED
         rows += [
-            (name, each.stage, micros(each.events_us), micros(each.cupti_us), f"{each.error(timed[0]):+.1%}", race)
+            (name, each.stage, micros(each.events_us), micros(each.cupti_us), f"{each.error:+.1%}", race)
             for each in timed[1:]
         ]
         if not timed:
             rows.append((name, *4 * [NOT_MEASURED], race))
-    note = "apart: what events read more than CUPTI, beyond what they do around the smallest kernel."
+    note = (
+        "apart: what events read more than CUPTI, beyond what they do around the smallest kernel; between ranks, of the one on "
+        "which they are furthest apart."
+    )
     return Grid("Two timers, and each case against itself", columns, tuple(rows), footnotes=(note,))
 
 
