@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,13 +15,15 @@ from hypothesis import strategies as st
 
 from bench.audit import NULL, Audited, Turns, false_share, turns_us, twin, worst
 from bench.cli import main
+from bench.cli.audit import RACES
 from bench.cli.exits import Exit
 from bench.race import Course
 from bench.record import Failed, Heat, Measured, Race
 from bench.verdict import Comparison, Verdict
-from dcp_core.cost import step_work
+from dcp_core.cost import ceiling_of, step_work
 from dcp_core.mesh import Mesh
 from tests.bench.cases import QUICK, tiny
+from tests.bench.made_up import measured, summary
 from tests.bench.stand_in import Scripted
 
 SWEEP = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
@@ -195,6 +199,39 @@ def test_an_audit_that_is_interrupted_tells_what_it_has(scripted: Scripted, caps
     told = json.loads(out)
     assert [told[name] for name in ("stages", "agree", "races")] == [2, 2, 2]
     assert told["command"] == f"dcpbench audit {' '.join(SWEEP)} --cases 5 --json"
+
+
+@pytest.mark.parametrize(("step_us", "races"), [(1_000.0, RACES), (4_000.0, 2), (60_000.0, 1)])
+def test_a_case_of_long_steps_races_no_longer_than_a_search_would_sample_it(
+    step_us: float, races: int, scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text('model = "tiny"\ntp = 4\nbatch = ["q8"]\nexchange = "alone"\n[policy]\nmax_seconds = 0.3\n')
+    scripted.script = lambda _number, case: replace(measured(case, ceiling_of("")), step_us=summary(step_us))
+    assert run("audit", sweep, "--cases", "1", "--json") == Exit.DONE
+    assert len(scripted.races) == races
+    assert json.loads(capsys.readouterr().out)["races"] == 1
+
+
+def test_an_audit_whose_time_is_spent_begins_no_other_case(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("bench.cli.audit.time", SimpleNamespace(monotonic=lambda: now_s))
+
+    def audited(_: int) -> list[Audited]:
+        nonlocal now_s
+        now_s += 31.0
+        return [NOTHING, Audited("step", 103.4, 100.0, 2, -0.1)]
+
+    scripted.audited = audited
+    assert run("audit", *SWEEP, "--cases", "5", "--time-budget", "1m", "--json") == Exit.DONE
+    out, err = capsys.readouterr()
+    assert "The time budget is spent after 2 cases of 5." in err
+    assert json.loads(out)["stages"] == 2
+    assert run("audit", *SWEEP, "--cases", "2", "--time-budget", "1m") == Exit.DONE
+    assert "is spent" not in capsys.readouterr().err, "nothing was left to do"
+    assert run("audit", *SWEEP, "--time-budget", "soon") == Exit.USAGE
 
 
 def test_what_could_not_be_audited_is_said_with_its_reason(
