@@ -62,6 +62,7 @@ def audit(
 
     Examples:
       dcpbench audit decode
+      dcpbench --ranks 2 audit decode --cases 30
       dcpbench audit prefill --cases 40 --time-budget 10m --json
     """
     from bench.cli.campaign import campaign, said

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,12 +36,12 @@ class Device:
     Args:
         own_us: what events read beyond the work between them, in each capture.
         missed: pieces that CUPTI does not see, at each time that it watches.
-        drift_us: by which the events read more with every repetition.
+        turns_us: that the events read more in one turn of two repetitions after another.
     """
 
     own_us: Sequence[float] = (2.5,)
     missed: Sequence[int] = ()
-    drift_us: float = 0.0
+    turns_us: Sequence[float] = (0.0,)
     now: float = 0.0
     captures: int = 0
     watched: int = 0
@@ -48,6 +49,10 @@ class Device:
     seen: list[Any] = field(default_factory=list)
 
     flushed_bytes, name = 1, "paper"
+
+    @property
+    def turn(self) -> int:
+        return self.repetitions // 2
 
     def run(self, us: float, pieces: int = 1) -> None:
         for _ in range(pieces):
@@ -66,8 +71,8 @@ class Device:
                     align()
                 start = self.now
                 call()
+                times.append(self.now - start + own_us + self.turns_us[self.turn % len(self.turns_us)])
                 self.repetitions += 1
-                times.append(self.now - start + own_us + self.drift_us * self.repetitions)
                 self.now += 1.0
             return times
 
@@ -151,11 +156,14 @@ def test_what_the_events_read_by_themselves_is_taken_off_as_it_was_in_that_captu
     assert found.events_us == pytest.approx(50.0 + 2.4)
 
 
-def test_what_drifts_is_taken_off_as_it_was_one_repetition_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = audited(monkeypatch, Device(drift_us=0.01), attend)
+def test_each_repetition_is_compared_with_itself_and_medians_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths_us, more_us = (10.0, 50.0, 20.0, 40.0, 30.0), (0.0, 1.0, 5.0, 6.0, 7.0)
+    device = Device(turns_us=more_us)
+    found = audited(monkeypatch, device, lambda device: device.run(lengths_us[device.turn % len(lengths_us)]))
     assert found is not None
-    assert found.apart_us == pytest.approx(-0.01)
-    assert found.events_us - found.cupti_us > 2.9
+    assert found.apart_us == pytest.approx(0.0)
+    assert (found.events_us, found.cupti_us) == pytest.approx((37.0 + 2.5, 30.0))
+    assert found.events_us - found.cupti_us - 2.5 != pytest.approx(median(more_us)), "medians would be 2 µs apart"
 
 
 def test_what_was_seen_in_as_many_pieces_twice_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
