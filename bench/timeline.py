@@ -50,6 +50,15 @@ def watch(sample: Sampler, count: int) -> tuple[list[float], list[Seen]]:
     return times, seen
 
 
+def refusal() -> str:
+    """Say why this rank's profiler does not start, or nothing."""
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]):
+            return ""
+    except RuntimeError as error:
+        return f"CUPTI cannot be had: {error}"
+
+
 def timeline_of(sample: Sampler, repetitions: int, mesh: Mesh) -> tuple[Piece, ...]:
     """Repeat a step until CUPTI saw what it consists of; every rank of the group must call this, and all return the same.
 
@@ -60,7 +69,7 @@ def timeline_of(sample: Sampler, repetitions: int, mesh: Mesh) -> tuple[Piece, .
     Returns:
         What ran on rank 0, which has most keys; nothing if a rank's profiler does not start, or never saw as much twice.
     """
-    if mesh.first_problem(_problem()):
+    if mesh.first_problem(refusal()):
         return ()
     before = -1
     for _ in range(ATTEMPTS):
@@ -114,15 +123,6 @@ def short_name(name: str) -> str:
 def communicates(name: str) -> bool:
     """Tell from its short name whether a piece of work is of the exchange."""
     return name.startswith(OF_THE_EXCHANGE)
-
-
-def _problem() -> str:
-    """Say why this rank's profiler does not start, or nothing."""
-    try:
-        with profile(activities=[ProfilerActivity.CUDA]):
-            return ""
-    except RuntimeError as error:
-        return f"CUPTI cannot be had: {error}"
 
 
 def _believed(seen: Sequence[Seen], repetitions: int) -> tuple[Piece, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +15,7 @@ from bench.cli.exits import Exit
 from bench.cli.options import Asked, Running, session_of
 from bench.cli.screen import draw, emit, put, say, screen, warn
 from bench.grid import Column, Grid
-from bench.record import Failed, Heat, Skipped
+from bench.record import Failed, Heat, Measured, Skipped, Trial
 from bench.report.table import NOT_MEASURED, case_name, counted, micros
 from bench.tune.known import REPEATS, paired
 from bench.tune.search import ROUNDS
@@ -46,24 +48,32 @@ def audit(
     cases: Annotated[
         int, typer.Option(min=1, max=10_000, metavar="N", help="Cases, drawn from what is asked for.")
     ] = 20,
+    time_budget: Annotated[
+        str | None,
+        typer.Option("--time-budget", metavar="TIME", help="Begin no other case after 90s, 10m, 2h."),
+    ] = None,
 ) -> int:
     """Check the measuring itself on a sample of cases: with a second timer, and by racing each case against itself.
 
     CUPTI, through torch's profiler, times the same repetitions of each stage; the two should agree within 3 % in 95 % of
-    stages, and exit code 1 says that they do not. Stages under ten timer floors, which trials flag, are told apart. Of a case
-    raced against itself neither should be called faster. Nothing is stored; --json prints all; Ctrl-C ends it with what it has.
+    stages, and exit code 1 says that they do not. Stages under ten timer floors, which trials flag, are told apart. Between
+    ranks each stage is told of the one on which the timers are furthest apart. Of a case raced against itself neither should be
+    called faster. Nothing is stored; --json prints all; Ctrl-C ends it with what it has.
 
     Examples:
       dcpbench audit decode
-      dcpbench audit prefill --cases 40 --json
+      dcpbench --ranks 2 audit decode --cases 30
+      dcpbench audit prefill --cases 40 --time-budget 10m --json
     """
     from bench.cli.campaign import campaign, said
+    from bench.cli.searching import seconds_of
     from bench.errors import UsageError
     from bench.supervisor import Supervisor
 
     session = session_of(invocation)
     if running.cluster is not None or running.shard is not None:
         raise UsageError("an audit is of one machine: leave --cluster and --shard")
+    budget_s = seconds_of(time_budget) if time_budget is not None else math.inf
     wanted = campaign(asked, running, session.ranks)
     hopeless = wanted.obstacles(wanted.cases)
     able = [case for case in wanted.cases if case not in hopeless]
@@ -81,11 +91,14 @@ def audit(
     with Supervisor(ranks, wanted.policy, alone=alone) as supervisor, screen(len(chosen), float(len(chosen))) as view:
         supervisor.told = view.compiling
         found: list[Examined] = []
-        interrupted = False
+        interrupted, end_s = False, time.monotonic() + budget_s
         try:
-            for one in _examine(said(chosen, view), supervisor):
+            for one in _examine(said(chosen, view), supervisor, wanted.policy.max_seconds):
                 found.append(one)
                 view.advance(case_name(one.case), 1.0)
+                if time.monotonic() > end_s and len(found) < len(chosen):
+                    warn(f"The time budget is spent after {counted(len(found), 'case')} of {len(chosen)}.")
+                    break
         except KeyboardInterrupt:
             warn(f"Stopped after {counted(len(found), 'case')} of {len(chosen)}.")
             interrupted = True
@@ -94,29 +107,41 @@ def audit(
     return Exit.INTERRUPTED if interrupted else end
 
 
-def _examine(cases: Iterable[Case], supervisor: Supervisor) -> Iterator[Examined]:
+def _examine(cases: Iterable[Case], supervisor: Supervisor, most_s: float) -> Iterator[Examined]:
+    """Yield what comes of each case.
+
+    Args:
+        most_s: that a case races, at most, once it has been raced: as a search has it, which samples no case for longer.
+    """
     from bench.audit import twin
 
     for case, timed in supervisor.audit(cases):
-        both = (case, twin(case))
-        trials = [
-            trial for _ in range(RACES) for trial in supervisor.race(both, Heat.RACED, rounds=ROUNDS, repeats=REPEATS)
-        ]
+        both, trials = (case, twin(case)), list[Trial]()
+        for _ in range(RACES):
+            trials += supervisor.race(both, Heat.RACED, rounds=ROUNDS, repeats=REPEATS)
+            if _raced_s(trials, case) >= most_s:
+                break
         first, second = ([trial for trial in trials if trial.case == one] for one in both)
         ended = [trial.outcome for trial in trials if isinstance(trial.outcome, Skipped | Failed)]
         raced = paired(first, second, Heat.RACED) or next(iter(ended), Skipped("its races were not of both"))
         yield Examined(case, timed, raced)
 
 
+def _raced_s(trials: Iterable[Trial], case: Case) -> float:
+    """Return for how long a case was sampled."""
+    steps = [trial.outcome.step_us for trial in trials if trial.case == case and isinstance(trial.outcome, Measured)]
+    return sum(step.count * step.median for step in steps) * 1e-6
+
+
 def _tell(found: Sequence[Examined], made: Mapping[str, object], *, as_json: bool) -> Exit:
     from bench.audit import SHARE, TOLERANCE, false_share
 
     long, short = _stages(found)
-    agree, stages = sum(one.agrees(null) for one, null in long), len(long)
+    agree, stages = sum(one.agrees for one, _ in long), len(long)
     races = [one.raced for one in found if isinstance(one.raced, Comparison)]
     end = Exit.DONE if agree >= SHARE * stages else Exit.DIFFERENT
     if as_json:
-        agreeing = {"agree": agree, "short_agree": sum(one.agrees(null) for one, null in short)}
+        agreeing = {"agree": agree, "short_agree": sum(one.agrees for one, _ in short)}
         told = {"stages": stages, "short": len(short), **agreeing, "races": len(races)}
         emit({**made, **told, "false_share": false_share(races), "cases": _json(found)})
         return end
@@ -127,7 +152,7 @@ def _tell(found: Sequence[Examined], made: Mapping[str, object], *, as_json: boo
             f"Two timers agree within {TOLERANCE:.0%} in {agree} of {counted(stages, 'stage')} of {FLOORS} timer floors or more."
         )
     if short:
-        worst = max(abs(one.error(null)) * one.cupti_us for one, null in short)
+        worst = max(abs(one.apart_us) for one, _ in short)
         say(f"In {counted(len(short), 'shorter one')}, which trials flag, they are {micros(worst)} µs apart at most.")
     if races:
         share = false_share(races)
@@ -162,12 +187,15 @@ def _grid(found: Sequence[Examined]) -> Grid:
         name, timed = case_name(one.case), one.timed if isinstance(one.timed, list) else []
         race = str(one.raced.verdict) if isinstance(one.raced, Comparison) else NOT_MEASURED
         rows += [
-            (name, each.stage, micros(each.events_us), micros(each.cupti_us), f"{each.error(timed[0]):+.1%}", race)
+            (name, each.stage, micros(each.events_us), micros(each.cupti_us), f"{each.error:+.1%}", race)
             for each in timed[1:]
         ]
         if not timed:
             rows.append((name, *4 * [NOT_MEASURED], race))
-    note = "apart: what events read more than CUPTI, beyond what they do around the smallest kernel."
+    note = (
+        "apart: what events read more than CUPTI, beyond what they do around the smallest kernel; between ranks, of the one on "
+        "which they are furthest apart."
+    )
     return Grid("Two timers, and each case against itself", columns, tuple(rows), footnotes=(note,))
 
 

@@ -58,7 +58,7 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
     if order["do"] == "race":
         return raced(order, rank)
     if DEVICE is not None and order["do"] == "audit":
-        times = {"events_us": 100.0, "cupti_us": 100.0, "kernels": 1}
+        times = {"events_us": 100.0, "cupti_us": 100.0, "kernels": 1, "apart_us": 0.0}
         return {"audited": [{"stage": stage, **times} for stage in ("nothing", "step")]}
     if DEVICE is not None and order["do"] == "measure":
         return {"outcome": DEVICE.measured(order), "ranks": 1, "poisoned": False}

@@ -5,87 +5,131 @@ from __future__ import annotations
 import gc
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.audit import NULL, Audited, false_share, spans_us, twin
+from bench.audit import NULL, Audited, Turns, false_share, turns_us, twin, worst
 from bench.cli import main
+from bench.cli.audit import RACES
 from bench.cli.exits import Exit
 from bench.race import Course
 from bench.record import Failed, Heat, Measured, Race
 from bench.verdict import Comparison, Verdict
-from dcp_core.cost import step_work
+from dcp_core.cost import ceiling_of, step_work
 from dcp_core.mesh import Mesh
 from tests.bench.cases import QUICK, tiny
+from tests.bench.made_up import measured, summary
 from tests.bench.stand_in import Scripted
 
 SWEEP = ("--model", "tiny", "--tp", "4", "--dcp", "1,2", "--context", "512,1k", "--new", "1,8", "--exchange", "ag_rs")
-NOTHING = Audited(NULL, 4.8, 1.3, 1)
+NOTHING = Audited(NULL, 4.8, 1.3, 1, 0.0)
 
 
 def run(*words: str | Path) -> int:
     return main([str(word) for word in words])
 
 
-# --- Spans --------------------------------------------------------------------------------------------------------------
+# --- Turns of a stage and the smallest kernel ---------------------------------------------------------------------------
 
 
-@given(st.integers(1, 12), st.integers(0, 2), st.integers(1, 5), st.randoms())
-def test_repetitions_are_told_apart_whatever_order_their_work_is_reported_in(
-    repetitions: int, ahead: int, kernels: int, source: random.Random
+@given(st.integers(1, 12), st.integers(0, 2), st.integers(0, 5), st.randoms())
+def test_turns_are_told_apart_whatever_order_their_work_is_reported_in(
+    turns: int, ahead: int, kernels: int, source: random.Random
 ) -> None:
-    work, expected, now = [], [], 0.0
-    for _ in range(repetitions):
+    work: list[tuple[float, float]] = []
+    took: list[float] = []
+    now = 0.0
+    for pieces in (kernels, 1) * turns:
         start = now
         for _ in range(ahead):
             start = now + 40.0
             work.append((now, start))
             now += source.uniform(40.5, 43)
-        start = start if ahead else now
-        for _ in range(kernels):
+        begin = start if ahead else now
+        for _ in range(pieces):
             long = source.uniform(1, 9)
             work.append((now, now + long))
             now += long + 0.5
-        expected.append(now - 0.5 - start)
-        now += source.uniform(0, 3)
+        took.append(now - 0.5 - begin if pieces else 0.0)
+        now += source.uniform(0.1, 3)
     source.shuffle(work)
-    spans, each = spans_us(work, repetitions, ahead)
-    assert spans == pytest.approx(expected)
-    assert each == kernels
+    found = turns_us(work, turns, ahead)
+    assert found.stage_us == pytest.approx(took[::2])
+    assert found.null_us == pytest.approx(took[1::2])
+    assert found.kernels == kernels
 
 
 def test_a_kernel_that_runs_beside_others_ends_its_repetition_if_it_ends_last() -> None:
-    assert spans_us([(0.0, 9.0), (10.0, 30.0), (11.0, 14.0)], 1, 1) == ([21.0], 2)
+    beside = [(0.0, 9.0), (10.0, 30.0), (11.0, 14.0), (40.0, 49.0), (50.0, 51.0)]
+    assert turns_us(beside, 1, 1) == Turns((21.0,), (2.0,), 2)
 
 
 def test_how_long_a_kernel_takes_to_start_after_the_cooling_counts_as_it_does_for_events() -> None:
-    assert spans_us([(0.0, 9.0), (11.0, 30.0)], 1, 1) == ([21.0], 1)
-    assert spans_us([(11.0, 30.0)], 1, 0) == ([19.0], 1)
+    assert turns_us([(0.0, 9.0), (11.0, 30.0), (40.0, 49.0), (50.5, 51.0)], 1, 1) == Turns((21.0,), (2.0,), 1)
+    assert turns_us([(11.0, 30.0), (50.5, 51.0)], 1, 0) == Turns((19.0,), (0.5,), 1)
 
 
-@pytest.mark.parametrize(("kernels", "repetitions", "ahead"), [(7, 3, 0), (8, 3, 1), (3, 3, 2)])
-def test_repetitions_of_different_work_are_refused(kernels: int, repetitions: int, ahead: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"{kernels} kernels are not {repetitions} equal repetitions of {ahead} or more"
-    ):
-        spans_us([(float(at), at + 0.5) for at in range(kernels)], repetitions, ahead)
+def test_what_waits_for_another_rank_is_ahead_like_the_cooling() -> None:
+    met = [(0.0, 9.0), (10.0, 400.0), (402.0, 430.0), (440.0, 449.0), (450.0, 460.0), (462.0, 463.0)]
+    assert turns_us(met, 1, 2) == Turns((30.0,), (3.0,), 1)
 
 
-def test_repetitions_of_nothing_but_what_is_ahead_of_them_take_no_time() -> None:
-    assert spans_us([(float(at), at + 0.5) for at in range(6)], 3, 2) == ([0.0, 0.0, 0.0], 0)
+@pytest.mark.parametrize(("kernels", "turns", "ahead"), [(7, 3, 0), (8, 3, 1), (6, 3, 1)])
+def test_turns_of_different_work_are_refused(kernels: int, turns: int, ahead: int) -> None:
+    sentence = f"{kernels} kernels are not {turns} equal repetitions of {2 * ahead + 1} or more"
+    with pytest.raises(ValueError, match=sentence):
+        turns_us([(float(at), at + 0.5) for at in range(kernels)], turns, ahead)
+
+
+def test_each_repetition_is_compared_with_itself_and_with_nothing_right_after_it() -> None:
+    seen = Turns((100.0, 120.0), (2.0, 2.5), 1)
+    assert seen.apart_us([103.5, 5.0, 124.0, 6.0]) == pytest.approx([3.5 - 3.0, 4.0 - 3.5])
+    with pytest.raises(ValueError, match="longer"):
+        seen.apart_us([103.5, 5.0, 124.0])
 
 
 # --- What is said of them -----------------------------------------------------------------------------------------------
 
 
-def test_what_events_read_around_nothing_is_no_difference() -> None:
-    assert Audited("context", 103.5, 100.0, 2).error(NOTHING) == pytest.approx(0.0)
-    assert Audited("context", 106.4, 100.0, 2).agrees(NOTHING)
-    assert not Audited("context", 106.6, 100.0, 2).agrees(NOTHING)
-    assert not Audited("context", 100.4, 100.0, 2).agrees(NOTHING)
+def stage(apart_us: float, cupti_us: float = 100.0, name: str = "context", rank: int = 0) -> Audited:
+    return Audited(name, cupti_us + 3.5, cupti_us, 2, apart_us, rank)
+
+
+def test_two_timers_agree_that_are_no_more_than_three_per_cent_apart_either_way() -> None:
+    assert stage(2.0).error == pytest.approx(0.02)
+    assert all(stage(apart).agrees for apart in (0.0, 2.9, -2.9))
+    assert not any(stage(apart).agrees for apart in (3.1, -3.1))
+    assert not stage(0.5, cupti_us=10.0).agrees
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("step", 3.0, 2.0, 0, 0.0),
+        ("step", 0.0, 2.0, 1, 0.0),
+        ("step", 3.0, 0.0, 1, 0.0),
+        ("step", 3.0, float("inf"), 1, 0.0),
+        ("step", float("nan"), 2.0, 1, 0.0),
+        ("step", 3.0, 2.0, 1, float("nan")),
+    ],
+)
+def test_what_no_two_timers_say_of_a_stage_is_refused(values: tuple[str, float, float, int, float]) -> None:
+    with pytest.raises(ValueError, match="step"):
+        Audited(*values)
+
+
+def test_of_several_ranks_the_one_is_told_on_which_the_timers_are_furthest_apart() -> None:
+    first = [NOTHING, stage(1.0), stage(-0.2, name="gather"), None, None]
+    second = [NOTHING, stage(-1.5, rank=1), stage(0.1, name="gather", rank=1), stage(0.0, name="new", rank=1), None]
+    found = worst([first, second])
+    assert [(one.stage, one.rank) for one in found] == [(NULL, 0), ("context", 1), ("gather", 0), ("new", 1)]
+    with pytest.raises(ValueError, match="shorter"):
+        worst([first, second[:-1]])
 
 
 def test_a_twin_is_a_case_of_its_own_and_runs_the_same() -> None:
@@ -117,7 +161,7 @@ def test_false_verdicts_are_counted() -> None:
 def test_two_timers_that_agree_are_done_and_two_that_do_not_are_exit_code_1(
     scripted: Scripted, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scripted.audited = lambda _: [NOTHING, Audited("step", 103.4, 100.0, 2), Audited("new", 53.6, 50.0, 1)]
+    scripted.audited = lambda _: [NOTHING, Audited("step", 103.4, 100.0, 2, 2.9), Audited("new", 53.6, 50.0, 1, -0.1)]
     assert run("audit", *SWEEP, "--cases", "5") == Exit.DONE
     out, err = capsys.readouterr()
     assert "5 cases of 18 to audit" in err
@@ -125,14 +169,14 @@ def test_two_timers_that_agree_are_done_and_two_that_do_not_are_exit_code_1(
     assert "Of 5 cases raced against itself, one was called faster in 0.0%." in out
     assert {heat for heat, _ in scripted.races} == {Heat.RACED}
     assert all(twin(first) == second for _, (first, second) in scripted.races)
-    scripted.audited = lambda number: [NOTHING, Audited("step", 110.0 if number == 0 else 103.5, 100.0, 2)]
+    scripted.audited = lambda number: [NOTHING, Audited("step", 103.5, 100.0, 2, 3.1 if number == 0 else 0.0)]
     assert run("audit", *SWEEP, "--cases", "5") == Exit.DIFFERENT
     assert "in 4 of 5 stages" in capsys.readouterr().out
 
 
 def test_stages_below_ten_floors_are_told_apart(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
-    short = [Audited("merge", 4.7, 1.6, 1), Audited("new", 9.0, 5.3, 1)]
-    scripted.audited = lambda _: [NOTHING, Audited("step", 103.4, 100.0, 2), *short]
+    short = [Audited("merge", 4.7, 1.6, 1, -0.4), Audited("new", 9.0, 5.3, 1, 0.2)]
+    scripted.audited = lambda _: [NOTHING, Audited("step", 103.4, 100.0, 2, -0.1), *short]
     assert run("audit", *SWEEP, "--cases", "5") == Exit.DONE
     out = capsys.readouterr().out
     assert "in 5 of 5 stages of 10 timer floors or more." in out
@@ -146,7 +190,7 @@ def test_an_audit_that_is_interrupted_tells_what_it_has(scripted: Scripted, caps
     def audited(number: int) -> list[Audited]:
         if number == 2:
             raise KeyboardInterrupt
-        return [NOTHING, Audited("step", 103.4, 100.0, 2)]
+        return [NOTHING, Audited("step", 103.4, 100.0, 2, -0.1)]
 
     scripted.audited = audited
     assert run("audit", *SWEEP, "--cases", "5", "--json") == Exit.INTERRUPTED
@@ -155,6 +199,39 @@ def test_an_audit_that_is_interrupted_tells_what_it_has(scripted: Scripted, caps
     told = json.loads(out)
     assert [told[name] for name in ("stages", "agree", "races")] == [2, 2, 2]
     assert told["command"] == f"dcpbench audit {' '.join(SWEEP)} --cases 5 --json"
+
+
+@pytest.mark.parametrize(("step_us", "races"), [(1_000.0, RACES), (4_000.0, 2), (60_000.0, 1)])
+def test_a_case_of_long_steps_races_no_longer_than_a_search_would_sample_it(
+    step_us: float, races: int, scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text('model = "tiny"\ntp = 4\nbatch = ["q8"]\nexchange = "alone"\n[policy]\nmax_seconds = 0.3\n')
+    scripted.script = lambda _number, case: replace(measured(case, ceiling_of("")), step_us=summary(step_us))
+    assert run("audit", sweep, "--cases", "1", "--json") == Exit.DONE
+    assert len(scripted.races) == races
+    assert json.loads(capsys.readouterr().out)["races"] == 1
+
+
+def test_an_audit_whose_time_is_spent_begins_no_other_case(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("bench.cli.audit.time", SimpleNamespace(monotonic=lambda: now_s))
+
+    def audited(_: int) -> list[Audited]:
+        nonlocal now_s
+        now_s += 31.0
+        return [NOTHING, Audited("step", 103.4, 100.0, 2, -0.1)]
+
+    scripted.audited = audited
+    assert run("audit", *SWEEP, "--cases", "5", "--time-budget", "1m", "--json") == Exit.DONE
+    out, err = capsys.readouterr()
+    assert "The time budget is spent after 2 cases of 5." in err
+    assert json.loads(out)["stages"] == 2
+    assert run("audit", *SWEEP, "--cases", "2", "--time-budget", "1m") == Exit.DONE
+    assert "is spent" not in capsys.readouterr().err, "nothing was left to do"
+    assert run("audit", *SWEEP, "--time-budget", "soon") == Exit.USAGE
 
 
 def test_what_could_not_be_audited_is_said_with_its_reason(

@@ -159,7 +159,7 @@ def two_gpus(stand_in: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: there)
     monkeypatch.setattr(bench.fitness, "fitness", lambda _: [])
     stand_in.kernels = dict.fromkeys(("reference", "fa2", "fa3"), "")
-    stand_in.audited = lambda _: [Audited(NULL, 4.8, 2.0, 1), Audited("step", 103.0, 100.0, 3)]
+    stand_in.audited = lambda _: [Audited(NULL, 4.8, 2.0, 1, 0.0), Audited("step", 103.0, 100.0, 3, 0.2)]
     stand_in.environment = there
 
 

@@ -38,8 +38,8 @@ def test_events_and_cupti_agree_on_steps_and_stages_and_see_every_kernel() -> No
         assert (null.stage, null.kernels) == (NULL, 1)
         assert step.kernels == sum(stage.kernels for stage in stages)
         short = [each for each in (step, *stages) if each.is_short(null)]
-        assert all(each.agrees(null) for each in (step, *stages) if each not in short), timed
-        assert all(abs(each.error(null)) * each.cupti_us < SHORT_US for each in short), timed
+        assert all(each.agrees for each in (step, *stages) if each not in short), timed
+        assert all(abs(each.apart_us) < SHORT_US for each in short), timed
 
 
 RESOLUTION_US = 0.5

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from bench.audit import NULL, Audited
 from bench.measure import measure
 from bench.policy import Policy
 from bench.record import Label, Measured
+from bench.referee import audit
 from bench.stand import Stand, row_difference
 from bench.worker import group_for
 from dcp_core.check import Check
@@ -21,6 +23,7 @@ from dcp_core.oracle import judge
 from dcp_core.settings import Case, ExchangeName, IllegalSettings, Settings
 from dcp_core.shapes import ModelShape, Workload
 from tests.dcp_core.exchange.made_partials import Exchanged, Traffic, agree, exchange, looped_back
+from tests.gpu.test_referee import SHORT_US
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.multi_gpu
@@ -256,3 +259,24 @@ def test_only_a_step_that_overlaps_has_a_timeline_and_the_rendezvous_is_not_in_i
         exchange = [piece.name for piece in first[which, True].timeline if piece.communicates]
         assert own in exchange
         assert any(name.startswith("nccl") for name in exchange)
+
+
+def audit_everything(mesh: Mesh) -> dict[ExchangeName, list[Audited]]:
+    found = {}
+    for which in EXCHANGES:
+        settings = Settings.from_json({"path": "decode", "kernel": "fa2", "exchange": which})
+        case = Case(ModelShape(16, 1, 128), DcpLayout(RANKS, RANKS), Workload.parse("8q1s32k"), settings)
+        audited = audit(case, mesh, POLICY)
+        assert isinstance(audited, list), audited
+        found[which] = audited
+    return found
+
+
+def test_two_timers_agree_on_an_exchange_between_ranks_and_on_the_step_with_it() -> None:
+    first, second = on_ranks(RANKS, audit_everything, cuda=True)
+    assert first == second
+    for timed in first.values():
+        null, step, *stages = timed
+        assert (null.stage, null.kernels, step.stage) == (NULL, 1, "step")
+        assert {"gather", "combine"} <= {each.stage for each in stages}
+        assert all(each.agrees or (each.is_short(null) and abs(each.apart_us) < SHORT_US) for each in timed[1:]), timed
