@@ -12,6 +12,7 @@ from bench.cli import completion
 from bench.cli.exits import Exit
 from bench.cli.known import Known, Sources, find, this_machine
 from bench.cli.options import Json
+from bench.cli.recommend_map import answer_all
 from bench.cli.recommend_options import GPU_MEMORY, Asked, Given, Memory
 from bench.cli.recommend_traffic import served_by, write_sweep
 from bench.cli.screen import draw, emit, put_shell, say, warn
@@ -55,10 +56,14 @@ def recommend(
           --context 32k --concurrency 64
       dcpbench recommend --model qwen3-235b-a22b --tp 8 \
           --context 32k --concurrency 32 --chunk 8k --weights 60GiB
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 --map
+      dcpbench recommend --model qwen3-235b-a22b --tp 8 --map \
+          --context 8k,64k --concurrency 1,8,64 --weights 60GiB
       dcpbench recommend --model qwen3-235b-a22b --tp 8 --trace requests.csv
     """
     from bench.recommend.decision import Limits as AssumedLimits
-    from bench.recommend.recommend import Recommendation, crossing, decide, rooms_of
+    from bench.recommend.grounds import Grounds
+    from bench.recommend.recommend import rooms_of
     from bench.report import advice
     from bench.report.advice_json import to_json
     from dcp_core.layout import DcpLayout
@@ -83,13 +88,13 @@ def recommend(
         multiprocessors=multiprocessors,
     )
     evidence = _evidence(known)
-    served, said = served_by(traffic, shape, tp, evidence.get(1), rooms[1])
     limits = AssumedLimits(given.bracket(), device)
-    engine, tuned = (decide(shape, tp, served, evidence, limits, engine=engine) for engine in (True, False))
-    first = served.batches[0][0]
-    alike = len(served.batches) == 1 and len(set(first.requests)) == 1
-    crossed = crossing(shape, tp, first, evidence, limits, engine=engine is not None) if alike else ()
-    found = Recommendation(model, shape, tp, served, engine, tuned, rooms, given.slo_us, crossed)
+    grounds = Grounds(model, shape, tp, evidence, limits, rooms, given.slo_us)
+    if traffic.map:
+        notes = [*(known[1].notes if known else ()), *notes]
+        return answer_all(grounds, traffic, notes, {dcp: one.path for dcp, one in known.items()}, json=json)
+    served, said = served_by(traffic, shape, tp, evidence.get(1), rooms[1])
+    found = grounds.recommend(served)
     notes += said
     if traffic.sweep is not None:
         notes.append(write_sweep(traffic.sweep, found))

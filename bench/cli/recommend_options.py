@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from bench.cli import completion
-from bench.cli.options import Results
+from bench.cli.options import Results, values_of, whole_number
 from bench.errors import UsageError
-from dcp_core.memory import parse_size
+from dcp_core.memory import parse_size, parse_tokens
 from dcp_core.spelling import nearest
 
 _TRAFFIC = "The traffic: context and concurrency, or a trace"
@@ -26,11 +26,20 @@ class Asked:
     """The traffic, as typed."""
 
     context: Annotated[
-        str | None, typer.Option(help="Cached tokens per request.", metavar="TOKENS", rich_help_panel=_TRAFFIC)
+        str | None,
+        typer.Option(help="Cached tokens per request; several with --map.", metavar="TOKENS", rich_help_panel=_TRAFFIC),
     ] = None
     concurrency: Annotated[
-        int | None, typer.Option(min=1, max=65536, help="Requests at once.", rich_help_panel=_TRAFFIC)
+        str | None, typer.Option(help="Requests at once; several with --map.", metavar="N", rich_help_panel=_TRAFFIC)
     ] = None
+    map: Annotated[
+        bool,
+        typer.Option(
+            "--map",
+            help="Answer each of many contexts with each concurrency: those given, as 8k,32k, or those that were measured.",
+            rich_help_panel=_TRAFFIC,
+        ),
+    ] = False
     new: Annotated[
         str,
         typer.Option(
@@ -71,13 +80,48 @@ class Asked:
     ] = "128k"
 
     def __post_init__(self) -> None:
-        if self.trace is not None:
+        if self.map:
+            if self.trace is not None or self.sweep is not None:
+                raise UsageError(
+                    f"--map is of context by concurrency: leave out {'--trace' if self.trace is not None else '--sweep'}"
+                )
+        elif self.trace is not None:
             if self.context is not None or self.concurrency is not None or self.chunk is not None:
                 raise UsageError("--trace tells context, concurrency and chunks by itself: leave those out")
         elif self.context is None or self.concurrency is None:
-            raise UsageError("give --context and --concurrency, as --context 32k --concurrency 64, or a --trace")
+            raise UsageError(
+                "give --context and --concurrency, as --context 32k --concurrency 64, or a --trace, or ask for a --map of many"
+            )
+        elif lists := [f"--{name} {text}" for name, text in self._lists.items() if text and "," in text]:
+            raise UsageError(f"{lists[0][:40]} is a list, and an answer is for one: give one value, or --map for all")
         if self.trace_unit not in ("s", "ms", "us"):
             raise UsageError(f"--trace-unit is s, ms or us, not {self.trace_unit[:40]!r}")
+
+    @property
+    def _lists(self) -> dict[str, str | None]:
+        return {"context": self.context, "concurrency": self.concurrency}
+
+    @property
+    def contexts(self) -> list[int]:
+        """The contexts that were typed, ascending, in tokens: none, if that was left out.
+
+        Raises:
+            UsageError, SizeError: for what is none.
+        """
+        return sorted({parse_tokens(text) for text in self._values("context")})
+
+    @property
+    def concurrencies(self) -> list[int]:
+        """The numbers of requests that were typed, ascending: none, if that was left out.
+
+        Raises:
+            UsageError: for what is none.
+        """
+        return sorted({whole_number("--concurrency", text) for text in self._values("concurrency")})
+
+    def _values(self, name: str) -> list[str]:
+        text = self._lists[name]
+        return [] if text is None else values_of(name, [text])
 
 
 @dataclass(frozen=True, slots=True)

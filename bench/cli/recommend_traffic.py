@@ -36,7 +36,17 @@ def served_by(
                 "a --trace is replayed with the times of dcp 1, and no profile here has them: give context and concurrency"
             )
         return _replayed(asked, asked.trace, shape, DcpLayout(tp), evidence, room)
-    context, requests = parse_tokens(asked.context or ""), asked.concurrency or 1
+    notes = ["The two batches count as much as each other; a --trace would weigh them."] if asked.chunk else []
+    (context,), (requests,) = asked.contexts, asked.concurrencies
+    return traffic_of(asked, context, requests), notes
+
+
+def traffic_of(asked: Asked, context: int, requests: int) -> Traffic:
+    """Return the traffic of so many requests with so much cached, each with the new tokens that were asked for.
+
+    Raises:
+        ValueError: in a sentence, for what no request has.
+    """
     new = parse_tokens(asked.new)
     decodes = [Request(new, context + new)] * requests
     batches, longest = [(Workload(tuple(decodes)), 1.0)], new
@@ -44,8 +54,7 @@ def served_by(
         chunk = parse_tokens(asked.chunk)
         batches.append((Workload((*decodes, Request(chunk, context + chunk))), 1.0))
         longest = max(new, chunk)
-    notes = ["The two batches count as much as each other; a --trace would weigh them."] if asked.chunk else []
-    return Traffic(tuple(batches), requests, context + longest), notes
+    return Traffic(tuple(batches), requests, context + longest)
 
 
 def write_sweep(path: Path, found: Recommendation) -> str:

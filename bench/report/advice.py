@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from bench.grid import Column, Grid
 from bench.recommend.decision import Decision, Option, Origin, Part, Standing
-from bench.recommend.recommend import Answer, Recommendation, Why
+from bench.recommend.recommend import Answer, Recommendation, Room, Why
 from bench.recommend.steptime import Span
 from bench.record import Label
 from bench.report.style import duration
@@ -15,7 +15,7 @@ from bench.report.style import tokens as short
 from bench.report.table import NOT_MEASURED, all_layers, counted, kernels_of, micros
 from dcp_core.layout import DcpLayout, IllegalLayout
 from dcp_core.memory import format_size
-from dcp_core.shapes import Workload
+from dcp_core.shapes import ModelShape, Workload
 
 LONGEST = 44
 """Characters of a batch in a sentence."""
@@ -41,7 +41,7 @@ def options_grid(found: Recommendation) -> Grid:
     rows = [row for index, _ in enumerate(found.traffic.batches) for row in _rows(found, index)]
     notes = [
         f"Step: one layer's attention. {all_layers(found.shape.layers).capitalize()}: exchange included.",
-        *_exchange_notes(found),
+        *exchange_notes([decision for decision in (found.engine, found.tuned) if decision]),
         *_model_notes(found),
     ]
     title = f"{found.shape.name}, tp {found.tp}: attention of one rank"
@@ -63,13 +63,14 @@ def room_grid(found: Recommendation) -> Grid:
         )
         for dcp, room in found.rooms.items()
     ]
-    first = next(iter(found.rooms.values()))
-    left = "before weights, which were not told (--weights)" if first.upper else "that weights leave"
-    note = (
-        f"In {format_size(first.memory.budget)} of each GPU, {left}. Beside the cache: FlashInfer's workspace and wrappers, "
-        f"exchange buffers."
-    )
+    note = f"{room_note(found.rooms)} Beside the cache: FlashInfer's workspace and wrappers, exchange buffers."
     return Grid("What fits", columns, tuple(rows), footnotes=(note,))
+
+
+def room_note(rooms: Mapping[int, Room]) -> str:
+    """Say in how much memory so much fits."""
+    left = "before weights, which were not told (--weights)" if rooms[1].upper else "that weights leave"
+    return f"In {format_size(rooms[1].memory.budget)} of each GPU, {left}."
 
 
 def changes(found: Recommendation) -> list[str]:
@@ -100,7 +101,7 @@ def _headline(found: Recommendation, answer: Answer) -> str:
     timed = "timed size" if found.unmeasured else "size"
     match answer.why:
         case Why.ONLY:
-            return f"Leave DCP off: {_too_small(found)}."
+            return leave_off(found.shape, found.tp)
         case Why.FASTEST:
             reason = (
                 "whatever the exchange costs within its bracket" if _is_wide(found) else "by more than is uncertain"
@@ -151,12 +152,13 @@ def _is_wide(found: Recommendation) -> bool:
     return any(span.low_us < span.high_us for span in spans)
 
 
-def _too_small(found: Recommendation) -> str:
+def leave_off(shape: ModelShape, tp: int) -> str:
+    """Say of a model for which only dcp 1 is legal why that is."""
     try:
-        DcpLayout(found.tp, 2).check(found.shape)
+        DcpLayout(tp, 2).check(shape)
     except IllegalLayout as error:
-        return str(error).partition(": ")[2]
-    return f"{found.shape.name} takes no other size at tp {found.tp}"
+        return f"Leave DCP off: {str(error).partition(': ')[2]}."
+    return f"Leave DCP off: {shape.name} takes no other size at tp {tp}."
 
 
 def _traffic(found: Recommendation) -> str:
@@ -319,8 +321,8 @@ def _exchanges(one: Option, weight: float) -> str:
     return f"{_range(total)} µs ({origins})"
 
 
-def _exchange_notes(found: Recommendation) -> list[str]:
-    decisions = [decision for decision in (found.engine, found.tuned) if decision]
+def exchange_notes(decisions: Iterable[Decision]) -> list[str]:
+    """Say where exchanges come from that were not timed with their steps."""
     origins = {part.exchange.origin for decision in decisions for one in decision.options for part in one.parts}
     notes = {
         Origin.ASSUMED: "Exchange assumed where it was not measured on this machine: from nothing, all of it hidden, to "

@@ -16,8 +16,8 @@ def to_json(found: Recommendation) -> dict[str, Any]:
     return {
         "model": found.shape.name,
         "tp": found.tp,
-        "answer": _answer_json(answer),
-        "tuned_answer": _answer_json(found.tuned_answer),
+        "answer": answer_json(answer),
+        "tuned_answer": answer_json(found.tuned_answer),
         "text": paragraph(found),
         "batches": [{"batch": str(batch), "weight": weight} for batch, weight in found.traffic.batches],
         "layers": found.shape.layers,
@@ -40,7 +40,8 @@ def to_json(found: Recommendation) -> dict[str, Any]:
     }
 
 
-def _answer_json(answer: Answer) -> dict[str, Any]:
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """Return an answer as plain data."""
     return {
         "dcp": answer.dcp,
         "why": str(answer.why),

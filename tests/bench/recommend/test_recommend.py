@@ -210,6 +210,8 @@ PLAIN = "--model qwen3-235b-a22b --tp 8 --context 32k --concurrency 64"
         (f"{PLAIN} --slo-us 20000 --gpu-memory 80GiB --json", []),
         ("--model qwen3-235b-a22b --tp 16 --context 32k --concurrency 64 --exchange-us 40", []),
         ("--model qwen3-235b-a22b --tp 16 --context 32k --concurrency 64", ["exchanges"]),
+        ("--model qwen3-235b-a22b --tp 16 --map", ["exchanges"]),
+        ("--model qwen3-235b-a22b --tp 16 --map --exchange-us 40 --json", []),
     ],
 )
 def test_an_answer_reads_each_file_once_and_no_run_that_it_does_not_need(question: str, folders: list[str]) -> None:
