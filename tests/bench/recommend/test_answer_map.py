@@ -65,6 +65,8 @@ def test_a_cell_is_what_is_decided_for_its_traffic_by_itself(
         assert cell.found == alone
         assert (cell.found.answer, cell.found.tuned_answer) == (alone.answer, alone.tuned_answer)
         told = cell_text(cell)
+        other = engine and tuned and alone.answer.between != alone.tuned_answer.between
+        assert ("t" in told) is bool(other), "where the tuned settings would change the answer is marked"
         if alone.decision is None:
             continue
         assert told.startswith(str(alone.answer.dcp)) or not alone.answer.is_firm
