@@ -14,7 +14,7 @@ from bench.record import Label
 from bench.report.advice import exchange_notes, room_note
 from bench.report.advice_json import answer_json
 from bench.report.style import tokens as short
-from bench.report.table import NOT_MEASURED, counted
+from bench.report.table import NOT_MEASURED, all_layers, counted
 
 _WHY = {Why.FITS: "+", Why.MAY_KEEP: "<", Why.OPEN: "?", Why.LEVEL: "~"}
 _OVERFULL, _LATE = "*", "!"
@@ -75,7 +75,7 @@ def cells_grid(found: AnswerMap) -> Grid:
 
 def contexts_grid(found: AnswerMap) -> Grid:
     """Return for each context from how many requests on a larger size pays, and how many fit with each."""
-    sizes = list(found.grounds.rooms)
+    sizes, layers = list(found.grounds.rooms), all_layers(found.grounds.shape.layers)
     pays = ["pays from"] if found.pays else []
     columns = ["context", *pays, *(f"fit with dcp {dcp}" for dcp in sizes)]
     rows = []
@@ -90,7 +90,7 @@ def contexts_grid(found: AnswerMap) -> Grid:
         "What pays, and what fits",
         tuple(Column(heading, right=True) for heading in columns),
         tuple(rows),
-        footnotes=(*(notes if pays else []), room_note(found.grounds.rooms)),
+        footnotes=(*(notes if pays else []), f"{room_note(found.grounds.rooms)} Fit: the KV cache of {layers}."),
     )
 
 

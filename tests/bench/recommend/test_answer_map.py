@@ -125,7 +125,9 @@ def test_a_table_explains_the_marks_that_it_has_and_no_others() -> None:
     explained = {note[0] for note in grid.footnotes if note[1] == " "}
     assert explained - {"–"} == marks
     assert marks
-    assert [row[0] for row in contexts_grid(found).rows] == ["1k", "32k", "128k"]
+    below = contexts_grid(found)
+    assert [row[0] for row in below.rows] == ["1k", "32k", "128k"]
+    assert below.footnotes[-1] == "In 60.0 GiB of each GPU, that weights leave. Fit: the KV cache of all 94 layers."
     assert all(len(line) <= 100 for line in grid.to_text().splitlines()[1 : 3 + len(grid.rows)])
 
 
