@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from statistics import fmean
+from typing import NamedTuple, TypeVar
 
 from bench.verdict import FLOORS, Comparison, Verdict
 from dcp_core.settings import Case
@@ -29,8 +30,8 @@ class Audited:
         events_us: the median between the events around it, as trials have it.
         cupti_us: the median of what events enclose: from the end of what is ahead of it to the end of its last kernel.
         kernels: that it consists of, copies and memsets included.
-        apart_us: by how much the events exceed CUPTI in the same repetition, beyond what they do around the smallest kernel in
-            the next one: the median over all such pairs.
+        apart_us: by how much the events exceed CUPTI in the mean over the same repetitions, beyond what they do around the
+            smallest kernel.
         rank: of the group, on which it was timed.
 
     Raises:
@@ -68,28 +69,21 @@ class Audited:
         return self.events_us < FLOORS * null.events_us
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """What CUPTI saw of repetitions that were in turn of a stage and of the smallest kernel.
+class Repetition(NamedTuple):
+    """A stage run once: how long it took between the events around it, and by what CUPTI saw, in how many pieces of work."""
 
-    Args:
-        stage_us, null_us: how long each took, in the order in which they ran.
-        kernels: that the stage consists of.
-    """
-
-    stage_us: tuple[float, ...]
-    null_us: tuple[float, ...]
+    events_us: float
+    cupti_us: float
     kernels: int
 
-    def apart_us(self, times: Sequence[float]) -> list[float]:
-        """Return by how much events exceed CUPTI around the stage, beyond what they do around the smallest kernel after it.
 
-        Args:
-            times: between the events of each repetition, in microseconds.
-        """
-        own = [events - seen for events, seen in zip(times[1::2], self.null_us, strict=True)]
-        stage = [events - seen for events, seen in zip(times[::2], self.stage_us, strict=True)]
-        return [one - null for one, null in zip(stage, own, strict=True)]
+def apart_us(stage: Sequence[Repetition], null: Sequence[Repetition]) -> float:
+    """Return by how much events exceed CUPTI around a stage, beyond what they do around the smallest kernel.
+
+    In the mean over repetitions: what events read beyond the work between them differs by half a microsecond by whether an even
+    or an odd number of kernels ran before them in the graph, and a median would be of the one or of the other.
+    """
+    return fmean(one.events_us - one.cupti_us for one in stage) - fmean(one.events_us - one.cupti_us for one in null)
 
 
 def repetitions_of(work: Sequence[T], repetitions: int, least: int) -> list[list[T]]:
@@ -109,27 +103,25 @@ def repetitions_of(work: Sequence[T], repetitions: int, least: int) -> list[list
     return [ordered[place * each : (place + 1) * each] for place in range(repetitions)]
 
 
-def turns_us(work: Sequence[Span], turns: int, ahead: int) -> Turns:
-    """Return how long a stage and the smallest kernel took each time, by what ran on the device.
+def repetitions_us(times: Sequence[float], work: Sequence[Span], ahead: int) -> list[Repetition]:
+    """Return how long each repetition took by both timers.
 
-    A repetition begins where what is ahead of it has ended, with the gap before its first kernel, as it does for events: how
-    long a kernel takes to start depends on the kernel. With nothing ahead it begins with its first kernel.
+    One begins where what is ahead of it has ended, with the gap before its first kernel, as it does for events: how long a
+    kernel takes to start depends on the kernel. With nothing ahead it begins with its first kernel.
 
     Args:
-        work: when each piece of work began and ended, in microseconds, of all repetitions.
-        turns: of two repetitions, the stage's and the smallest kernel's.
-        ahead: pieces of work at the beginning of every repetition that are not of it: the cooling of the cache, the rendezvous.
+        times: between the events of each repetition, in microseconds.
+        work: when each piece of work began and ended, of all repetitions.
+        ahead: pieces of work at the beginning of a repetition that are not of it: the cooling of the cache, the rendezvous.
 
     Raises:
         ValueError: as ``repetitions_of``.
     """
-    last = ahead + 1
-    each = repetitions_of(work, turns, ahead + last)
-    return Turns(
-        stage_us=tuple(_span_us(own[:-last], ahead) for own in each),
-        null_us=tuple(_span_us(own[-last:], ahead) for own in each),
-        kernels=len(each[0]) - ahead - last,
-    )
+    each = repetitions_of(work, len(times), ahead)
+    return [
+        Repetition(events_us, _span_us(own, ahead), len(own) - ahead)
+        for events_us, own in zip(times, each, strict=True)
+    ]
 
 
 def _span_us(work: Sequence[Span], ahead: int) -> float:

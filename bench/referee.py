@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import chain, cycle
 from statistics import median
 
 import torch
 
-from bench.audit import NULL, Audited, Span, turns_us, worst
+from bench.audit import NULL, Audited, Repetition, apart_us, repetitions_us, worst
 from bench.clock import REPETITIONS, Clock, CudaClock
 from bench.measure import Ready, prepare, timing
 from bench.policy import Policy
@@ -21,6 +20,7 @@ from dcp_core.settings import Case
 
 CAPTURES = 3
 """Of each stage: what events read beyond CUPTI differs by a few tenths of a microsecond from one graph to the next."""
+AHEAD = "what is ahead of a stage"
 UNSEEN = "CUPTI sees nothing of what runs here"
 
 
@@ -72,65 +72,51 @@ class Referee:
         self._clock, self._mesh = clock, mesh
         self._align = mesh.align if mesh.size > 1 and not mesh.is_simulated else None
         self._element = torch.zeros(1, device=mesh.device)
+        self._pieces: dict[str, int] = {}
         self.nothing()
-        self.ahead = self._pieces(lambda: None)
-        self.sees = self._pieces(self.nothing) == self.ahead + 1
+        self.ahead = 0
+        self.ahead = self._captured(AHEAD, lambda: None)[0].kernels
+        self.sees = self._captured(NULL, self.nothing)[0].kernels == 1
 
     def nothing(self) -> None:
         """Run the smallest kernel there is."""
         self._element.zero_()
 
     def audited(self, name: str, call: Callable[[], None]) -> Audited | None:
-        """Time a call in turn with the smallest kernel, in several captures; None if it runs nothing on this rank.
+        """Time a call, and in turn with it the smallest kernel, each in several captures; None if it runs nothing on this rank.
 
         Raises:
             RuntimeError: if CUPTI never saw as many pieces of work twice.
         """
         call()
-        turns = REPETITIONS // 2
-        watched = list(self._watched(name, (call, self.nothing), CAPTURES, least=2 * self.ahead + 1))
-        seen = [(times, turns_us(work, turns, self.ahead)) for times, work in watched]
-        kernels = seen[-1][1].kernels
-        if not kernels:
+        stage: list[Repetition] = []
+        null: list[Repetition] = []
+        for _ in range(CAPTURES):
+            stage += self._captured(name, call)
+            null += self._captured(NULL, self.nothing)
+        if not stage[0].kernels:
             return None
         return Audited(
             name,
-            events_us=median(chain.from_iterable(times[::2] for times, _ in seen)),
-            cupti_us=median(chain.from_iterable(each.stage_us for _, each in seen)),
-            kernels=kernels,
-            apart_us=median(chain.from_iterable(each.apart_us(times) for times, each in seen)),
+            events_us=median(one.events_us for one in stage),
+            cupti_us=median(one.cupti_us for one in stage),
+            kernels=stage[0].kernels,
+            apart_us=apart_us(stage, null),
             rank=self._mesh.rank,
         )
 
-    def _pieces(self, call: Callable[[], None]) -> int:
-        """Return of how many pieces of work a repetition of a call consists, with those ahead of it."""
-        ((_, work),) = self._watched(NULL, (call,), 1, least=0)
-        return len(work) // REPETITIONS
+    def _captured(self, name: str, call: Callable[[], None]) -> list[Repetition]:
+        """Capture repetitions of a call, and return how long each took.
 
-    def _watched(
-        self, name: str, calls: Sequence[Callable[[], None]], captures: int, *, least: int
-    ) -> Iterator[tuple[list[float], list[Span]]]:
-        """Capture repetitions of calls in turn, so many times, and yield of each capture the times and what CUPTI saw.
-
-        All ranks repeat until each saw as many pieces as the time before: who stopped by itself, or went on, would leave the
-        others waiting at the rendezvous.
-
-        Args:
-            least: pieces of work that one turn of the calls has, on whatever rank.
+        All ranks repeat until each saw as many pieces as the time before, in this capture or an earlier one of the call: who
+        stopped by itself, or went on, would leave the others waiting at the rendezvous.
         """
-        turns, before = REPETITIONS // len(calls), -1
-        for _ in range(captures):
-            sample = self._clock.prepare(partial(_next, cycle(calls)), self._align)
-            for _ in range(ATTEMPTS):
-                times, pieces = watch(sample, REPETITIONS)
-                each, rest = divmod(len(pieces), turns)
-                same, before = len(pieces) == before and not rest and each >= least, len(pieces)
-                if all(self._mesh.share(same)):
-                    break
-            else:
-                raise RuntimeError(f"CUPTI saw {name} in another number of pieces each time, {ATTEMPTS} times")
-            yield times, [(piece.start_us, piece.end_us) for piece in pieces]
-
-
-def _next(turn: Iterator[Callable[[], None]]) -> None:
-    next(turn)()
+        sample = self._clock.prepare(call, self._align)
+        for _ in range(ATTEMPTS):
+            times, seen = watch(sample, REPETITIONS)
+            each, rest = divmod(len(seen), REPETITIONS)
+            same = self._pieces.get(name) == len(seen) and not rest and each >= self.ahead
+            self._pieces[name] = len(seen)
+            if all(self._mesh.share(same)):
+                return repetitions_us(times, [(piece.start_us, piece.end_us) for piece in seen], self.ahead)
+        raise RuntimeError(f"CUPTI saw {name} in another number of pieces each time, {ATTEMPTS} times")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.audit import NULL, Audited, Turns, false_share, turns_us, twin, worst
+from bench.audit import NULL, Audited, Repetition, apart_us, false_share, repetitions_us, twin, worst
 from bench.cli import main
 from bench.cli.audit import RACES
 from bench.cli.exits import Exit
@@ -34,63 +34,64 @@ def run(*words: str | Path) -> int:
     return main([str(word) for word in words])
 
 
-# --- Turns of a stage and the smallest kernel ---------------------------------------------------------------------------
+# --- Repetitions --------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 12), st.integers(0, 2), st.integers(0, 5), st.randoms())
-def test_turns_are_told_apart_whatever_order_their_work_is_reported_in(
-    turns: int, ahead: int, kernels: int, source: random.Random
+def test_repetitions_are_told_apart_whatever_order_their_work_is_reported_in(
+    repetitions: int, ahead: int, kernels: int, source: random.Random
 ) -> None:
     work: list[tuple[float, float]] = []
     took: list[float] = []
     now = 0.0
-    for pieces in (kernels, 1) * turns:
+    for _ in range(repetitions):
         start = now
         for _ in range(ahead):
             start = now + 40.0
             work.append((now, start))
             now += source.uniform(40.5, 43)
         begin = start if ahead else now
-        for _ in range(pieces):
+        for _ in range(kernels):
             long = source.uniform(1, 9)
             work.append((now, now + long))
             now += long + 0.5
-        took.append(now - 0.5 - begin if pieces else 0.0)
+        took.append(now - 0.5 - begin if kernels else 0.0)
         now += source.uniform(0.1, 3)
     source.shuffle(work)
-    found = turns_us(work, turns, ahead)
-    assert found.stage_us == pytest.approx(took[::2])
-    assert found.null_us == pytest.approx(took[1::2])
-    assert found.kernels == kernels
+    times = [source.uniform(1, 99) for _ in range(repetitions)]
+    found = repetitions_us(times, work, ahead)
+    assert [one.events_us for one in found] == times
+    assert [one.cupti_us for one in found] == pytest.approx(took)
+    assert {one.kernels for one in found} == {kernels}
 
 
 def test_a_kernel_that_runs_beside_others_ends_its_repetition_if_it_ends_last() -> None:
-    beside = [(0.0, 9.0), (10.0, 30.0), (11.0, 14.0), (40.0, 49.0), (50.0, 51.0)]
-    assert turns_us(beside, 1, 1) == Turns((21.0,), (2.0,), 2)
+    beside = [(0.0, 9.0), (10.0, 30.0), (11.0, 14.0)]
+    assert repetitions_us([22.0], beside, 1) == [Repetition(22.0, 21.0, 2)]
 
 
 def test_how_long_a_kernel_takes_to_start_after_the_cooling_counts_as_it_does_for_events() -> None:
-    assert turns_us([(0.0, 9.0), (11.0, 30.0), (40.0, 49.0), (50.5, 51.0)], 1, 1) == Turns((21.0,), (2.0,), 1)
-    assert turns_us([(11.0, 30.0), (50.5, 51.0)], 1, 0) == Turns((19.0,), (0.5,), 1)
+    assert repetitions_us([22.0], [(0.0, 9.0), (11.0, 30.0)], 1) == [Repetition(22.0, 21.0, 1)]
+    assert repetitions_us([22.0], [(11.0, 30.0)], 0) == [Repetition(22.0, 19.0, 1)]
 
 
 def test_what_waits_for_another_rank_is_ahead_like_the_cooling() -> None:
     met = [(0.0, 9.0), (10.0, 400.0), (402.0, 430.0), (440.0, 449.0), (450.0, 460.0), (462.0, 463.0)]
-    assert turns_us(met, 1, 2) == Turns((30.0,), (3.0,), 1)
+    assert repetitions_us([31.0, 5.0], met, 2) == [Repetition(31.0, 30.0, 1), Repetition(5.0, 3.0, 1)]
 
 
-@pytest.mark.parametrize(("kernels", "turns", "ahead"), [(7, 3, 0), (8, 3, 1), (6, 3, 1)])
-def test_turns_of_different_work_are_refused(kernels: int, turns: int, ahead: int) -> None:
-    sentence = f"{kernels} kernels are not {turns} equal repetitions of {2 * ahead + 1} or more"
+@pytest.mark.parametrize(("kernels", "repetitions", "ahead"), [(7, 3, 0), (8, 3, 1), (6, 3, 3)])
+def test_repetitions_of_different_work_are_refused(kernels: int, repetitions: int, ahead: int) -> None:
+    sentence = f"{kernels} kernels are not {repetitions} equal repetitions of {ahead} or more"
     with pytest.raises(ValueError, match=sentence):
-        turns_us([(float(at), at + 0.5) for at in range(kernels)], turns, ahead)
+        repetitions_us([1.0] * repetitions, [(float(at), at + 0.5) for at in range(kernels)], ahead)
 
 
-def test_each_repetition_is_compared_with_itself_and_with_nothing_right_after_it() -> None:
-    seen = Turns((100.0, 120.0), (2.0, 2.5), 1)
-    assert seen.apart_us([103.5, 5.0, 124.0, 6.0]) == pytest.approx([3.5 - 3.0, 4.0 - 3.5])
-    with pytest.raises(ValueError, match="longer"):
-        seen.apart_us([103.5, 5.0, 124.0])
+def test_what_events_read_beyond_the_work_is_compared_in_the_mean() -> None:
+    """Every other repetition of either reads half a microsecond less; a median would be of the one or of the other."""
+    stage = [Repetition(20.0 + more, 20.0, 2) for more in (3.5, 3.0, 3.5)]
+    null = [Repetition(1.5 + more, 1.5, 1) for more in (3.0, 3.5, 3.0)]
+    assert apart_us(stage, null) == pytest.approx(1 / 3 - 1 / 6)
 
 
 # --- What is said of them -----------------------------------------------------------------------------------------------

@@ -34,14 +34,12 @@ class Device:
     """A device on paper: pieces of work take as long as they say, and CUPTI sees all but what it misses.
 
     Args:
-        own_us: what events read beyond the work between them, in each capture.
+        own_us: what events read beyond the work between them, in one repetition of a graph after another.
         missed: pieces that CUPTI does not see, at each time that it watches.
-        turns_us: that the events read more in one turn of two repetitions after another.
     """
 
     own_us: Sequence[float] = (2.5,)
     missed: Sequence[int] = ()
-    turns_us: Sequence[float] = (0.0,)
     now: float = 0.0
     captures: int = 0
     watched: int = 0
@@ -50,28 +48,23 @@ class Device:
 
     flushed_bytes, name = 1, "paper"
 
-    @property
-    def turn(self) -> int:
-        return self.repetitions // 2
-
     def run(self, us: float, pieces: int = 1) -> None:
         for _ in range(pieces):
             self.seen.append(SimpleNamespace(start=self.now, end=self.now + us / pieces))
             self.now += us / pieces
 
     def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
-        own_us = self.own_us[self.captures % len(self.own_us)]
         self.captures += 1
 
         def sample(count: int) -> list[float]:
             times = []
-            for _ in range(count):
+            for place in range(count):
                 self.run(COOLING_US)
                 if align is not None:
                     align()
                 start = self.now
                 call()
-                times.append(self.now - start + own_us + self.turns_us[self.turn % len(self.turns_us)])
+                times.append(self.now - start + self.own_us[place % len(self.own_us)])
                 self.repetitions += 1
                 self.now += 1.0
             return times
@@ -142,33 +135,36 @@ def attend(device: Device) -> None:
 def test_a_stage_is_timed_in_turn_with_the_smallest_kernel_in_several_captures(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
     assert audited(monkeypatch, device, attend) == Audited("attention", 52.5, 50.0, 2, 0.0)
-    counted, each = 2, 1
-    assert device.captures == counted + CAPTURES
-    assert device.repetitions == REPETITIONS * (2 * counted + 2 + (CAPTURES - 1) * each)
+    counted, first, each = 2, 1, 2 * CAPTURES
+    assert device.captures == counted + each
+    assert device.repetitions == REPETITIONS * (2 * counted + first + each)
 
 
-def test_what_the_events_read_by_themselves_is_taken_off_as_it_was_in_that_capture(
+def test_what_events_read_by_themselves_is_taken_off_though_it_differs_by_repetition(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = audited(monkeypatch, Device(own_us=(2.5, 2.1, 2.2, 2.9, 2.4)), attend)
+    lengths_us = iter((10.0, 30.0) * 1000)
+    device = Device(own_us=(2.0, 3.0, 2.5, 4.5, 2.5))
+    found = audited(monkeypatch, device, lambda device: device.run(next(lengths_us)))
     assert found is not None
     assert found.apart_us == pytest.approx(0.0)
-    assert found.events_us == pytest.approx(50.0 + 2.4)
+    assert found.events_us - found.cupti_us - median(device.own_us) != pytest.approx(0.0), "medians would be apart"
 
 
-def test_each_repetition_is_compared_with_itself_and_medians_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths_us, more_us = (10.0, 50.0, 20.0, 40.0, 30.0), (0.0, 1.0, 5.0, 6.0, 7.0)
-    device = Device(turns_us=more_us)
-    found = audited(monkeypatch, device, lambda device: device.run(lengths_us[device.turn % len(lengths_us)]))
+def test_what_events_miss_of_a_stage_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends_later(device: Device) -> None:
+        device.run(50.0)
+        device.seen[-1].end += 1.5
+
+    found = audited(monkeypatch, Device(), ends_later)
     assert found is not None
-    assert found.apart_us == pytest.approx(0.0)
-    assert (found.events_us, found.cupti_us) == pytest.approx((37.0 + 2.5, 30.0))
-    assert found.events_us - found.cupti_us - 2.5 != pytest.approx(median(more_us)), "medians would be 2 µs apart"
+    assert (found.apart_us, found.error, found.agrees) == pytest.approx((-1.5, -1.5 / 51.5, True))
 
 
 def test_what_was_seen_in_as_many_pieces_twice_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     counting, device = [0, 0, 0, 0], Device(missed=())
-    device.missed = [*counting, 7, 0, 3, 0, 0, 2, 0, 0, 0]
+    first, null, again, null_again, last = [7, 0, 3, 0, 0], [2, 0, 0], [0], [1, 0, 0], [0, 0]
+    device.missed = [*counting, *first, *null, *again, *null_again, *last]
     assert audited(monkeypatch, device, attend) == Audited("attention", 52.5, 50.0, 2, 0.0)
     assert device.watched == len(device.missed)
 
@@ -179,7 +175,9 @@ def test_what_never_was_is_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
         audited(monkeypatch, device, attend)
 
 
-def test_turns_that_are_not_equal_are_not_believed_though_they_were_seen_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repetitions_that_are_not_equal_are_not_believed_though_they_were_seen_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     device = Device(missed=[0, 0, 0, 0, 1, 1, 1, 0, 0])
     assert audited(monkeypatch, device, attend) == Audited("attention", 52.5, 50.0, 2, 0.0)
     less_than_what_is_ahead = Device(missed=[0, 0, 0, 0, *[20] * ATTEMPTS])
