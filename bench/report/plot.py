@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import write_whole
-from bench.record import Measured, Trial, latest
+from bench.record import Environment, Measured, Trial, latest
 from bench.report import (
     breakdown,
     crossover,
@@ -154,7 +154,10 @@ def timed_alike(trials: Sequence[Trial]) -> list[Trial]:
 def _presentable(trial: Trial) -> Trial:
     """Make every name of a trial fit for a picture: those of models, stages and machines come out of files."""
     shape = replace(trial.case.shape, name=style.name(trial.case.shape.name, style.LONGEST_TITLE))
-    places = {style.name(name): style.name(value) for name, value in trial.environment.hard.items()}
+    hard, soft = (
+        {style.name(name): style.name(value) for name, value in part.items()}
+        for part in (trial.environment.hard, trial.environment.soft)
+    )
     outcome = trial.outcome
     if isinstance(outcome, Measured):
         stages = tuple(replace(stage, name=_stage(stage.name)) for stage in outcome.stages)
@@ -163,7 +166,7 @@ def _presentable(trial: Trial) -> Trial:
         trial,
         case=replace(trial.case, shape=shape),
         outcome=outcome,
-        environment=replace(trial.environment, hard=places),
+        environment=Environment(hard, soft),
         time=style.name(trial.time),
     )
 

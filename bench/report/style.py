@@ -7,7 +7,7 @@ colour vision; two of the paths' are darker than theirs, so that all five are gr
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -251,7 +251,7 @@ def ink(colour: str) -> tuple[float, float, float]:
 
 
 def provenance(trials: Sequence[Trial]) -> str:
-    """Return where trials were made: device, versions, dates; every environment if there are several."""
+    """Return where trials were made, every such place, by which commits of dcpbench or its version, and on which days."""
     places: dict[str, None] = {}
     for trial in trials:
         hard = dict(trial.environment.hard)
@@ -259,7 +259,13 @@ def provenance(trials: Sequence[Trial]) -> str:
         places[f"{device} ({', '.join(f'{name} {value}' for name, value in sorted(hard.items()))})"] = None
     days = sorted({trial.time[:10] for trial in trials})
     span = f"{days[0]} to {days[-1]}" if len(days) > 1 else "".join(days)
-    return f"{'; '.join(places)}; {span}"
+    return "; ".join([*places, f"dcpbench {_made_by(trials)}", span])
+
+
+def _made_by(trials: Sequence[Trial]) -> str:
+    """Return the commit, or of an installed dcpbench the version, that made most of the trials, and how many more there are."""
+    most, *others = Counter(trial.environment.soft.get("dcpbench", "of unknown version") for trial in trials).most_common()
+    return f"{most[0]} and {len(others)} more" if others else most[0]
 
 
 def microseconds(axis: Any, *, log: bool = False) -> None:

@@ -146,6 +146,35 @@ def test_every_environment_is_named_where_there_are_several() -> None:
     assert "A CPU" in style.provenance(mixed)
 
 
+def test_the_caption_says_which_dcpbench_made_the_trials_most_of_them_first() -> None:
+    found = trials("16q1s8k", "16q1s32k", kernels=("fa2",))
+    assert style.provenance(found) == (
+        "NVIDIA H200 (driver 580.95, flashinfer 0.7.2.post1, torch 2.11.0); dcpbench of unknown version; 2026-02-03"
+    )
+
+    def made_by(*names: str) -> str:
+        places = [replace(one.environment, soft={"dcpbench": name}) for one, name in zip(found, names, strict=False)]
+        made = [replace(one, environment=place) for one, place in zip(found, places, strict=False)]
+        return style.provenance(made).split("; ")[1]
+
+    assert made_by("0.1.0", "0.1.0") == "dcpbench 0.1.0"
+    assert made_by("1b24316437ae", "21b5fe96f108", "21b5fe96f108") == "dcpbench 21b5fe96f108 and 1 more"
+    assert made_by("5c17cfa2309a", "21b5fe96f108-dirty", "0.1.0", "21b5fe96f108-dirty").endswith("-dirty and 2 more")
+
+
+@pytest.mark.parametrize("draw", FIGURES.values())
+def test_a_caption_is_no_wider_than_its_picture_however_much_there_is_to_say(draw: Callable[..., Figure | str]) -> None:
+    hard = {f"library {number}": "1.2.3.post4" for number in range(12)} | {"device_name": "NVIDIA H200"}
+    place = Environment(hard, {"dcpbench": "21b5fe96f108-dirty"})
+    figure = drawn(draw, [replace(one, environment=place) for one in trials(*CONTEXTS)])
+    figure.draw_without_rendering()
+    (caption,) = (text for text in figure.texts if text.get_gid() == "caption")
+    assert "dcpbench 21b5fe96f108-dirty" in " ".join(caption.get_text().split())
+    box = caption.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
 def test_latency_has_a_panel_per_batch_shape_and_context_along_x() -> None:
     figure = drawn(latency.draw, trials(*CONTEXTS))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
