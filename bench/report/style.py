@@ -264,7 +264,9 @@ def provenance(trials: Sequence[Trial]) -> str:
 
 def _made_by(trials: Sequence[Trial]) -> str:
     """Return the commit, or of an installed dcpbench the version, that made most of the trials, and how many more there are."""
-    most, *others = Counter(trial.environment.soft.get("dcpbench", "of unknown version") for trial in trials).most_common()
+    most, *others = Counter(
+        trial.environment.soft.get("dcpbench", "of unknown version") for trial in trials
+    ).most_common()
     return f"{most[0]} and {len(others)} more" if others else most[0]
 
 
