@@ -49,7 +49,7 @@ _LEFT = 0.012
 _OPEN = "////"
 _SMALL: dict[str, Any] = {"fontsize": 7, "color": "#555555", "ha": "left"}
 _CHARACTERS_PER_INCH = 19
-_LINE_INCHES = 0.135
+_LINE_INCHES, _TITLE_INCHES = 0.135, 0.4
 _LEGEND_INCHES = (0.98, 0.2)
 """Width of a legend's entry, height of its row."""
 _RC: dict[Any, Any] = {
@@ -101,12 +101,12 @@ def line_of(dcp: int) -> Any:
 
 
 def panels(count: int, *, width: float, height: float, columns: int = PANELS_PER_ROW) -> tuple[Figure, list[Axes]]:
-    """Return a figure of ``count`` panels, a few per row, each ``width`` by ``height`` inches, with room for a caption."""
+    """Return a figure of ``count`` panels, a few per row, each ``width`` by ``height`` inches; ``finish`` adds what is below."""
     from matplotlib.figure import Figure
 
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(width * columns, 6.8), height * rows + 1.4), layout="constrained")
+    figure = Figure(figsize=(max(width * columns, 6.8), height * rows + _TITLE_INCHES), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()
@@ -119,7 +119,7 @@ def title(figure: Figure, text: str) -> None:
 
 
 def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *notes: str) -> None:
-    """Write below the panels one legend for all, what a reader must know, and where it was measured."""
+    """Add below the panels one legend for all, what a reader must know, and where it was measured; panels keep their size."""
     from textwrap import wrap
 
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -128,12 +128,14 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
     lines = [line for note in (*notes, provenance(trials)) for line in wrap(note, int(width * _CHARACTERS_PER_INCH))]
     columns = max(1, min(len(entries), int(width / _LEGEND_INCHES[0])))
     caption_inches = _LINE_INCHES * (len(lines) + 1.5)
-    legend_inches = _LEGEND_INCHES[1] * -(-len(entries) // columns)
+    below_inches = caption_inches + _LEGEND_INCHES[1] * -(-len(entries) // columns) + 0.12
+    height += below_inches
+    figure.set_figheight(height)
     figure.text(_LEFT, (caption_inches - 0.03) / height, "\n".join(lines), va="top", **_SMALL, gid="caption")
     if entries:
         anchor = (_LEFT, caption_inches / height)
         figure.legend(handles=list(entries), loc="lower left", bbox_to_anchor=anchor, ncols=columns, borderaxespad=0)
-    bottom = (caption_inches + legend_inches + 0.12) / height
+    bottom = below_inches / height
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0, bottom, 1, 1 - bottom), w_pad=0.12, h_pad=0.08)

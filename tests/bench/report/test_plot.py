@@ -100,11 +100,21 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_where_lines_are_not_joined_dcp_is_written_at_every_marker() -> None:
-    figure = drawn(latency.draw, trials("q512", "8q1s1k", "4q1s1k_q128s640", kernels=("fa2",)))
-    figures = [text.get_text() for text in figure.axes[0].texts]
-    assert set(figures) == {"1", "2"}
-    assert "Figures above markers: dcp." in words(figure)
+def test_where_lines_are_not_joined_each_dcp_of_a_batch_is_written_below_its_markers() -> None:
+    batches = [f"{count}q1s1k_q128s640" for count in range(1, 14)]
+    figure = drawn(latency.draw, [*trials(*batches), *trials("q512", "q512s1k_8q1s1k", dcps=(2,))])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [tick.get_text() for tick in axes.get_xticklabels(minor=True)]
+    assert names == ["1", "2"] * 13 + ["2"] * 2
+    boxes = [tick.get_window_extent() for tick in axes.get_xticklabels(minor=True)]
+    assert all(box.x1 + box.width / 2 < other.x0 for box, other in pairwise(boxes)), "no two are read as one"
+    below = [text.get_window_extent() for text in axes.get_xticklabels()]
+    assert not any(box.overlaps(other) for box in boxes for other in below)
+    marks = {(to_hex(line.get_markeredgecolor()), x) for line in axes.lines for x in line.get_xdata()}
+    of_tp = sorted(x for colour, x in marks if colour == style.PATH_COLOURS[PathName.TP])
+    assert of_tp == pytest.approx(sorted(axes.get_xticks(minor=True)[:26:2]))
+    assert "Figures below markers: dcp." in words(figure)
     assert not any(text.get_text().startswith("dcp ") for text in figure.legends[0].get_texts())
 
 
@@ -337,6 +347,18 @@ def test_the_breakdown_stacks_stages_and_leaves_out_what_was_not_timed() -> None
     simulated = drawn(breakdown.draw, trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("loopback",)))
     assert "gather" not in [text.get_text() for text in simulated.legends[0].get_texts()]
     assert "not measured" in words(simulated)
+
+
+def test_names_of_bars_do_not_touch_however_much_stands_below_them() -> None:
+    found = trials("q8ks32k", kernels=("fa2",), exchanges=("ag_rs", "loopback"))
+    place = Environment({f"library {number}": "1.2.3.post4" for number in range(30)})
+    for some in (found, [replace(one, environment=place) for one in found]):
+        figure = drawn(breakdown.draw, some)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        boxes = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+        assert len(boxes) > 4
+        assert all(lower.y1 < upper.y0 for upper, lower in pairwise(boxes))
 
 
 def test_the_host_s_share_of_planning_and_its_launches_lie_below_each_step() -> None:
