@@ -43,6 +43,8 @@ _DCP_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LABEL_FILL: Mapping[Label, float] = {Label.MEASURED: 1.0, Label.SIMULATED: 0.0, Label.MODELLED: 0.45}
 """How strong the colour inside a mark is: full, hollow, pale."""
 PANELS_PER_ROW = 3
+LEAST_INCHES = 6.8
+"""Width of a picture, at least."""
 LONGEST_NAME, LONGEST_TITLE = 60, 36
 """Characters of a name that a picture shows in its caption, and above a panel."""
 _LEFT = 0.012
@@ -106,7 +108,7 @@ def panels(count: int, *, width: float, height: float, columns: int = PANELS_PER
 
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(width * columns, 6.8), height * rows + _TITLE_INCHES), layout="constrained")
+    figure = Figure(figsize=(max(width * columns, LEAST_INCHES), height * rows + _TITLE_INCHES), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()

@@ -31,6 +31,7 @@ from bench.fitness import Finding
 from bench.orders import Compiling
 from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Verified
+from bench.report import kv_memory
 from bench.shipped import reference_folder, shipped_geometries, shipped_profiles
 from bench.store import Store
 from bench.tune.pick import pick
@@ -861,6 +862,31 @@ def test_plot_writes_where_it_is_told_and_says_what_it_left_out(
     out = capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["kv-memory.png", "kv-memory.svg"]
     assert "no plot  mask-cost: needs one batch measured with path mask" in out
+
+
+def test_plot_tells_what_fits_in_the_room_that_is_said(
+    scripted: Scripted,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[dict[str, int]] = []
+
+    def figures(**room: int) -> dict[str, object]:
+        asked.append(room)
+        return {"kv-memory": lambda _: "not drawn here"}
+
+    words = ("--model", "tiny", "--tp", "4", "--dcp", "1", "--batch", "q8s64")
+    assert run("sweep", *words, "--results", results) == Exit.DONE
+    monkeypatch.setattr("bench.report.plot.figures", figures)
+    plot = ("plot", "--results", results, "--figure", "kv-memory", "--to", tmp_path)
+    assert run(*plot) == run(*plot, "--budget", "60GiB", "--length", "128k") == Exit.DONE
+    usual = {"budget": kv_memory.BUDGET_BYTES, "length": kv_memory.LENGTH}
+    assert asked == [usual, {"budget": 60 << 30, "length": 128 * 1024}]
+    capsys.readouterr()
+    assert run(*plot, "--budget", "lots") == run(*plot, "--length", "0") == Exit.USAGE
+    assert "'lots' is no size; write it as 80GiB" in capsys.readouterr().err
 
 
 def test_why_there_is_no_plot_fits_a_terminal(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from matplotlib.text import Annotation, Text
 from bench.files import StorageError
 from bench.record import Environment, Failed, Label, Measured, Trial
 from bench.report import breakdown, kv_memory, latency, mask_cost, style
-from bench.report.plot import FIGURES, Drawn, NotDrawn, Saved, draw_all, save_all
+from bench.report.plot import FIGURES, Draw, Drawn, NotDrawn, Saved, draw_all, figures, save_all
 from dcp_core import DcpLayout, ModelShape
 from dcp_core.memory import KvMemory
 from dcp_core.settings import KernelName, PathName
@@ -36,9 +36,17 @@ def drawn(draw: Callable[..., Figure | str], found: list[Trial]) -> Figure:
     return figure
 
 
+def every(draw: Draw, found: list[Trial]) -> list[Figure]:
+    """The figures of a kind: of decision maps there are several."""
+    figures = draw(found)
+    assert not isinstance(figures, str), figures
+    return list(figures.values()) if isinstance(figures, Mapping) else [figures]
+
+
 def test_every_picture_is_saved_as_png_and_svg_with_its_caption(tmp_path: Path) -> None:
     found = list(save_all(trials(*CONTEXTS), tmp_path, command="dcpbench plot last"))
-    assert [picture.name for picture in found] == list(FIGURES)
+    maps = ["decision-map-qwen3-235b-a22b-tp-8-decode", "decision-map-qwen3-235b-a22b-tp-8-chunked-prefill"]
+    assert [picture.name for picture in found] == [*maps, *list(FIGURES)[1:]]
     for picture in found:
         assert isinstance(picture, Saved)
         png, svg = picture.files
@@ -137,15 +145,15 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
         list(save_all(trials("q8s1k", "q8s2k", kernels=("fa2",)), blocked / "plots", command="x"))
 
 
-@pytest.mark.parametrize("draw", FIGURES.values())
-def test_every_axis_has_a_name_and_the_caption_says_where_it_was_measured(draw: Callable[..., Figure | str]) -> None:
-    figure = drawn(draw, trials(*CONTEXTS))
-    assert "NVIDIA H200" in words(figure)
-    assert "torch 2.11.0" in words(figure)
-    for axes in figure.axes:
-        assert axes.get_xlabel() or axes.get_xticklabels()
-        assert axes.get_ylabel() or axes.get_yticklabels() or axes is not figure.axes[0]
-        assert axes.get_title(loc="left")
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_every_axis_has_a_name_and_the_caption_says_where_it_was_measured(draw: Draw) -> None:
+    for figure in every(draw, trials(*CONTEXTS)):
+        assert "NVIDIA H200" in words(figure)
+        assert "torch 2.11.0" in words(figure)
+        for axes in figure.axes:
+            assert axes.get_xlabel() or axes.get_xticklabels()
+            assert axes.get_ylabel() or axes.get_yticklabels() or axes is not figure.axes[0]
+            assert axes.get_title(loc="left")
 
 
 def test_every_environment_is_named_where_there_are_several() -> None:
@@ -172,17 +180,17 @@ def test_the_caption_says_which_dcpbench_made_the_trials_most_of_them_first() ->
     assert made_by("5c17cfa2309a", "21b5fe96f108-dirty", "0.1.0", "21b5fe96f108-dirty").endswith("-dirty and 2 more")
 
 
-@pytest.mark.parametrize("draw", FIGURES.values())
-def test_a_caption_is_no_wider_than_its_picture_however_much_there_is_to_say(draw: Callable[..., Figure | str]) -> None:
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_a_caption_is_no_wider_than_its_picture_however_much_there_is_to_say(draw: Draw) -> None:
     hard = {f"library {number}": "1.2.3.post4" for number in range(12)} | {"device_name": "NVIDIA H200"}
     place = Environment(hard, {"dcpbench": "21b5fe96f108-dirty"})
-    figure = drawn(draw, [replace(one, environment=place) for one in trials(*CONTEXTS)])
-    figure.draw_without_rendering()
-    (caption,) = (text for text in figure.texts if text.get_gid() == "caption")
-    assert "dcpbench 21b5fe96f108-dirty" in " ".join(caption.get_text().split())
-    box = caption.get_window_extent()
-    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
-    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+    for figure in every(draw, [replace(one, environment=place) for one in trials(*CONTEXTS)]):
+        figure.draw_without_rendering()
+        (caption,) = (text for text in figure.texts if text.get_gid() == "caption")
+        assert "dcpbench 21b5fe96f108-dirty" in " ".join(caption.get_text().split())
+        box = caption.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 def test_latency_has_a_panel_per_batch_shape_and_context_along_x() -> None:
@@ -411,9 +419,27 @@ def test_kv_memory_shows_every_legal_dcp_and_what_was_allocated() -> None:
     assert [bar.get_height() for bar in requests.patches] == [27, 54, 108]
 
 
+def test_what_fits_is_told_of_the_room_that_was_asked_for() -> None:
+    found = trials("8q1s32k", "64q1s32k", kernels=("fa2",))
+    draws = figures(budget=10 << 30, length=128 * 1024)
+    assert "Requests: of 128k tokens, in 10.0 GiB" in words(drawn(draws["kv-memory"], found))
+    assert "computed for 10.0 GiB of KV cache" in words(drawn(draws["pareto"], found))
+    assert "Fits: requests of that context in 10.0 GiB" in words(drawn(draws["decision-map"], found))
+    memory = KvMemory(ModelShape.preset("qwen3-235b-a22b"), DcpLayout(8, 2))
+    axes = drawn(draws["kv-memory"], found).axes[1]
+    assert axes.patches[1].get_height() == memory.requests_in(10 << 30, 128 * 1024)
+
+
+def test_many_models_stand_beside_each_other_and_those_left_out_are_counted() -> None:
+    shape = ModelShape.preset("qwen3-235b-a22b")
+    shapes = [replace(shape, layers=layers) for layers in range(1, kv_memory.MAX_MODELS + 2)]
+    figure = drawn(kv_memory.draw, [one for shape in shapes for one in trials("8q1s1k", shape=shape, kernels=("fa2",))])
+    assert figure.get_figwidth() > figure.get_figheight()
+    assert "1 more model was measured and not drawn." in words(figure)
+
+
 def test_no_words_run_into_each_other() -> None:
-    for draw in FIGURES.values():
-        figure = drawn(draw, trials(*CONTEXTS))
+    for figure in (figure for draw in FIGURES.values() for figure in every(draw, trials(*CONTEXTS))):
         figure.draw_without_rendering()
         below = [text.get_window_extent() for text in figure.texts if text.get_gid() == "caption"]
         boxes = [axes.get_tightbbox() for axes in figure.axes]
