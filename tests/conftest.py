@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections import Counter
+from collections.abc import Sequence
 
 import hypothesis
 import pytest
@@ -37,6 +40,26 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models under test have random we
 hypothesis.settings.register_profile("steady", derandomize=True, max_examples=50, deadline=None, database=None)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("steady")
+
+
+NEEDING_MORE = ("gpu", "multi_gpu", "browser", "nodes", "launchers", "endurance")
+"""Markers of tests that are deselected unless they are asked for."""
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count what is left out, by marker."""
+    if items:
+        counts = items[0].config.stash.setdefault(LEFT_OUT, Counter())
+        counts.update(name for item in items for name in NEEDING_MORE if item.get_closest_marker(name))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say just above the closing line which tests did not run, and that no browser can be driven where that is so."""
+    counts = config.stash.get(LEFT_OUT, Counter())
+    if parts := [f"{counts[name]} {name}" for name in NEEDING_MORE if counts[name]]:
+        lacking = "; there is no chromedriver here" if counts["browser"] and not shutil.which("chromedriver") else ""
+        terminalreporter.write_line(f"Not run, deselected by marker: {', '.join(parts)}{lacking}.")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -88,7 +88,8 @@ def audit(
             put(case_name(case))
         return Exit.DONE
     ranks, alone = wanted.machine.ranks, not running.anyway
-    with Supervisor(ranks, wanted.policy, alone=alone) as supervisor, screen(len(chosen), float(len(chosen))) as view:
+    opened = screen(len(chosen), float(len(chosen)), forecast=False)
+    with Supervisor(ranks, wanted.policy, alone=alone) as supervisor, opened as view:
         supervisor.told = view.compiling
         found: list[Examined] = []
         interrupted, end_s = False, time.monotonic() + budget_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,19 @@ from bench.cli.screen import emit
 from bench.cli.show import Runs, trials_of
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a rank has room for, where pictures tell what fits."""
+
+    budget: Annotated[
+        str, typer.Option(help="KV cache of a rank, in decision-map, pareto and kv-memory.", metavar="SIZE")
+    ] = "40GiB"
+    length: Annotated[str, typer.Option(help="Tokens of a request, in kv-memory.", metavar="TOKENS")] = "32k"
+
+
 def plot(
     invocation: typer.Context,
+    room: Room,
     run: Runs = None,
     figure: Annotated[
         list[str] | None,
@@ -43,10 +55,12 @@ def plot(
     Examples:
       dcpbench plot
       dcpbench plot last --figure latency,mask-cost --to report/ --dark
+      dcpbench plot --figure kv-memory --budget 60GiB --length 128k
     """
     from bench.cli.outcome import show_pictures
     from bench.errors import UsageError
-    from bench.report.plot import FIGURES, save_all
+    from bench.report.plot import FIGURES, figures, save_all
+    from dcp_core.memory import parse_size, parse_tokens
     from dcp_core.spelling import nearest
 
     names = [name for text in figure or [] for name in text.split(",")]
@@ -55,10 +69,10 @@ def plot(
             raise UsageError(
                 f"unknown figure {name[:40]!r}{nearest(name, FIGURES)}; known: {', '.join(FIGURES)} (--figure)"
             )
+    draws = figures(budget=parse_size(room.budget), length=parse_tokens(room.length))
     trials, folder = trials_of(run or [], results), to or results / "plots"
-    plots = show_pictures(
-        save_all(trials, folder, command=session_of(invocation).command, names=names, is_dark=dark), quiet=json
-    )
+    command = session_of(invocation).command
+    plots = show_pictures(save_all(trials, folder, command=command, names=names, is_dark=dark, draws=draws), quiet=json)
     if json:
         emit(plots["plots"] | plots["not_drawn"])
     return Exit.DONE

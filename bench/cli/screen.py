@@ -49,13 +49,18 @@ class Headway:
 
     What was expected is scaled by the pace so far, without the time that kernels took to compile; the first case, which starts
     the workers, tells no headway.
+
+    Args:
+        forecast: whether ``seconds`` are what the run should take; else they only weigh its cases against one another, and
+            how long the rest should take is not known before the second case has told the pace.
     """
 
-    def __init__(self, count: int, seconds: float, limit_s: float | None = None) -> None:
+    def __init__(self, count: int, seconds: float, limit_s: float | None = None, *, forecast: bool = True) -> None:
         self.count, self.done = count, 0
         self._expected_s, self._done_s = seconds, 0.0
         self._began = time.monotonic()
         self._ends = None if limit_s is None else self._began + limit_s
+        self._is_known = forecast
         self._compiled_s, self._compiling_since = 0.0, 0.0
         self._first: tuple[float, float] | None = None
         self._last = (0.0, seconds)
@@ -70,6 +75,7 @@ class Headway:
         since, done_s = self._first or (now, self._done_s)
         if self._done_s > done_s:
             left_s *= (now - since) / (self._done_s - done_s)
+            self._is_known = True
         self._first = self._first or (now, self._done_s)
         self._last = now, left_s
 
@@ -84,8 +90,10 @@ class Headway:
         return min(self._done_s / self._expected_s, 1.0) if self._expected_s else float(self.done == self.count)
 
     @property
-    def left_s(self) -> float:
-        """Seconds that the rest should take from now on."""
+    def left_s(self) -> float | None:
+        """Seconds that the rest should take from now on, or None while nothing tells."""
+        if not self._is_known:
+            return None
         at, left_s = self._last
         left_s = max(left_s - (self._working_s - at), 0.0)
         return left_s if self._ends is None else max(min(left_s, self._ends - time.monotonic()), 0.0)
@@ -95,8 +103,10 @@ class Headway:
         """Return it in words: ``3 of 20 done, 2 min left``."""
         if self.done == self.count:
             return f"{self.done} of {self.count} done in {clock(time.monotonic() - self._began)}"
-        left_s = self.left_s
-        return f"{self.done} of {self.count} done, {f'{clock(left_s)} left' if left_s else 'longer than expected'}"
+        left_s, done = self.left_s, f"{self.done} of {self.count} done"
+        if left_s is None:
+            return done
+        return f"{done}, {clock(left_s)} left" if left_s else f"{done}, longer than expected"
 
     @property
     def _working_s(self) -> float:
@@ -106,10 +116,10 @@ class Headway:
 
 
 class Lines:
-    """A line per result, with how many remain and how long that should take, ``limit_s`` at most; no colours, no cursor."""
+    """A line per result, with how many remain and how long that should take; no colours, no cursor."""
 
-    def __init__(self, count: int, seconds: float, out: TextIO, *, limit_s: float | None = None) -> None:
-        self._headway, self._out = Headway(count, seconds, limit_s), out
+    def __init__(self, headway: Headway, out: TextIO) -> None:
+        self._headway, self._out = headway, out
 
     def show(self, line: str) -> None:
         """Write a line."""
@@ -138,18 +148,19 @@ class Lines:
         headway = self._headway
         headway.spend(seconds)
         if is_shown:
-            left = f", {clock(headway.left_s)} left" if headway.done < headway.count else ""
+            left_s = headway.left_s if headway.done < headway.count else None
+            left = "" if left_s is None else f", {clock(left_s)} left"
             self.show(f"[{headway.done}/{headway.count}{left}] {line}".rstrip())
 
 
 class Bar:
     """Two lines at the bottom of a terminal, how far a run has come and what it is doing since when; results above them."""
 
-    def __init__(self, count: int, seconds: float, *, limit_s: float | None = None) -> None:
+    def __init__(self, headway: Headway) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._headway = Headway(count, seconds, limit_s)
+        self._headway = headway
         self._doing, self._since = "starting", time.monotonic()
         self._compiling: tuple[str, float] | None = None
         self._console = Console(stderr=True, highlight=False)
@@ -221,12 +232,13 @@ def _compiled(one: Compiling) -> str:
 
 
 @contextmanager
-def screen(count: int, seconds: float, *, limit_s: float | None = None) -> Iterator[Screen]:
-    """Open the screen of a run of ``count`` cases that should take ``seconds``, and ends after ``limit_s`` if given."""
+def screen(count: int, seconds: float, *, limit_s: float | None = None, forecast: bool = True) -> Iterator[Screen]:
+    """Open the screen of a run of ``count`` cases, which ends after ``limit_s`` if given; arguments as of ``Headway``."""
+    headway = Headway(count, seconds, limit_s, forecast=forecast)
     if not _has_cursor(sys.stderr):
-        yield Lines(count, seconds, sys.stderr, limit_s=limit_s)
+        yield Lines(headway, sys.stderr)
         return
-    bar = Bar(count, seconds, limit_s=limit_s)
+    bar = Bar(headway)
     try:
         yield bar
     finally:

@@ -93,11 +93,11 @@ def verify(
         cases = _cases(wanted, probe, ranks=ranks, on_gpu=bool(on_gpu), thorough=thorough)
         warn(f"{counted(len(cases), 'case')} to check.")
         verdicts = []
-        with screen(len(cases), float(len(cases))) as view:
+        with screen(len(cases), sum(map(_weight, cases)), forecast=False) as view:
             supervisor.told = view.compiling
             for case, verdict in supervisor.verify(said(cases, view)):
                 verdicts.append((case, verdict))
-                view.advance(f"{case_name(case)}: {_word(verdict)}" if _is_wrong(verdict) else "", 1.0)
+                view.advance(f"{case_name(case)}: {_word(verdict)}" if _is_wrong(verdict) else "", _weight(case))
     return _report(verdicts, as_json=json)
 
 
@@ -156,6 +156,11 @@ def _cases(
             "nothing to check: no case has all of these at once (--path, --kernel, --exchange, --dcp, --head-dim): leave one out"
         )
     return cases
+
+
+def _weight(case: Case) -> float:
+    """Return what checking a case takes beside others: most are simulated, one rank after another."""
+    return float(case.layout.dcp)
 
 
 def _report(verdicts: Sequence[tuple[Case, Verified | Skipped | Failed]], *, as_json: bool) -> Exit:

@@ -35,8 +35,9 @@ def panels(tables: Sequence[Size], *, cell: Size, around: Size) -> tuple[Figure,
         around: inches that the names of a table's columns and rows, and its title, take.
     """
     widest = max(table.width for table in tables)
+    columns = 2 if 2 * (around.width + cell.width * widest) <= WIDEST_INCHES else 1
+    widest = max(widest, (style.LEAST_INCHES / min(columns, len(tables)) - around.width) / cell.width)
     width = around.width + cell.width * widest
-    columns = 2 if 2 * width <= WIDEST_INCHES else 1
     tallest = [
         max(table.height for table in tables[start : start + columns]) for start in range(0, len(tables), columns)
     ]

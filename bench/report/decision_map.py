@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from bench.recommend.decision_map import Map, Phase, Row, maps_of
 from bench.record import Label, Trial
 from bench.report import style
 from bench.report.cells import Size, most, panels
+from bench.report.kv_memory import BUDGET_BYTES
 from dcp_core.cost import exchanged
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.memory import KvMemory, format_size
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BUDGET_BYTES = 40 << 30
-"""For the KV cache of one rank, where nobody says otherwise."""
 MAX_PANELS = 6
 MAX_ROWS = 8
 MAX_CONTEXTS = 8
@@ -39,26 +40,36 @@ _MEANING: Mapping[Label, str] = {
 _CELL_INCHES, _AROUND_INCHES = Size(1.55, 0.66), Size(0.9, 1.45)
 
 
-def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | str:
-    """Draw which dcp and path is fastest over context and concurrency, a panel per model, tp and phase.
+def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | Mapping[str, Figure] | str:
+    """Draw which dcp and path is fastest over context and concurrency, a picture per model, tp and phase.
 
     Filled where one is fastest over all that is not known, hatched where the exchange decides.
 
     Returns:
-        The figure, or why there is none.
+        The figure; or several, by what a file's name can say of their model, tp, device and phase; or why there is none.
     """
     found = maps_of(trials)
     maps = [one for one in found if len(one.cells) > 1]
     if not maps:
         return _missing(found)
-    shown = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
-    shown = [one for one in maps if one in shown]
-    machines = {one.subject.deployment.machine for one in shown}
+    on_which = len({one.subject.deployment.machine for one in maps}) > 1
+    pages: dict[str, list[Map]] = defaultdict(list)
+    for one in maps:
+        said = f"{_name(one, on_which=on_which)}, {one.subject.phase}"
+        pages[re.sub(r"[^A-Za-z0-9.]+", "-", said).strip("-.")].append(one)
+    figures = {name: _figure(page, budget, on_which=on_which) for name, page in pages.items()}
+    return figures if len(figures) > 1 else next(iter(figures.values()))
+
+
+def _figure(maps: Sequence[Map], budget: int, *, on_which: bool) -> Figure:
+    """Draw a panel per map, the largest that there is room for: several are alike in all but a driver or a version."""
+    largest = sorted(maps, key=lambda one: -len(one.cells))[:MAX_PANELS]
+    shown = [one for one in maps if one in largest]
     tables = [Size(len(_contexts(one)), len(_rows(one))) for one in shown]
     with style.styled():
         figure, axes = panels(tables, cell=_CELL_INCHES, around=_AROUND_INCHES)
         for place, one in zip(axes, shown, strict=True):
-            _draw_panel(place, one, budget, _name(one, on_which=len(machines) > 1))
+            _draw_panel(place, one, budget, _name(one, on_which=on_which))
         style.title(figure, "Which dcp: the fastest attention step of one layer, at the same number of GPUs")
         sources = [trial for one in shown for trial in one.trials]
         style.finish(figure, _keys(shown), sources, *_notes(shown, budget, hidden=len(maps) - len(shown)))
@@ -144,8 +155,7 @@ def _draw_cell(axes: Axes, x: int, y: int, decision: Decision, shape: ModelShape
 def _words(decision: Decision, left: Sequence[Option], shape: ModelShape) -> str:
     """Say who wins, what the best of the larger sizes gains in one layer and in all of them, and what was not measured."""
     rival = left[-1] if left[-1] is not decision.base else min(decision.options[1:], key=lambda one: one.span.median_us)
-    *some, last = [str(one.layout.dcp) for one in left]
-    names = f"{', '.join(some)} or {last}" if some else last
+    names = ("/" if len(left) > 2 else " or ").join(str(one.layout.dcp) for one in left)  # a cell holds no more
     base, span = decision.base.span, rival.span
     low, high = span.low_us - base.high_us, span.high_us - base.low_us
     lines = [f"dcp {names}, {_way(left[-1], shape)}", _signed(low, high, 1)]
@@ -247,15 +257,12 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
     origins = {part.exchange.origin for part in parts}
     cell = "In a cell: the fastest dcp, path and exchange; the best larger dcp's step less dcp 1's (negative: gain), of one layer"
     capacity = f"Fits: requests of that context in {format_size(budget)} of KV cache on each rank, by legal dcp"
-    pays = (
-        "Pays: the least number of requests measured from which on a larger dcp is surely faster than dcp 1 (at best)"
-    )
-    full = (
-        "Above the line of a full dcp they do not fit. "
-        if any(one.subject.phase is Phase.DECODE for one in maps)
-        else ""
-    )
-    notes = [f"{cell} and of all.", f"{capacity}. {full}{pays}."]
+    notes = [f"{cell} and of all.", f"{capacity}."]
+    if any(one.subject.phase is Phase.DECODE for one in maps):
+        notes[-1] += (
+            " Above the line of a full dcp they do not fit. Pays: the least number of requests measured from which on a larger "
+            "dcp is surely faster than dcp 1 (at best)."
+        )
     labels = _labels(decision for one in maps for decision in one.cells.values())
     unmeasured = [_MEANING[label] for label in Label if label in labels and label in _MEANING]
     if unmeasured:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BUDGET_BYTES = 40 << 30
-"""For the KV cache of one device, where nobody says otherwise."""
+"""For the KV cache of one rank, where nobody says otherwise."""
 LENGTH = 32 * 1024
 """Tokens of a request, where nobody says otherwise."""
 MAX_MODELS = 6
@@ -38,7 +38,7 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES, length: int = L
         return "needs a case whose tp is legal for its model"
     shown = models[:MAX_MODELS]
     with style.styled():
-        figure, axes = style.panels(2 * len(shown), width=3.3, height=2.5, columns=2)
+        figure, axes = style.panels(2 * len(shown), width=3.3, height=2.5, columns=2 if len(shown) <= 3 else 4)
         for index, (shape, tp) in enumerate(shown):
             sizes = [KvMemory(shape, DcpLayout(tp, dcp)) for dcp in legal_dcps(shape, tp)]
             _draw_bytes(axes[2 * index], sizes, _allocated(trials, shape, tp))
@@ -51,7 +51,7 @@ def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES, length: int = L
         if any(_allocated(trials, shape, tp) for shape, tp in shown):
             notes[0] += " Crosses: one layer's pages as trials allocated them, times the layers."
         if len(models) > len(shown):
-            notes.append(f"{len(models) - len(shown)} more models are not shown.")
+            notes.append(style.not_shown(len(models) - len(shown), "model", "models"))
         style.finish(figure, [], trials, *notes)
     return figure
 

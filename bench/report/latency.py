@@ -185,9 +185,11 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         case = point.trial.case
         lines[Line(case.settings.path, case.layout.dcp, point.outcome.label)].append(point)
     ordered = sorted(lines.items(), key=lambda item: (item[0].dcp, item[0].path, item[0].label))
+    asides: dict[int, list[float]] = defaultdict(list)
     for number, (line, group) in enumerate(ordered):
-        # Side by side where x is no quantity, so that markers do not hide one another.
+        # Side by side where x is no quantity, those of one dcp together, so that markers do not hide one another.
         aside = 0.0 if axis.joined else 0.6 * ((number + 0.5) / len(ordered) - 0.5)
+        asides[line.dcp].append(aside)
         _draw_line(axes, line, sorted(group, key=lambda point: point.x), axis=axis, aside=aside)
     axes.set_yscale("log")
     if axis.joined:
@@ -200,6 +202,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     else:
         names = {point.x: str(point.trial.case.workload) for point in points}
         axes.set_xticks(sorted(names), [names[x] for x in sorted(names)], rotation=20, ha="right")
+        axes.tick_params(axis="x", length=0, pad=14)
+        _name_dcps(axes, sorted({(point.x, point.trial.case.layout.dcp) for point in points}), asides)
         axes.grid(visible=False, axis="x")
 
 
@@ -219,6 +223,14 @@ def _name_lines(axes: Axes, lines: Mapping[Line, Sequence[Point]]) -> None:
             color=style.ink(style.PATH_COLOURS[line.path]),
             **_BESIDE,
         )
+
+
+def _name_dcps(axes: Axes, found: Sequence[tuple[int, int]], asides: Mapping[int, Sequence[float]]) -> None:
+    """Write each dcp size of a batch below its markers."""
+    places = [x + sum(asides[dcp]) / len(asides[dcp]) for x, dcp in found]
+    axes.xaxis.remove_overlapping_locs = False  # or that of a batch with one dcp size, in its middle, is left out
+    axes.set_xticks(places, [str(dcp) for _, dcp in found], minor=True, fontsize=6.5)
+    axes.tick_params(axis="x", which="minor", length=2, pad=1)
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
@@ -274,18 +286,6 @@ def _draw_line(axes: Axes, line: Line, points: Sequence[Point], *, axis: Axis, a
         for x, step, point in zip(xs, steps, points, strict=True)
     ]
     style.scatter(axes, marks, capsize=2, elinewidth=0.9)
-    if not axis.joined:
-        for x, step in zip(xs, steps, strict=True):
-            axes.annotate(str(line.dcp), (x, step.high), color=style.ink(colour), **_ABOVE)
-
-
-_ABOVE: dict[str, Any] = {
-    "xytext": (0, 3),
-    "textcoords": "offset points",
-    "ha": "center",
-    "va": "bottom",
-    "fontsize": 6.5,
-}
 
 
 _BESIDE: dict[str, Any] = {
@@ -309,7 +309,7 @@ def _keys(points: Sequence[Point], *, joined: bool) -> list[Artist]:
 def _notes(points: Sequence[Point], *, hidden: int, joined: bool) -> list[str]:
     notes = ["Beside each line: its path and dcp. Bands and bars: 95 % interval of the median."]
     if not joined:
-        notes[0] = "Figures above markers: dcp. Bars: 95 % interval of the median."
+        notes[0] = "Figures below markers: dcp. Bars: 95 % interval of the median."
     if any(not point.outcome.exchange_timed for point in points if point.trial.case.layout.dcp > 1):
         notes[0] += " Hollow markers: the fullest rank by itself on one device, without the exchange's time."
     if hidden:

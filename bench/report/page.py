@@ -94,24 +94,25 @@ def _settings(profiles: Sequence[Profile]) -> str:
 
 
 def _pictures(trials: Sequence[Trial], command: str) -> tuple[str, str]:
-    """Return the decision map, or nothing; and the other pictures that the trials allow, with why some are missing.
+    """Return the decision maps, or nothing; and the other pictures that the trials allow, with why some are missing.
 
     On a dark screen the style sheet inverts them: what ``dcpbench plot --dark`` draws would double the page and its time.
     """
-    figures, missing = {}, []
+    maps: list[str] = []
+    others: list[str] = []
+    missing: list[str] = []
     for picture in draw_all(trials, command=command, formats=("png",)):
         if isinstance(picture, Drawn):
-            figures[picture.name] = _figure(picture)
+            (maps if picture.figure == _MAP else others).append(_figure(picture))
         else:
             missing.append(f"{picture.name}: {picture.reason}")
-    decision_map = figures.pop(_MAP, "")
-    return decision_map, "".join(figures.values()) + (f"<h3>Not drawn</h3>{_list(missing)}" if missing else "")
+    return "".join(maps), "".join(others) + (f"<h3>Not drawn</h3>{_list(missing)}" if missing else "")
 
 
 def _figure(picture: Drawn) -> str:
     """Return a picture, which is moved sideways on a narrow screen, by keys too."""
     data = base64.b64encode(_few_colours(picture.contents[0])).decode()
-    name = _text(picture.name.replace("-", " "))
+    name = _text(picture.figure.replace("-", " ") + (f": {picture.page}" if picture.page else ""))
     return (
         f'<figure><div class=wide tabindex=0 role=region aria-label="{name}">'
         f'<img alt="{_text(picture.title)}" src="data:image/png;base64,{data}"></div>'

@@ -183,7 +183,10 @@ def _mark(point: Point, x: float) -> style.Mark:
 
 
 def _count(tokens: int) -> str:
-    return f"{tokens / 1e6:.3g}M" if tokens >= 1e6 else f"{tokens / 1e3:.0f}k"
+    for least, unit in ((1e9, "G"), (1e6, "M")):
+        if tokens >= least:
+            return f"{tokens / least:.3g}{unit}"
+    return f"{tokens / 1e3:.0f}k"
 
 
 def _keys(points: Sequence[Point]) -> list[object]:

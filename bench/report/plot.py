@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import write_whole
-from bench.record import Measured, Trial, latest
+from bench.record import Environment, Measured, Trial, latest
 from bench.report import (
     breakdown,
     crossover,
@@ -31,21 +32,35 @@ from bench.report.dark import darken
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES: Mapping[str, Callable[[Sequence[Trial]], Figure | str]] = {
-    "decision-map": decision_map.draw,
-    "pareto": pareto.draw,
-    "latency": latency.draw,
-    "mask-cost": mask_cost.draw,
-    "crossover": crossover.draw,
-    "breakdown": breakdown.draw,
-    "timeline": timeline.draw,
-    "exchange-cost": exchange_cost.draw,
-    "kv-memory": kv_memory.draw,
-    "roofline": roofline.draw,
-    "tuned": tuned.draw,
-    "regret": regret.draw,
-}
-"""Every picture by the name of its files."""
+Draw = Callable[[Sequence[Trial]], "Figure | Mapping[str, Figure] | str"]
+"""What draws trials: a figure, several by what their files' names add, or why there is none."""
+
+
+def figures(*, budget: int = kv_memory.BUDGET_BYTES, length: int = kv_memory.LENGTH) -> Mapping[str, Draw]:
+    """Return what draws each picture, by the name of its files.
+
+    Args:
+        budget: bytes of KV cache on each rank, where a picture tells what fits.
+        length: tokens of a request, where it tells how many of them do.
+    """
+    return {
+        "decision-map": partial(decision_map.draw, budget=budget),
+        "pareto": partial(pareto.draw, budget=budget),
+        "latency": latency.draw,
+        "mask-cost": mask_cost.draw,
+        "crossover": crossover.draw,
+        "breakdown": breakdown.draw,
+        "timeline": timeline.draw,
+        "exchange-cost": exchange_cost.draw,
+        "kv-memory": partial(kv_memory.draw, budget=budget, length=length),
+        "roofline": roofline.draw,
+        "tuned": tuned.draw,
+        "regret": regret.draw,
+    }
+
+
+FIGURES = figures()
+"""Every picture, where nobody says what a rank has room for."""
 APART = ("exchange-cost",)
 """Those that have panels of their own for what was timed otherwise."""
 OF_EVERY_TRIAL = ("regret",)
@@ -58,11 +73,17 @@ FORMATS: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Da
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture, in each format that was asked for, and the title that stands in it."""
+    """A picture, in each format that was asked for, and the title that stands in it; ``page``: which one, if there are more."""
 
-    name: str
+    figure: str
+    page: str
     title: str
     contents: tuple[bytes, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.figure}-{self.page}" if self.page else self.figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +103,13 @@ class NotDrawn:
 
 
 def save_all(
-    trials: Sequence[Trial], folder: Path, *, command: str, names: Sequence[str] = (), is_dark: bool = False
+    trials: Sequence[Trial],
+    folder: Path,
+    *,
+    command: str,
+    names: Sequence[str] = (),
+    is_dark: bool = False,
+    draws: Mapping[str, Draw] = FIGURES,
 ) -> Iterator[Saved | NotDrawn]:
     """Draw pictures and save them, each as it is done. The last trial of a case counts, but for OF_EVERY_TRIAL.
 
@@ -90,11 +117,12 @@ def save_all(
         command: what makes them again, for the caption.
         names: of ``FIGURES``; all of them if empty.
         is_dark: on a dark ground.
+        draws: as ``figures`` returns them.
 
     Raises:
         StorageError: if the folder does not take them.
     """
-    for picture in draw_all(trials, command=command, names=names, is_dark=is_dark):
+    for picture in draw_all(trials, command=command, names=names, is_dark=is_dark, draws=draws):
         if isinstance(picture, Drawn):
             files = tuple(folder / f"{picture.name}.{kind}" for kind in FORMATS)
             for file, content in zip(files, picture.contents, strict=True):
@@ -111,23 +139,24 @@ def draw_all(
     names: Sequence[str] = (),
     formats: Sequence[str] = tuple(FORMATS),
     is_dark: bool = False,
+    draws: Mapping[str, Draw] = FIGURES,
 ) -> Iterator[Drawn | NotDrawn]:
     """Draw pictures, each as it is asked for. The last trial of a case counts; arguments as of ``save_all``."""
     last = [_presentable(trial) for trial in latest(trials)]
     alike = timed_alike(last)
     if others := len(last) - len(alike):
         yield NotDrawn("timed otherwise", f"{others} of {len(last)} trials, warm or eager, which no picture mixes")
-    for name in names or FIGURES:
+    for name in names or draws:
         if name in OF_EVERY_TRIAL:
             shown = timed_alike([_presentable(trial) for trial in trials])
         else:
             shown = last if name in APART else alike
-        figure = FIGURES[name](shown)
-        yield (
-            NotDrawn(name, figure)
-            if isinstance(figure, str)
-            else Drawn(name, figure.get_suptitle(), _contents(figure, command, formats, is_dark))
-        )
+        drawn = draws[name](shown)
+        if isinstance(drawn, str):
+            yield NotDrawn(name, drawn)
+            continue
+        for page, figure in drawn.items() if isinstance(drawn, Mapping) else [("", drawn)]:
+            yield Drawn(name, page, figure.get_suptitle(), _contents(figure, command, formats, is_dark))
 
 
 def _contents(figure: Figure, command: str, formats: Sequence[str], is_dark: bool) -> tuple[bytes, ...]:
@@ -154,7 +183,10 @@ def timed_alike(trials: Sequence[Trial]) -> list[Trial]:
 def _presentable(trial: Trial) -> Trial:
     """Make every name of a trial fit for a picture: those of models, stages and machines come out of files."""
     shape = replace(trial.case.shape, name=style.name(trial.case.shape.name, style.LONGEST_TITLE))
-    places = {style.name(name): style.name(value) for name, value in trial.environment.hard.items()}
+    hard, soft = (
+        {style.name(name): style.name(value) for name, value in part.items()}
+        for part in (trial.environment.hard, trial.environment.soft)
+    )
     outcome = trial.outcome
     if isinstance(outcome, Measured):
         stages = tuple(replace(stage, name=_stage(stage.name)) for stage in outcome.stages)
@@ -163,7 +195,7 @@ def _presentable(trial: Trial) -> Trial:
         trial,
         case=replace(trial.case, shape=shape),
         outcome=outcome,
-        environment=replace(trial.environment, hard=places),
+        environment=Environment(hard, soft),
         time=style.name(trial.time),
     )
 

@@ -7,7 +7,7 @@ colour vision; two of the paths' are darker than theirs, so that all five are gr
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -43,13 +43,15 @@ _DCP_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LABEL_FILL: Mapping[Label, float] = {Label.MEASURED: 1.0, Label.SIMULATED: 0.0, Label.MODELLED: 0.45}
 """How strong the colour inside a mark is: full, hollow, pale."""
 PANELS_PER_ROW = 3
+LEAST_INCHES = 6.8
+"""Width of a picture, at least."""
 LONGEST_NAME, LONGEST_TITLE = 60, 36
 """Characters of a name that a picture shows in its caption, and above a panel."""
 _LEFT = 0.012
 _OPEN = "////"
 _SMALL: dict[str, Any] = {"fontsize": 7, "color": "#555555", "ha": "left"}
 _CHARACTERS_PER_INCH = 19
-_LINE_INCHES = 0.135
+_LINE_INCHES, _TITLE_INCHES = 0.135, 0.4
 _LEGEND_INCHES = (0.98, 0.2)
 """Width of a legend's entry, height of its row."""
 _RC: dict[Any, Any] = {
@@ -101,12 +103,12 @@ def line_of(dcp: int) -> Any:
 
 
 def panels(count: int, *, width: float, height: float, columns: int = PANELS_PER_ROW) -> tuple[Figure, list[Axes]]:
-    """Return a figure of ``count`` panels, a few per row, each ``width`` by ``height`` inches, with room for a caption."""
+    """Return a figure of ``count`` panels, a few per row, each ``width`` by ``height`` inches; ``finish`` adds what is below."""
     from matplotlib.figure import Figure
 
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(width * columns, 6.8), height * rows + 1.4), layout="constrained")
+    figure = Figure(figsize=(max(width * columns, LEAST_INCHES), height * rows + _TITLE_INCHES), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()
@@ -119,7 +121,7 @@ def title(figure: Figure, text: str) -> None:
 
 
 def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *notes: str) -> None:
-    """Write below the panels one legend for all, what a reader must know, and where it was measured."""
+    """Add below the panels one legend for all, what a reader must know, and where it was measured; panels keep their size."""
     from textwrap import wrap
 
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -128,12 +130,14 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
     lines = [line for note in (*notes, provenance(trials)) for line in wrap(note, int(width * _CHARACTERS_PER_INCH))]
     columns = max(1, min(len(entries), int(width / _LEGEND_INCHES[0])))
     caption_inches = _LINE_INCHES * (len(lines) + 1.5)
-    legend_inches = _LEGEND_INCHES[1] * -(-len(entries) // columns)
+    below_inches = caption_inches + _LEGEND_INCHES[1] * -(-len(entries) // columns) + 0.12
+    height += below_inches
+    figure.set_figheight(height)
     figure.text(_LEFT, (caption_inches - 0.03) / height, "\n".join(lines), va="top", **_SMALL, gid="caption")
     if entries:
         anchor = (_LEFT, caption_inches / height)
         figure.legend(handles=list(entries), loc="lower left", bbox_to_anchor=anchor, ncols=columns, borderaxespad=0)
-    bottom = (caption_inches + legend_inches + 0.12) / height
+    bottom = below_inches / height
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0, bottom, 1, 1 - bottom), w_pad=0.12, h_pad=0.08)
@@ -251,7 +255,7 @@ def ink(colour: str) -> tuple[float, float, float]:
 
 
 def provenance(trials: Sequence[Trial]) -> str:
-    """Return where trials were made: device, versions, dates; every environment if there are several."""
+    """Return where trials were made, every such place, by which commits of dcpbench or its version, and on which days."""
     places: dict[str, None] = {}
     for trial in trials:
         hard = dict(trial.environment.hard)
@@ -259,7 +263,15 @@ def provenance(trials: Sequence[Trial]) -> str:
         places[f"{device} ({', '.join(f'{name} {value}' for name, value in sorted(hard.items()))})"] = None
     days = sorted({trial.time[:10] for trial in trials})
     span = f"{days[0]} to {days[-1]}" if len(days) > 1 else "".join(days)
-    return f"{'; '.join(places)}; {span}"
+    return "; ".join([*places, f"dcpbench {_made_by(trials)}", span])
+
+
+def _made_by(trials: Sequence[Trial]) -> str:
+    """Return the commit, or of an installed dcpbench the version, that made most of the trials, and how many more there are."""
+    most, *others = Counter(
+        trial.environment.soft.get("dcpbench", "of unknown version") for trial in trials
+    ).most_common()
+    return f"{most[0]} and {len(others)} more" if others else most[0]
 
 
 def microseconds(axis: Any, *, log: bool = False) -> None:

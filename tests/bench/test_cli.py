@@ -31,6 +31,7 @@ from bench.fitness import Finding
 from bench.orders import Compiling
 from bench.profile.profile import Profile
 from bench.record import Environment, Failed, Heat, Measured, Outcome, Skipped, Verified
+from bench.report import kv_memory
 from bench.shipped import reference_folder, shipped_geometries, shipped_profiles
 from bench.store import Store
 from bench.tune.pick import pick
@@ -863,6 +864,31 @@ def test_plot_writes_where_it_is_told_and_says_what_it_left_out(
     assert "no plot  mask-cost: needs one batch measured with path mask" in out
 
 
+def test_plot_tells_what_fits_in_the_room_that_is_said(
+    scripted: Scripted,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[dict[str, int]] = []
+
+    def figures(**room: int) -> dict[str, object]:
+        asked.append(room)
+        return {"kv-memory": lambda _: "not drawn here"}
+
+    words = ("--model", "tiny", "--tp", "4", "--dcp", "1", "--batch", "q8s64")
+    assert run("sweep", *words, "--results", results) == Exit.DONE
+    monkeypatch.setattr("bench.report.plot.figures", figures)
+    plot = ("plot", "--results", results, "--figure", "kv-memory", "--to", tmp_path)
+    assert run(*plot) == run(*plot, "--budget", "60GiB", "--length", "128k") == Exit.DONE
+    usual = {"budget": kv_memory.BUDGET_BYTES, "length": kv_memory.LENGTH}
+    assert asked == [usual, {"budget": 60 << 30, "length": 128 * 1024}]
+    capsys.readouterr()
+    assert run(*plot, "--budget", "lots") == run(*plot, "--length", "0") == Exit.USAGE
+    assert "'lots' is no size; write it as 80GiB" in capsys.readouterr().err
+
+
 def test_why_there_is_no_plot_fits_a_terminal(
     scripted: Scripted, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1289,7 +1315,7 @@ def test_cases_are_measured_in_an_order_that_a_seed_gives(
 
 
 def test_plain_progress_has_no_colours_and_counts_down(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines(2, 20.0, sys.stderr)
+    lines = Lines(Headway(2, 20.0), sys.stderr)
     lines.advance("first\x1b[31m", 10.0)
     lines.advance("second", 10.0)
     assert capsys.readouterr().err == "[1/2, 10 s left] first\\x1b[31m\n[2/2] second\n"
@@ -1298,7 +1324,7 @@ def test_plain_progress_has_no_colours_and_counts_down(capsys: pytest.CaptureFix
 def test_plain_progress_tells_how_far_a_case_came_and_no_more_than_its_limit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines = Lines(1, 200.0, sys.stderr, limit_s=40.0)
+    lines = Lines(Headway(1, 200.0, limit_s=40.0), sys.stderr)
     lines.spend("half", 100.0)
     lines.advance("whole", 100.0)
     assert capsys.readouterr().err == "[0/1, 40 s left] half\n[1/1] whole\n"
@@ -1307,7 +1333,7 @@ def test_plain_progress_tells_how_far_a_case_came_and_no_more_than_its_limit(
 def test_plain_progress_says_when_a_kernel_is_compiled_and_how_long_that_took(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines = Lines(3, 30.0, sys.stderr)
+    lines = Lines(Headway(3, 30.0), sys.stderr)
     lines.compiling(Compiling("batch_decode\x1b[31m", 1.0, ended=False))
     lines.compiling(Compiling("batch_decode\x1b[31m", 34.2, ended=True))
     assert capsys.readouterr().err == "compiling batch_decode\\x1b[31m …\ncompiled batch_decode\\x1b[31m in 34 s\n"
@@ -1347,6 +1373,17 @@ def test_what_is_left_follows_the_headway_of_the_cases_behind_the_first(hand: Ha
     assert headway.told == "4 of 4 done in 3 min"
 
 
+def test_where_nothing_foretells_a_run_its_second_case_does(hand: Hand, capsys: pytest.CaptureFixture[str]) -> None:
+    headway = Headway(4, 16.0, forecast=False)
+    lines = Lines(headway, sys.stderr)
+    assert headway.told == "0 of 4 done"
+    for seconds, weight in ((30, 2.0), (6, 2.0), (12, 4.0)):
+        hand.now += seconds
+        lines.advance("", weight)
+    assert capsys.readouterr().err.splitlines() == ["[1/4]", "[2/4, 36 s left]", "[3/4, 24 s left]"]
+    assert headway.told == "3 of 4 done, 24 s left"
+
+
 def test_compiling_a_kernel_changes_no_headway(hand: Hand) -> None:
     headway = Headway(3, 30.0)
     hand.now += 10
@@ -1376,7 +1413,7 @@ def test_a_run_ends_with_its_time_budget(hand: Hand) -> None:
 
 
 def test_the_bar_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Bar(1, 1.0)
+    bar = Bar(Headway(1, 1.0))
     bar.now("[bold]case[/bold]")
     bar.advance("[red]result[/red]", 1.0)
     bar.close()
@@ -1393,7 +1430,7 @@ def test_the_bar_says_what_is_done_since_when_and_what_is_compiled(
     hand: Hand, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    bar = Bar(2, 20.0)
+    bar = Bar(Headway(2, 20.0))
     bar.now("a case " + "of a long name " * 10)
     hand.now += 12
     above, below = bar_drawn(bar, 80, monkeypatch)
@@ -1412,7 +1449,7 @@ def test_the_bar_says_what_is_done_since_when_and_what_is_compiled(
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_the_bar_fits_its_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    bar = Bar(1000, 7200.0)
+    bar = Bar(Headway(1000, 7200.0))
     bar.now("qwen3-235b-a22b tp 8 dcp 2 16q1s32k_q2ks32k split fa2+fa3 ag_rs page_size=64 overlap=True")
     bar.close()
     assert max(map(len, bar_drawn(bar, width, monkeypatch))) <= width

@@ -19,7 +19,7 @@ import pytest
 
 from bench.cli import main
 from bench.cli.exits import Exit
-from bench.cli.screen import Bar
+from bench.cli.screen import Bar, Headway
 from bench.files import FileError
 from bench.grid import printable
 from bench.line import encode
@@ -452,7 +452,7 @@ def test_a_terminal_shows_a_name_and_obeys_none(what: str, tmp_path: Path, monke
     for name, screen in zip(("stdout", "stderr"), screens, strict=True):
         monkeypatch.setattr(sys, name, screen)
     assert main(["show", "--results", str(tmp_path)]) == Exit.DONE
-    bar = Bar(1, 1.0)
+    bar = Bar(Headway(1, 1.0))
     bar.now(NAMES[what])
     bar.advance(NAMES[what], 1.0)
     bar.close()

@@ -6,10 +6,12 @@ What cannot run here is listed with the reason.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import re
 import shlex
 import shutil
+import subprocess
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -31,18 +33,23 @@ from tests.bench.stand_in import Scripted
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(REFERENCE.rglob("*.md"))]
-PROGRAMS = ("dcpbench", "make", "torchrun", "pip", "sbatch", "srun", "source", "git", ".venv/bin/pytest")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(REFERENCE.rglob("*.md")),
+]
+TRIED = ("make", ".venv/bin/pytest")
+"""Programs that set up environments, or run the tests that these are among: whether they can do what they are asked to."""
+PROGRAMS = ("dcpbench", "torchrun", "pip", "sbatch", "srun", "source", "git", ".ci/run", ".venv/bin/pre-commit", *TRIED)
 NOT_RUN = {
-    "make demo": "sets up an environment of its own; the job it then runs, tune quick, is run here",
-    "make test": "runs the tests that this one is among",
+    ".ci/run": "runs the tests that this one is among",
+    ".venv/bin/pre-commit install": "would change what this checkout does before a commit",
     "source .venv/bin/activate": "is of the shell",
     "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $HEAD -m bench sweep decode": "needs two nodes; "
     "tests/nodes makes some",
     "dcpbench sweep decode --cluster auto": "needs a Ray cluster",
     "dcpbench --ranks 2 sweep decode --cluster auto": "needs a Ray cluster; tests/bench/test_cluster.py starts one",
-    ".venv/bin/pytest tests/bench/test_surviving.py tests/bench/test_hostile.py": "runs among the tests itself",
-    ".venv/bin/pytest tests/bench/test_surviving.py tests/bench/test_hostile.py -m endurance": "takes an hour",
 }
 MEASURED = {
     "dcpbench tune --model qwen3-235b-a22b --tp 8 --dcp 1,2 --batch 16q1s32k,64q1s32k,q512s8704,8q4s32k,q2ks32k "
@@ -107,11 +114,9 @@ def shown_in(page: Path) -> list[Shown]:
 
 EVERY = [one for page in PAGES for one in shown_in(page)]
 SHOWING = {one.command for one in EVERY if one.output}
-RUN = list(
-    {
-        one.command: one for one in EVERY if one.command not in NOT_RUN and (one.output or one.command not in SHOWING)
-    }.values()
-)
+ONCE = {one.command: one for one in EVERY if one.output or one.command not in SHOWING}
+RUN = [one for one in ONCE.values() if one.command not in NOT_RUN and one.command.split()[0] not in TRIED]
+TRY = [one for one in ONCE.values() if one.command.split()[0] in TRIED]
 
 
 LAST = "20261130T000000.000000Z-000000.jsonl"
@@ -193,6 +198,22 @@ def test_a_command_that_a_page_shows_runs_and_says_what_the_page_says(
         assert [part for part in shown.parts if part not in said] == []
     assert bool(scripted.measured) == (bool(set(words) & ON_GPUS) and "--dry-run" not in words)
     assert stored() - before == (0 if "audit" in words else len(scripted.measured)), "an audit stores nothing"
+
+
+@pytest.mark.parametrize("shown", TRY, ids=lambda one: f"{one.page}: {one.command}")
+def test_what_a_page_asks_of_make_and_pytest_is_something_that_they_can_do(
+    shown: Shown, pytestconfig: pytest.Config
+) -> None:
+    program, *words = shlex.split(shown.command)
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        return
+    markers = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-m", dest="marker", choices=markers)
+    parser.add_argument("paths", nargs="*")
+    asked = parser.parse_args(words)
+    assert [path for path in asked.paths if not (ROOT / path).exists()] == []
 
 
 def test_what_is_not_run_stands_on_a_page_still() -> None:

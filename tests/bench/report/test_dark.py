@@ -128,7 +128,10 @@ def test_greys_keep_their_order_turned_round() -> None:
 
 @pytest.mark.parametrize("draw", [latency.draw, breakdown.draw, decision_map.draw])
 def test_every_word_can_be_read_on_the_dark_ground(draw: Callable[..., Figure | str]) -> None:
-    figure = draw(trials(*CONTEXTS))
+    contexts = (
+        CONTEXTS if draw is not decision_map.draw else [f"{n}q1s{context}k" for n in (1, 8) for context in (8, 32, 128)]
+    )
+    figure = draw(trials(*contexts))
     assert isinstance(figure, Figure)
     darken(figure)
     written = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text().strip()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -20,23 +20,28 @@ from bench.report import decision_map
 from bench.shipped import reference_folder
 from bench.store import Store, read_run
 from dcp_core.settings import ExchangeName
-from tests.bench.made_up import CPU, H200, cases, trial, trials
+from tests.bench.made_up import CPU, H200, QWEN, cases, trial, trials
 
 SIMULATED: dict[str, object] = {"exchanges": ("loopback",), "kernels": ("fa2",)}
 BATCHES = ("1q1s8k", "64q1s8k", "1q1s128k", "64q1s128k")
 
 
+def pictures(found: list[Trial]) -> Mapping[str, Figure]:
+    """The figures by name; a single one has none."""
+    figures = decision_map.draw(found)
+    assert not isinstance(figures, str), figures
+    return figures if isinstance(figures, Mapping) else {"": figures}
+
+
 def words(found: list[Trial]) -> str:
-    figure = decision_map.draw(found)
-    assert isinstance(figure, Figure), figure
-    return "\n".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+    texts = (text for figure in pictures(found).values() for text in figure.findobj(Text))
+    return "\n".join(text.get_text() for text in texts if isinstance(text, Text))
 
 
 def cell_words(found: list[Trial]) -> list[list[str]]:
     """What cells say of where their numbers come from, row by row."""
-    figure = decision_map.draw(found)
-    assert isinstance(figure, Figure), figure
-    lines = [text.get_text().split("\n") for axes in figure.axes for text in axes.texts]
+    axes = [axes for figure in pictures(found).values() for axes in figure.axes]
+    lines = [text.get_text().split("\n") for one in axes for text in one.texts]
     return [[line for line in some if line in list(Label)] for some in lines]
 
 
@@ -189,8 +194,7 @@ def test_a_cell_of_modelled_steps_says_so_and_the_caption_what_that_means() -> N
 def test_what_a_cell_says_stays_inside_it() -> None:
     batches = [f"{requests}q1s{context}" for requests in (1, 2, 4, 8, 16, 32, 64, 128) for context in ("8k", "32k")]
     for found in (trials(*batches, **SIMULATED), reference()):
-        figure = drawn(found)
-        for axes in figure.axes:
+        for axes in (axes for figure in drawn(found) for axes in figure.axes):
             cells = filled(axes)
             assert len(cells) == len(axes.texts)
             for cell, text in zip(cells, axes.texts, strict=True):
@@ -199,12 +203,18 @@ def test_what_a_cell_says_stays_inside_it() -> None:
                 assert cell.y0 < said.y0 < said.y1 < cell.y1, text.get_text()
 
 
-def drawn(found: list[Trial]) -> Figure:
-    """A figure whose every part has its place."""
-    figure = decision_map.draw(found)
-    assert isinstance(figure, Figure), figure
-    figure.draw_without_rendering()
-    return figure
+def drawn(found: list[Trial]) -> list[Figure]:
+    """Figures whose every part has its place."""
+    figures = list(pictures(found).values())
+    for figure in figures:
+        figure.draw_without_rendering()
+    return figures
+
+
+def on_two_drivers(batches: Iterable[str], others: Iterable[str]) -> list[Trial]:
+    """What was measured on GPUs of one kind with two drivers: maps that stand in one picture."""
+    newer = replace(H200, hard={**H200.hard, "driver": "600"})
+    return [*trials(*batches, **SIMULATED), *(trial(one, environment=newer) for one in cases(others, **SIMULATED))]
 
 
 def filled(axes: Axes) -> list[Bbox]:
@@ -213,28 +223,55 @@ def filled(axes: Axes) -> list[Bbox]:
 
 def test_a_map_of_many_contexts_is_no_wider_than_a_page_and_one_of_few_as_wide_as_these_need() -> None:
     many = [f"{requests}q1s{2**power}k" for requests in (1, 8) for power in range(decision_map.MAX_CONTEXTS + 2)]
-    found = trials("8q4s8k", "8q4s32k", *many, "16q1s1k", **SIMULATED)
-    figure = drawn(found)
+    found = on_two_drivers([*many, "16q1s1k"], ["8q1s8k", "8q1s32k"])
+    (figure,) = drawn(found)
     assert figure.bbox.width <= 2000
-    decode, drafted = figure.axes
+    decode, other = figure.axes
     contexts = [tick.get_text().split("\n")[0] for tick in decode.get_xticklabels()]
     assert contexts == [f"{2**power}k" for power in range(decision_map.MAX_CONTEXTS)]
     assert "2 more contexts were measured and not drawn." in words(found)
-    assert len(drafted.get_xticklabels()) == 2
-    assert drafted.bbox.x0 == pytest.approx(decode.bbox.x0)
-    assert drafted.bbox.y1 < decode.bbox.y0
-    assert drafted.bbox.width == pytest.approx(decode.bbox.width * 2 / decision_map.MAX_CONTEXTS)
+    assert len(other.get_xticklabels()) == 2
+    assert other.bbox.x0 == pytest.approx(decode.bbox.x0)
+    assert other.bbox.y1 < decode.bbox.y0
+    assert other.bbox.width == pytest.approx(decode.bbox.width * 2 / decision_map.MAX_CONTEXTS)
     sizes = [(cell.width, cell.height) for axes in figure.axes for cell in filled(axes)]
     assert sizes == [pytest.approx(sizes[0])] * len(sizes)
 
 
 def test_small_maps_stand_side_by_side() -> None:
-    figure = drawn(trials(*BATCHES, "16q1s8k", "8q4s8k", "8q4s32k", **SIMULATED))
-    decode, drafted = figure.axes
-    assert decode.bbox.x1 < drafted.bbox.x0
-    assert decode.bbox.y1 == pytest.approx(drafted.bbox.y1)
+    (figure,) = drawn(on_two_drivers([*BATCHES, "16q1s8k"], ["8q1s8k", "8q1s32k"]))
+    decode, other = figure.axes
+    assert decode.bbox.x1 < other.bbox.x0
+    assert decode.bbox.y1 == pytest.approx(other.bbox.y1)
     sizes = [(cell.width, cell.height) for axes in figure.axes for cell in filled(axes)]
     assert sizes == [pytest.approx(sizes[0])] * len(sizes)
+
+
+def test_the_cells_of_a_map_of_one_context_are_no_wider_than_others() -> None:
+    (narrow,), (wide,) = (drawn(trials(*some, **SIMULATED)) for some in (BATCHES[:2], [*BATCHES, "1q1s1k", "8q1s32k"]))
+    widths = {round(cell.width / figure.dpi, 1) for figure in (narrow, wide) for cell in filled(figure.axes[0])}
+    assert len(widths) == 1
+
+
+def test_each_model_tp_and_phase_has_a_picture_that_a_sheet_of_paper_holds() -> None:
+    found = drawn(reference())
+    names = list(pictures(reference()))
+    assert len(names) > 6
+    assert {"qwen3-235b-a22b-tp-8-decode", "qwen3-235b-a22b-tp-8-chunked-prefill"} <= set(names)
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names)
+    for figure in found:
+        (axes,) = figure.axes
+        assert figure.get_figheight() < 297 / 210 * figure.get_figwidth()
+        assert axes.get_title(loc="left")
+        assert "more maps" not in "\n".join(text.get_text() for text in figure.texts)
+    captions = ["\n".join(text.get_text() for text in figure.texts) for figure in found]
+    assert ["Pays:" in one for one in captions] == [re.search(r"-\d+-decode$", name) is not None for name in names]
+
+
+def test_a_name_that_no_file_may_have_is_none_of_a_picture() -> None:
+    odd = replace(QWEN, name="../../a b/c", layers=5)
+    found = [*trials(*BATCHES, **SIMULATED), *trials(*BATCHES, shape=odd, **SIMULATED)]
+    assert list(pictures(found)) == ["a-b-c-tp-8-decode", "qwen3-235b-a22b-tp-8-decode"]
 
 
 def test_an_unbounded_exchange_never_makes_dcp_win() -> None:
@@ -265,6 +302,5 @@ def test_lines_show_from_where_dcp_pays_and_up_to_where_requests_fit() -> None:
 
 def test_a_picture_of_many_contexts_is_no_wider_than_can_be_read_where_a_page_shows_it_whole() -> None:
     """1246 px is what a report leaves a picture on a desk: its smallest words are 9 px high there, at least."""
-    figure = decision_map.draw(Store.read(reference_folder() / "h200")[0])
-    assert isinstance(figure, Figure)
-    assert 7 / 72 * 1246 / figure.get_figwidth() >= 9
+    for figure in pictures(reference()).values():
+        assert 7 / 72 * 1246 / figure.get_figwidth() >= 9

@@ -75,3 +75,7 @@ def test_one_dcp_alone_is_no_choice() -> None:
     reason = pareto.draw(trials("16q1s32k", dcps=(2,)))
     assert isinstance(reason, str)
     assert reason.startswith("needs one batch measured with two dcp sizes")
+
+
+def test_a_capacity_is_told_in_three_figures_whatever_its_size() -> None:
+    assert [pareto._count(tokens) for tokens in (65_536, 1_340_000, 1_006_632_960)] == ["66k", "1.34M", "1.01G"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from matplotlib.text import Annotation, Text
 from bench.files import StorageError
 from bench.record import Environment, Failed, Label, Measured, Trial
 from bench.report import breakdown, kv_memory, latency, mask_cost, style
-from bench.report.plot import FIGURES, Drawn, NotDrawn, Saved, draw_all, save_all
+from bench.report.plot import FIGURES, Draw, Drawn, NotDrawn, Saved, draw_all, figures, save_all
 from dcp_core import DcpLayout, ModelShape
 from dcp_core.memory import KvMemory
 from dcp_core.settings import KernelName, PathName
@@ -36,9 +36,17 @@ def drawn(draw: Callable[..., Figure | str], found: list[Trial]) -> Figure:
     return figure
 
 
+def every(draw: Draw, found: list[Trial]) -> list[Figure]:
+    """The figures of a kind: of decision maps there are several."""
+    figures = draw(found)
+    assert not isinstance(figures, str), figures
+    return list(figures.values()) if isinstance(figures, Mapping) else [figures]
+
+
 def test_every_picture_is_saved_as_png_and_svg_with_its_caption(tmp_path: Path) -> None:
     found = list(save_all(trials(*CONTEXTS), tmp_path, command="dcpbench plot last"))
-    assert [picture.name for picture in found] == list(FIGURES)
+    maps = ["decision-map-qwen3-235b-a22b-tp-8-decode", "decision-map-qwen3-235b-a22b-tp-8-chunked-prefill"]
+    assert [picture.name for picture in found] == [*maps, *list(FIGURES)[1:]]
     for picture in found:
         assert isinstance(picture, Saved)
         png, svg = picture.files
@@ -100,11 +108,21 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_where_lines_are_not_joined_dcp_is_written_at_every_marker() -> None:
-    figure = drawn(latency.draw, trials("q512", "8q1s1k", "4q1s1k_q128s640", kernels=("fa2",)))
-    figures = [text.get_text() for text in figure.axes[0].texts]
-    assert set(figures) == {"1", "2"}
-    assert "Figures above markers: dcp." in words(figure)
+def test_where_lines_are_not_joined_each_dcp_of_a_batch_is_written_below_its_markers() -> None:
+    batches = [f"{count}q1s1k_q128s640" for count in range(1, 14)]
+    figure = drawn(latency.draw, [*trials(*batches), *trials("q512", "q512s1k_8q1s1k", dcps=(2,))])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [tick.get_text() for tick in axes.get_xticklabels(minor=True)]
+    assert names == ["1", "2"] * 13 + ["2"] * 2
+    boxes = [tick.get_window_extent() for tick in axes.get_xticklabels(minor=True)]
+    assert all(box.x1 + box.width / 2 < other.x0 for box, other in pairwise(boxes)), "no two are read as one"
+    below = [text.get_window_extent() for text in axes.get_xticklabels()]
+    assert not any(box.overlaps(other) for box in boxes for other in below)
+    marks = {(to_hex(line.get_markeredgecolor()), x) for line in axes.lines for x in line.get_xdata()}
+    of_tp = sorted(x for colour, x in marks if colour == style.PATH_COLOURS[PathName.TP])
+    assert of_tp == pytest.approx(sorted(axes.get_xticks(minor=True)[:26:2]))
+    assert "Figures below markers: dcp." in words(figure)
     assert not any(text.get_text().startswith("dcp ") for text in figure.legends[0].get_texts())
 
 
@@ -127,15 +145,15 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
         list(save_all(trials("q8s1k", "q8s2k", kernels=("fa2",)), blocked / "plots", command="x"))
 
 
-@pytest.mark.parametrize("draw", FIGURES.values())
-def test_every_axis_has_a_name_and_the_caption_says_where_it_was_measured(draw: Callable[..., Figure | str]) -> None:
-    figure = drawn(draw, trials(*CONTEXTS))
-    assert "NVIDIA H200" in words(figure)
-    assert "torch 2.11.0" in words(figure)
-    for axes in figure.axes:
-        assert axes.get_xlabel() or axes.get_xticklabels()
-        assert axes.get_ylabel() or axes.get_yticklabels() or axes is not figure.axes[0]
-        assert axes.get_title(loc="left")
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_every_axis_has_a_name_and_the_caption_says_where_it_was_measured(draw: Draw) -> None:
+    for figure in every(draw, trials(*CONTEXTS)):
+        assert "NVIDIA H200" in words(figure)
+        assert "torch 2.11.0" in words(figure)
+        for axes in figure.axes:
+            assert axes.get_xlabel() or axes.get_xticklabels()
+            assert axes.get_ylabel() or axes.get_yticklabels() or axes is not figure.axes[0]
+            assert axes.get_title(loc="left")
 
 
 def test_every_environment_is_named_where_there_are_several() -> None:
@@ -144,6 +162,35 @@ def test_every_environment_is_named_where_there_are_several() -> None:
     mixed = [*here, *(replace(one, environment=CPU) for one in there)]
     assert "NVIDIA H200" in style.provenance(mixed)
     assert "A CPU" in style.provenance(mixed)
+
+
+def test_the_caption_says_which_dcpbench_made_the_trials_most_of_them_first() -> None:
+    found = trials("16q1s8k", "16q1s32k", kernels=("fa2",))
+    assert style.provenance(found) == (
+        "NVIDIA H200 (driver 580.95, flashinfer 0.7.2.post1, torch 2.11.0); dcpbench of unknown version; 2026-02-03"
+    )
+
+    def made_by(*names: str) -> str:
+        places = [replace(one.environment, soft={"dcpbench": name}) for one, name in zip(found, names, strict=False)]
+        made = [replace(one, environment=place) for one, place in zip(found, places, strict=False)]
+        return style.provenance(made).split("; ")[1]
+
+    assert made_by("0.1.0", "0.1.0") == "dcpbench 0.1.0"
+    assert made_by("1b24316437ae", "21b5fe96f108", "21b5fe96f108") == "dcpbench 21b5fe96f108 and 1 more"
+    assert made_by("5c17cfa2309a", "21b5fe96f108-dirty", "0.1.0", "21b5fe96f108-dirty").endswith("-dirty and 2 more")
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_a_caption_is_no_wider_than_its_picture_however_much_there_is_to_say(draw: Draw) -> None:
+    hard = {f"library {number}": "1.2.3.post4" for number in range(12)} | {"device_name": "NVIDIA H200"}
+    place = Environment(hard, {"dcpbench": "21b5fe96f108-dirty"})
+    for figure in every(draw, [replace(one, environment=place) for one in trials(*CONTEXTS)]):
+        figure.draw_without_rendering()
+        (caption,) = (text for text in figure.texts if text.get_gid() == "caption")
+        assert "dcpbench 21b5fe96f108-dirty" in " ".join(caption.get_text().split())
+        box = caption.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 def test_latency_has_a_panel_per_batch_shape_and_context_along_x() -> None:
@@ -310,6 +357,18 @@ def test_the_breakdown_stacks_stages_and_leaves_out_what_was_not_timed() -> None
     assert "not measured" in words(simulated)
 
 
+def test_names_of_bars_do_not_touch_however_much_stands_below_them() -> None:
+    found = trials("q8ks32k", kernels=("fa2",), exchanges=("ag_rs", "loopback"))
+    place = Environment({f"library {number}": "1.2.3.post4" for number in range(30)})
+    for some in (found, [replace(one, environment=place) for one in found]):
+        figure = drawn(breakdown.draw, some)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        boxes = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+        assert len(boxes) > 4
+        assert all(lower.y1 < upper.y0 for upper, lower in pairwise(boxes))
+
+
 def test_the_host_s_share_of_planning_and_its_launches_lie_below_each_step() -> None:
     (one,) = trials("q2ks32k", kernels=("fa2",), dcps=(1,))
     figure = drawn(breakdown.draw, [one, *trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("ag_rs",))])
@@ -360,9 +419,27 @@ def test_kv_memory_shows_every_legal_dcp_and_what_was_allocated() -> None:
     assert [bar.get_height() for bar in requests.patches] == [27, 54, 108]
 
 
+def test_what_fits_is_told_of_the_room_that_was_asked_for() -> None:
+    found = trials("8q1s32k", "64q1s32k", kernels=("fa2",))
+    draws = figures(budget=10 << 30, length=128 * 1024)
+    assert "Requests: of 128k tokens, in 10.0 GiB" in words(drawn(draws["kv-memory"], found))
+    assert "computed for 10.0 GiB of KV cache" in words(drawn(draws["pareto"], found))
+    assert "Fits: requests of that context in 10.0 GiB" in words(drawn(draws["decision-map"], found))
+    memory = KvMemory(ModelShape.preset("qwen3-235b-a22b"), DcpLayout(8, 2))
+    axes = drawn(draws["kv-memory"], found).axes[1]
+    assert axes.patches[1].get_height() == memory.requests_in(10 << 30, 128 * 1024)
+
+
+def test_many_models_stand_beside_each_other_and_those_left_out_are_counted() -> None:
+    shape = ModelShape.preset("qwen3-235b-a22b")
+    shapes = [replace(shape, layers=layers) for layers in range(1, kv_memory.MAX_MODELS + 2)]
+    figure = drawn(kv_memory.draw, [one for shape in shapes for one in trials("8q1s1k", shape=shape, kernels=("fa2",))])
+    assert figure.get_figwidth() > figure.get_figheight()
+    assert "1 more model was measured and not drawn." in words(figure)
+
+
 def test_no_words_run_into_each_other() -> None:
-    for draw in FIGURES.values():
-        figure = drawn(draw, trials(*CONTEXTS))
+    for figure in (figure for draw in FIGURES.values() for figure in every(draw, trials(*CONTEXTS))):
         figure.draw_without_rendering()
         below = [text.get_window_extent() for text in figure.texts if text.get_gid() == "caption"]
         boxes = [axes.get_tightbbox() for axes in figure.axes]

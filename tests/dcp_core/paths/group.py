@@ -128,7 +128,7 @@ class Group:
             pages,
             page_size=case.settings.page_size,
             kv_heads=case.layout.heads(case.shape).kv,
-            head_dim=HEAD_DIM,
+            head_dim=case.shape.head_dim,
             dtype=getattr(torch, case.shape.cache_dtype),
             kv_layout=case.settings.kv_layout,
         )
