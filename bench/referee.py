@@ -59,7 +59,7 @@ class Referee:
     """Times calls with both timers. Every rank of the group must have one, and ask it the same in the same order.
 
     Attributes:
-        ahead: pieces of work before each repetition: what cools the cache, and the ranks' rendezvous.
+        ahead: pieces of work before each repetition: what cools the cache, and the ranks' rendezvous with a kernel behind it.
         sees: whether CUPTI sees the smallest kernel behind them as one piece more.
     """
 
@@ -70,7 +70,7 @@ class Referee:
             RuntimeError: if CUPTI never saw as many pieces of work twice.
         """
         self._clock, self._mesh = clock, mesh
-        self._align = mesh.align if mesh.size > 1 and not mesh.is_simulated else None
+        self._align = self._meet if mesh.size > 1 and not mesh.is_simulated else None
         self._element = torch.zeros(1, device=mesh.device)
         self._pieces: dict[str, int] = {}
         self.nothing()
@@ -81,6 +81,11 @@ class Referee:
     def nothing(self) -> None:
         """Run the smallest kernel there is."""
         self._element.zero_()
+
+    def _meet(self) -> None:
+        """Meet the other ranks, and end with a kernel of one's own: what follows NCCL's begins up to 14 µs after its end."""
+        self._mesh.align()
+        self.nothing()
 
     def audited(self, name: str, call: Callable[[], None]) -> Audited | None:
         """Time a call, and in turn with it the smallest kernel, each in several captures; None if it runs nothing on this rank.

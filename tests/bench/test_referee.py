@@ -25,6 +25,8 @@ from dcp_core.mesh import Mesh
 from tests.bench.cases import tiny
 
 COOLING_US, MEETING_US, NULL_US = 40.0, 9.0, 2.0
+LATE_US = (1.0, 14.0, 3.0)
+"""After the end of the kernel by which ranks meet what follows it begins."""
 HERE = threading.local()
 """Of the thread that is a rank: its device."""
 
@@ -115,6 +117,7 @@ def between(monkeypatch: pytest.MonkeyPatch, devices: Sequence[Device], calls: S
         def align(device: Device = device, member: Mesh = member) -> None:
             member.share(None)
             device.run(MEETING_US)
+            device.now += LATE_US[device.repetitions % len(LATE_US)]
 
         member.align = align  # type: ignore[method-assign]
 
