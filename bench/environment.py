@@ -115,28 +115,31 @@ def clocks(index: int) -> dict[str, str]:
     if index >= len(handles):
         return {}
     handle = handles[index]
-    pace_now = _pace(handle)
-    running, power = ask("nvmlDeviceGetComputeRunningProcesses", handle), ask("nvmlDeviceGetPowerUsage", handle)
+    pace_now, running = _pace(handle), ask("nvmlDeviceGetComputeRunningProcesses", handle)
     state = {
         "memory_mhz": ask("nvmlDeviceGetClockInfo", handle, 2),  # NVML_CLOCK_MEM
-        "temperature_c": ask("nvmlDeviceGetTemperature", handle, 0),  # NVML_TEMPERATURE_GPU
-        "power_w": None if power is None else round(power / 1000),
         "processes": None if running is None else len(running),
     }
     return pace_now | {name: str(value) for name, value in state.items() if value is not None}
 
 
 def pace(index: int) -> dict[str, str]:
-    """Read of a visible device's state what may be asked often: ``sm_mhz`` and ``event_reasons``."""
+    """Read of a visible device's state what may be asked often: ``sm_mhz``, ``event_reasons``, ``temperature_c``, ``power_w``.
+
+    On an H200 each of them takes 2 µs in the median, 3 ms at most. ``power_w`` is there the mean of the last second
+    (nvml.h, nvmlDeviceGetPowerUsage).
+    """
     handles = visible_handles()
     return _pace(handles[index]) if index < len(handles) else {}
 
 
 def _pace(handle: Any) -> dict[str, str]:
-    reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
+    reasons, power = ask("nvmlDeviceGetCurrentClocksEventReasons", handle), ask("nvmlDeviceGetPowerUsage", handle)
     state = {
         "sm_mhz": ask("nvmlDeviceGetClockInfo", handle, 1),  # NVML_CLOCK_SM
         "event_reasons": None if reasons is None else _reasons(int(reasons)),
+        "temperature_c": ask("nvmlDeviceGetTemperature", handle, 0),  # NVML_TEMPERATURE_GPU
+        "power_w": None if power is None else round(power / 1000),
     }
     return {name: str(value) for name, value in state.items() if value is not None}
 

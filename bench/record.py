@@ -3,8 +3,8 @@
 History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, a stage between ranks holds
 samples of every rank and which way its exchange took, and a case may have been timed in a race; 3, a trial says whether it
 repeats a case to show drift, and how often its case was taken again, an outcome how long it warmed up, how correlated its
-samples are, how many were dropped, its span, its peak of memory, the timer's floor at the end, what clocks did meanwhile and
-what ran when, a summary p99 and outliers. What an older line lacks has its default.
+samples are, how many were dropped, its span, its peak of memory, the timer's floor at the end, what clocks, temperature and
+power did meanwhile and what ran when, a summary p99 and outliers. What an older line lacks has its default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is kept of samples: of a step, of its stages and of planning, of the device's clocks meanwhile. Standard library only."""
+"""What is kept of samples: of a step, of its stages and of planning, of the device meanwhile. Standard library only."""
 
 from __future__ import annotations
 
@@ -128,38 +128,52 @@ class PlanTime:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a rank's device told of its clocks between the blocks of samples that were kept, those of stages too.
+    """What a rank's device told of its state between the blocks of samples that were kept, those of stages too.
 
     Args:
         readings: how often it was asked.
         sm_mhz_low, sm_mhz_high: between which its SM clock was; None if it does not tell.
         event_reasons: for which it lowered its clocks, each once; empty if for none.
+        temperature_c_low, temperature_c_high: between which its temperature was, °C; None if it does not tell, or if that
+            was not kept.
+        power_w_low, power_w_high: likewise of the power that it drew, watts.
 
     Raises:
-        ValueError: for no reading, or clocks that no device has.
+        ValueError: for no reading, or a clock, a temperature or a power that no device has.
     """
 
     readings: int
     sm_mhz_low: int | None = None
     sm_mhz_high: int | None = None
     event_reasons: tuple[str, ...] = ()
+    temperature_c_low: int | None = None
+    temperature_c_high: int | None = None
+    power_w_low: int | None = None
+    power_w_high: int | None = None
 
     def __post_init__(self) -> None:
         if self.readings < 1:
             raise ValueError(f"a pace is of one reading or more, not {self.readings}")
-        is_told = self.sm_mhz_low is not None, self.sm_mhz_high is not None
-        if any(is_told) != all(is_told) or not 0 <= (self.sm_mhz_low or 0) <= (self.sm_mhz_high or 0):
-            raise ValueError(f"an SM clock from {self.sm_mhz_low} to {self.sm_mhz_high} MHz")
+        for what, low, high, unit in (
+            ("an SM clock", self.sm_mhz_low, self.sm_mhz_high, "MHz"),
+            ("a temperature", self.temperature_c_low, self.temperature_c_high, "°C"),
+            ("a power", self.power_w_low, self.power_w_high, "W"),
+        ):
+            if (low is None) != (high is None) or not 0 <= (low or 0) <= (high or 0):
+                raise ValueError(f"{what} from {low} to {high} {unit}")
 
     @classmethod
     def of(cls, states: Sequence[Mapping[str, str]]) -> Pace | None:
         """Return what states tell, each as ``bench.environment.pace`` reads it; None if none tells anything."""
         told = [state for state in states if state]
-        clocks = [int(state["sm_mhz"]) for state in told if "sm_mhz" in state]
-        reasons = sorted(
-            {reason for state in told for reason in state.get("event_reasons", "none").split(", ")} - {"none"}
-        )
-        return cls(len(told), min(clocks, default=None), max(clocks, default=None), tuple(reasons)) if told else None
+        reasons = {reason for state in told for reason in state.get("event_reasons", "none").split(", ")} - {"none"}
+
+        def between(name: str) -> tuple[int | None, int | None]:
+            values = [int(state[name]) for state in told if name in state]
+            return min(values, default=None), max(values, default=None)
+
+        clock, temperature, power = between("sm_mhz"), between("temperature_c"), between("power_w")
+        return cls(len(told), *clock, tuple(sorted(reasons)), *temperature, *power) if told else None
 
 
 @dataclass(frozen=True, slots=True)

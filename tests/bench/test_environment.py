@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench import environment, nvml
+from bench.times import Pace
 
 
 class NVMLError(Exception):
@@ -34,6 +35,8 @@ class ScriptedNvml:
     clock_mhz: int = 1980
     limit_mw: int = 700_000
     persistence: int = 1
+    temperature_c: int = 41
+    power_mw: int = 123_456
     reached: int = 0
     driver: str = "580.95"
     before_reading: Callable[[], None] = lambda: None
@@ -59,8 +62,8 @@ class ScriptedNvml:
             "nvmlDeviceGetPowerManagementDefaultLimit": lambda *_: 700_000,
             "nvmlDeviceGetPersistenceMode": lambda *_: self.persistence,
             "nvmlDeviceGetClockInfo": lambda handle, clock: {1: self.sm_mhz, 2: 3201}[clock],
-            "nvmlDeviceGetTemperature": lambda *_: 41,
-            "nvmlDeviceGetPowerUsage": lambda *_: 123_456,
+            "nvmlDeviceGetTemperature": lambda *_: self.temperature_c,
+            "nvmlDeviceGetPowerUsage": lambda *_: self.power_mw,
             "nvmlDeviceGetCurrentClocksEventReasons": self._read_reasons,
             "nvmlDeviceGetComputeRunningProcesses": lambda *_: [
                 SimpleNamespace(pid=4242 + place) for place in range(len(self.running))
@@ -108,7 +111,9 @@ def test_without_the_package_everything_is_empty(machine: ScriptedNvml, monkeypa
 
 def test_what_is_asked_often_is_a_part_of_the_clocks(machine: ScriptedNvml) -> None:
     state = environment.clocks(1)
-    assert environment.pace(1) == {name: state[name] for name in ("sm_mhz", "event_reasons")}
+    assert environment.pace(1) == {
+        name: state[name] for name in ("sm_mhz", "event_reasons", "temperature_c", "power_w")
+    }
     assert environment.pace(2) == {}
     assert environment.slowdowns([state["event_reasons"], "idle"]) == ["hardware thermal slowdown"]
 
@@ -164,6 +169,18 @@ def test_who_computes_on_a_device_is_named(machine: ScriptedNvml) -> None:
 def test_what_a_device_cannot_tell_is_left_out(machine: ScriptedNvml) -> None:
     machine.broken = {"nvmlDeviceGetPowerUsage", "nvmlDeviceGetCurrentClocksEventReasons"}
     assert environment.clocks(0).keys() == {"sm_mhz", "memory_mhz", "temperature_c", "processes"}
+    machine.broken.add("nvmlDeviceGetTemperature")
+    assert environment.pace(0) == {"sm_mhz": "1980"}
+    assert Pace.of([environment.pace(0)]) == Pace(1, 1980, 1980)
+
+
+def test_readings_while_a_device_works_are_kept_from_the_lowest_to_the_highest(machine: ScriptedNvml) -> None:
+    machine.reasons, states = 0, []
+    for machine.temperature_c, machine.power_mw in ((52, 480_400), (47, 610_000), (61, 590_600)):
+        states.append(environment.pace(0))
+    assert Pace.of(states) == Pace(
+        3, 1980, 1980, temperature_c_low=47, temperature_c_high=61, power_w_low=480, power_w_high=610
+    )
 
 
 @pytest.mark.parametrize(

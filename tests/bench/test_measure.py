@@ -396,8 +396,8 @@ def slowed(*counts: int) -> tuple[Callable[[int, random.Random], float], Callabl
 
     def told(count: int) -> dict[str, str]:
         if count - 1 in counts:
-            return {"sm_mhz": "1200", "event_reasons": "idle, hardware thermal slowdown"}
-        return {"sm_mhz": "1980", "event_reasons": "none"}
+            return {"sm_mhz": "1200", "event_reasons": "idle, hardware thermal slowdown", "temperature_c": "88"}
+        return {"sm_mhz": "1980", "event_reasons": "none", "temperature_c": "61", "power_w": str(600 + count)}
 
     return latency_us, told
 
@@ -409,7 +409,8 @@ def test_what_was_taken_while_heat_slowed_the_device_down_is_dropped_and_counted
     found = on_script(monkeypatch, latency_us, CAREFUL, told)
     assert (found.dropped, found.step_us.count, len(found.rank_samples_us[0])) == (30, 30, 30)
     assert found.step_us.high < 102
-    assert found.clocks_during == (Pace(2, 1980, 1980),), "of the step and of its one stage"
+    watts = [600 + WARM + 60, 600 + 2 * WARM + 90]
+    assert found.clocks_during == (Pace(2, 1980, 1980, (), 61, 61, *watts),), "of the step and of its one stage"
     assert found.flags == ()
 
 
@@ -417,7 +418,7 @@ def test_where_nothing_else_was_taken_it_is_kept_and_the_clocks_say_so(monkeypat
     latency_us, told = slowed(*range(100_000))
     found = on_script(monkeypatch, latency_us, CAREFUL, told)
     assert (found.dropped, found.step_us.count, found.stop) == (0, 300, StopReason.CAP)
-    assert found.clocks_during == (Pace(20, 1200, 1200, ("hardware thermal slowdown", "idle")),)
+    assert found.clocks_during == (Pace(20, 1200, 1200, ("hardware thermal slowdown", "idle"), 88, 88),)
 
 
 def test_a_stage_drops_samples_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

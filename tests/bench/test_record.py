@@ -73,6 +73,9 @@ def test_a_pace_is_what_states_tell_together() -> None:
     states = [{"sm_mhz": "1980", "event_reasons": "none"}, {}, {"sm_mhz": "1755", "event_reasons": "idle, sync boost"}]
     assert Pace.of(states) == Pace(2, 1755, 1980, ("idle", "sync boost"))
     assert Pace.of([{"event_reasons": "idle"}]) == Pace(1, None, None, ("idle",))
+    assert Pace.of([{"temperature_c": "61"}, {"power_w": "480"}, {"temperature_c": "47"}]) == Pace(
+        3, temperature_c_low=47, temperature_c_high=61, power_w_low=480, power_w_high=480
+    )
     assert Pace.of([{}, {}]) is None
 
 
@@ -82,6 +85,9 @@ def test_a_pace_is_what_states_tell_together() -> None:
         (lambda: Pace(0), "of one reading or more, not 0"),
         (lambda: Pace(1, 1980, 1755), "an SM clock from 1980 to 1755 MHz"),
         (lambda: Pace(1, None, 1755), "an SM clock from None to 1755 MHz"),
+        (lambda: Pace(1, temperature_c_low=61, temperature_c_high=47), "a temperature from 61 to 47 °C"),
+        (lambda: Pace(1, temperature_c_low=61), "a temperature from 61 to None °C"),
+        (lambda: Pace(1, power_w_low=-1, power_w_high=700), "a power from -1 to 700 W"),
         (lambda: Outliers(above=-1), "counts of outliers should be neither negative"),
         (lambda: replace(summarize([1.0] * 298), p99=1.0), f"from {FEWEST_FOR_P99} samples on, and this is of 298"),
         (lambda: replace(summarize([1.0]), outliers=Outliers(above=1, far_below=1)), "2 outliers among 1 samples"),

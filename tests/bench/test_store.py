@@ -61,7 +61,7 @@ def measured(median_us: float = 10.0) -> Measured:
         timer_floor_end_us=0.75,
         timer_empty_us=0.25,
         dropped=60,
-        clocks_during=(Pace(3, 1755, 1980, ("software power cap",)), Pace(1)),
+        clocks_during=(Pace(3, 1755, 1980, ("software power cap",), 47, 61, 480, 702), Pace(1)),
         peak_bytes=3 << 20,
         timeline=(Piece("meet_once", 0.0, 9.125, communicates=True), Piece("attend", 1.5, 270.0, communicates=False)),
     )
@@ -255,6 +255,17 @@ def test_the_first_lines_of_schema_3_are_read_with_what_they_lack_at_its_default
     assert {(one.dropped, one.correlation, one.device_us.p99) for one in found.outcome.stages} == {(0, None, None)}
     assert {one.device_us.outliers for one in found.outcome.stages} == {None}
     assert found.outcome.step_us == replace(measured().step_us, outliers=None)
+
+
+def test_a_pace_without_temperature_and_power_is_read_without_them(tmp_path: Path) -> None:
+    content = json.loads(encode(trial()))["trial"]
+    for pace in content["outcome"]["clocks_during"]:
+        for name in ("temperature_c_low", "temperature_c_high", "power_w_low", "power_w_high"):
+            del pace[name]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(sealed(content))
+    older = (Pace(3, 1755, 1980, ("software power cap",)), Pace(1))
+    assert read_run(path) == ([trial(replace(measured(), clocks_during=older))], [])
 
 
 def test_what_repeats_a_case_is_read_only_where_it_is_asked_for(tmp_path: Path) -> None:

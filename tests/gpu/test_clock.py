@@ -89,3 +89,5 @@ def test_the_clock_tells_at_what_pace_the_device_runs() -> None:
     state = CudaClock(DEVICE, graphs=True, cold=False).state()
     assert int(state["sm_mhz"]) > 0
     assert state["event_reasons"]
+    assert int(state["temperature_c"]) > 0
+    assert int(state["power_w"]) > 0
