@@ -59,12 +59,17 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A union of crosses, and how carefully to measure them."""
+    """A union of crosses, and how carefully to measure them.
+
+    Args:
+        often: how many steps of a batch come, for a search within a time budget; a batch that is not named comes once.
+    """
 
     name: str
     parts: tuple[Part, ...]
     description: str = ""
     policy: Policy = field(default_factory=Policy)
+    often: Mapping[Workload, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name: str | Path, *, on_gpu: bool = False) -> Sweep:
@@ -216,7 +221,7 @@ def _find(name: str) -> Path:
 
 def _read_sweep(data: dict[str, Any], path: Path, *, on_gpu: bool) -> Sweep:
     _check_schema(data.get("schema", SCHEMA), path)
-    check_keys(data, ("schema", "description", "policy", "part", *_PART_KEYS), str(path))
+    check_keys(data, ("schema", "description", "policy", "often", "part", *_PART_KEYS), str(path))
     common = _read_part(data, _default_part(on_gpu), str(path), on_gpu=on_gpu)
     tables = data.get("part", [])
     if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
@@ -230,7 +235,22 @@ def _read_sweep(data: dict[str, Any], path: Path, *, on_gpu: bool) -> Sweep:
     if not parts:
         common.check(str(path))
     policy = _read_policy(_table(data, "policy", str(path)), f"{path}, policy")
-    return Sweep(path.stem, tuple(parts) or (common,), str(data.get("description", "")).strip(), policy)
+    description = str(data.get("description", "")).strip()
+    return Sweep(path.stem, tuple(parts) or (common,), description, policy, _read_often(data, path))
+
+
+def _read_often(data: Mapping[str, Any], path: Path) -> dict[Workload, float]:
+    """Read how many steps of each batch come."""
+    where = f"{path}, often"
+    often: dict[Workload, float] = {}
+    for text, steps in _table(data, "often", str(path)).items():
+        if type(steps) not in (int, float) or not 0 < steps < math.inf:
+            raise FileError(f"{where}: a batch comes a positive number of times, not {str(steps)[:40]!r}")
+        batch = _located(where, Workload.parse, text)
+        if batch in often:
+            raise FileError(f"{where}: {text[:40]!r} is {batch}, which is there already")
+        often[batch] = float(steps)
+    return often
 
 
 def _check_schema(schema: object, path: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bench.store import Store
     from bench.sweep import Illegal, Sweep
     from dcp_core.settings import Case
+    from dcp_core.shapes import Workload
 
 T = TypeVar("T")
 GIVE_UP_AFTER = 2
@@ -40,6 +41,7 @@ class Campaign:
 
     Args:
         machine: that it is measured on, or each lane of the cluster.
+        often: how many steps of a batch come, where the sweep says so.
         anyway: measure beside other processes on a GPU too.
         shard: the part of what was asked for that ``cases`` are; None for all of it.
         cluster: whose lanes measure it; None for this machine.
@@ -49,6 +51,7 @@ class Campaign:
     cases: tuple[Case, ...]
     illegal: tuple[Illegal, ...]
     policy: Policy
+    often: Mapping[Workload, float]
     machine: Machine
     results: Path
     fresh: bool
@@ -212,6 +215,7 @@ def campaign(asked: Asked, running: Running, ranks: int | None, cluster: Cluster
         cases=tuple(case for case in expansion.cases if shard is None or shard.holds(case)),
         illegal=expansion.illegal,
         policy=policy,
+        often=sweep.often,
         machine=machine,
         results=running.results,
         fresh=running.fresh,

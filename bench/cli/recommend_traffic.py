@@ -66,6 +66,7 @@ def write_sweep(path: Path, found: Recommendation) -> str:
     import json
 
     batches = ",\n    ".join(json.dumps(str(batch)) for batch, _ in found.traffic.batches)
+    often = [f"{json.dumps(str(batch))} = {steps:g}" for batch, steps in found.traffic.batches]
     lines = [
         "# The batches that carry the time of some traffic, as 'dcpbench recommend' found them: 'dcpbench tune' takes this file.",
         "",
@@ -77,6 +78,9 @@ def write_sweep(path: Path, found: Recommendation) -> str:
         f"dcp = {list(found.rooms)}",
         'exchange = ["ag_rs", "a2a", "direct"]',
         f"batch = [\n    {batches},\n]",
+        "",
+        "[often]  # steps of each: what carries most of the time is searched first",
+        *often,
         "",
         "[gpu]",
         'kernel = ["fa2", "fa3"]',

@@ -169,7 +169,10 @@ def hunt(campaign: Campaign, space: Space, *, budget_s: float | None, command: s
                 supervisor.told = view.compiling
                 track = Track(wanted, supervisor, store, view, measured)
                 progress = Progress(wanted.batches, forecasts, view)
-                for batch, trials in search(wanted.batches, kept, track, budget_s=budget_s, now=time.monotonic):
+                order = search(
+                    wanted.batches, kept, track, budget_s=budget_s, often=wanted.campaign.often, now=time.monotonic
+                )
+                for batch, trials in order:
                     progress.tell(batch, trials)
             if track.is_stuck:
                 warn(

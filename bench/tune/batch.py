@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dcp_core.settings import Case, IllegalSettings, KernelName, PathName, Settings, canonical, is_legal
+from dcp_core.shapes import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Batch:
         }
         object.__setattr__(self, "places", {case: place for place, case in enumerate(self.candidates)})
         object.__setattr__(self, "_values", values)
+
+    @property
+    def workload(self) -> Workload:
+        """The batch itself."""
+        return self.candidates[0].workload
 
     def neighbours(self, case: Case) -> list[Case]:
         """Return the candidates that one change of settings leads to, in the order of the candidates.

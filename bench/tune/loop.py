@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 from typing import Protocol
 
 from bench.record import Heat, Trial
 from bench.tune.batch import Batch
 from bench.tune.known import Known
 from bench.tune.search import Step, first_step, next_step
+from dcp_core.shapes import Workload
 
 CONFIRMING_S = 20.0
 """Kept of a budget for starting a fresh process, beside what its races take."""
@@ -39,25 +41,26 @@ def search(
     track: Track,
     *,
     budget_s: float | None = None,
+    often: Mapping[Workload, float] = MappingProxyType({}),
     now: Callable[[], float],
 ) -> Iterator[tuple[Batch, list[Trial]]]:
     """Search batches one after another, then confirm what was found, in a fresh process.
 
     Yields after each race the batch that it was for, and all trials of that batch so far.
 
-    With a budget every batch gets a coarse look before any is searched in full, those of the longest steps first: nobody says
-    how often each batch comes, and of batches as frequent as one another these carry most of the time. Enough is left at the
-    end to confirm what was found: until then the default stays.
+    With a budget every batch gets a coarse look before any is searched in full, those first that carry most of the time: their
+    step times how often it comes. Enough is left at the end to confirm what was found: until then the default stays.
 
     Args:
         known: trials of these batches from before: what they hold is not measured again.
+        often: how many steps of a batch come; of one that is not named, one.
         now: a clock, in seconds.
     """
     state = _State(batches, known, track, now, budget_s)
     if budget_s is not None:
         for batch in batches:
             yield from state.run(batch, first_step, (Heat.SCREENED,))
-        batches = sorted(batches, key=state.step_us, reverse=True)
+        batches = sorted(batches, key=lambda batch: often.get(batch.workload, 1) * state.step_us(batch), reverse=True)
     for batch in batches:
         yield from state.run(batch, next_step, (Heat.SCREENED, Heat.RACED))
     state.reserve = False

@@ -16,6 +16,7 @@ from bench.policy import Policy
 from bench.sweep import Expansion, Sweep, parse_precision, shipped_sweeps
 from dcp_core import Case
 from dcp_core.settings import ExchangeName, KernelName, MaskForm, PathName, canonical
+from dcp_core.shapes import Workload
 
 BASE = 'model = "qwen3-235b-a22b"\ntp = 8\n'
 
@@ -211,6 +212,15 @@ WRONG = [
     (BASE + 'batch = "8q1"\n[set]\npage = 16', UsageError, "unknown setting 'page'"),
     (BASE + 'batch = "8q1"\n[set]\nkernel = "fa2"', UsageError, "kernel is an axis of its own"),
     (BASE + 'batch = "8q1"\nset = 3', FileError, "set is a table"),
+    (BASE + 'batch = "8q1"\noften = 3', FileError, "often is a table"),
+    (BASE + 'batch = "8q1"\n[often]\n8q1 = 0', FileError, "often: a batch comes a positive number of times, not '0'"),
+    (BASE + 'batch = "8q1"\n[often]\n8q1 = true', FileError, "a positive number of times, not 'True'"),
+    (BASE + 'batch = "8q1"\n[often]\n8x1 = 1', FileError, "often: .*8x1"),
+    (
+        BASE + 'batch = "8q1"\n[often]\n8q1s1k = 2\n8q1s1024 = 3',
+        FileError,
+        "'8q1s1024' is 8q1s1k, which is there already",
+    ),
     (BASE + 'batch = "8q1"\nsynthetic = 1', FileError, "synthetic is true or false"),
     (
         BASE + 'batch = "8q1"\n[policy]\nprecision = "fast"',
@@ -272,6 +282,8 @@ def test_sizes_are_capped_before_anything_is_crossed(tmp_path: Path) -> None:
 
 
 def test_policy_words_and_numbers(tmp_path: Path) -> None:
+    often = BASE + 'batch = ["8q1", "q2k"]\n[often]\n"8q1" = 3\nq2k = 0.5'
+    assert load(tmp_path, often).often == {Workload.parse("8q1"): 3.0, Workload.parse("q2k"): 0.5}
     text = BASE + 'batch = "8q1"\n[policy]\nprecision = "strict"\nmax_seconds = 2\ncold = false\nseed = 0'
     assert load(tmp_path, text).policy == replace(Policy(), precision=0.005, max_seconds=2.0, cold=False)
     assert parse_precision("0.02") == 0.02

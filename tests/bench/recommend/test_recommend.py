@@ -401,6 +401,8 @@ def test_a_trace_stands_in_for_context_and_becomes_a_sweep(run: Run, tmp_path: P
     loaded = Sweep.load(sweep)
     assert set(loaded.parts[0].batch) == set(batches)
     assert loaded.parts[0].dcp == (1, 2)
+    assert loaded.often == {Workload.parse(one["batch"]): one["weight"] for one in data["batches"]}
+    assert len(set(loaded.often.values())) > 1
     expansion = loaded.expand(1)
     assert {case.workload for case in expansion.cases} == set(batches)
     assert err == ""
