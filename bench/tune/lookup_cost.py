@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,9 +63,14 @@ def _median_us(profile: Profile, workload: Workload, layout: DcpLayout) -> float
     return median(times)
 
 
-def main(folders: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Ask the profiles of some folders, and print how long that takes."""
-    profiles = [Profile.load(path) for folder in folders for path in sorted(Path(folder).glob("*.json"))]
+    asked = ArgumentParser(prog="python -m bench.tune.lookup_cost", description=(__doc__ or "").partition("\n")[0])
+    asked.add_argument("folder", nargs="+", type=Path, help="of profiles")
+    folders = asked.parse_args(words).folder
+    profiles = [Profile.load(path) for folder in folders for path in sorted(folder.glob("*.json"))]
+    if not profiles:
+        asked.error(f"no profile, a file ending in .json, in {', '.join(map(str, folders))}")
     sys.stdout.write(f"{costs_grid(profiles).to_text()}\n")
     return 0
 

@@ -1,6 +1,6 @@
 """How well a way of searching chooses, and what it costs: replayed on tables of what every candidate takes, without a device.
 
-    python -m bench.tune.replay results/reference/h200
+    python -m bench.tune.replay results/reference/h200 [another folder] [--seeds 10]
 
 Prints regret, false wins, losses over the default, and the share of cases opened and of time, on the tables of some folders,
 and on a made-up one of a space larger than any that was measured. Batches that a real search went over too come first, by what
@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 import random
 import sys
+from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean
 
 from bench.grid import Column, Grid
@@ -187,21 +189,40 @@ def _cells(noise: str, strategy: str, scores: Sequence[Score]) -> tuple[str, ...
     )
 
 
-def main(folders: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Replay the runs of some folders, and a made-up table, and print what each strategy is worth."""
+    asked = ArgumentParser(prog="python -m bench.tune.replay", description=(__doc__ or "").partition("\n")[0])
+    asked.add_argument(
+        "folder", nargs="*", type=Path, help="of runs that measured every candidate of some batches alone"
+    )
+    asked.add_argument("--seeds", type=int, default=10, help="searches of each batch with each noise (10)")
+    given = asked.parse_args(words)
+    if given.seeds < 1:
+        asked.error(f"--seeds is a positive whole number, not {given.seeds}")
+    for folder in given.folder:
+        _replay_folder(folder, range(given.seeds), asked)
+    table = made_up_table()
+    _report("made up", table, told_apart(table, MADE_UP_ON), range(-(-given.seeds // 2)))
+    return 0
+
+
+def _replay_folder(folder: Path, seeds: Sequence[int], asked: ArgumentParser) -> None:
+    from bench.files import FileError
     from bench.store import Store
 
-    for folder in folders:
+    try:
         trials, notices = Store.read(folder)
-        for notice in notices:
-            _print(notice)
-        environment = trials[-1].environment if trials else NOWHERE
-        table = table_of(trials)
-        batches = told_apart(table, environment)
-        _report(folder, table, batches, range(10), as_searched(table, batches, trials))
-    table = made_up_table()
-    _report("made up", table, told_apart(table, MADE_UP_ON), range(5))
-    return 0
+    except FileError as error:
+        asked.error(str(error))
+    for notice in notices:
+        _print(notice)
+    table = table_of(trials)
+    batches = told_apart(table, trials[-1].environment if trials else NOWHERE)
+    if not batches:
+        asked.error(
+            f"{folder}: no batch there had two candidates measured each alone, as a sweep or --search exhaustive does"
+        )
+    _report(str(folder), table, batches, seeds, as_searched(table, batches, trials))
 
 
 def _report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -21,6 +21,8 @@ from bench.record import Measured
 from bench.report.gains import phase_of
 from bench.shipped import reference_folder
 from bench.store import Store, read_run
+from bench.tune.paper import table_of, told_apart
+from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
 
 ROOT = Path(__file__).parents[2]
@@ -250,3 +252,31 @@ def test_what_is_simulated_and_modelled_comes_as_near_to_two_gpus_as_the_page_sa
         in page
     )
     assert near >= 0.9 * len(found)
+
+
+def test_what_the_profiles_leave_out_was_worth_what_the_index_says() -> None:
+    trials, _ = Store.read(reference_folder() / "h200" / "exhaustive")
+    table = table_of(trials)
+    batches = told_apart(table, trials[-1].environment)
+
+    def loss(keep: Callable[[Settings], bool]) -> float:
+        """Return by how much some settings lose to the best at most."""
+        best = [min(table[case].step_us for case in batch.candidates) for batch in batches]
+        kept = [min(table[case].step_us for case in batch.candidates if keep(case.settings)) for batch in batches]
+        return max(one / other - 1 for one, other in zip(kept, best, strict=True))
+
+    page = words("results/reference/README.md")
+    by_page, by_layout, by_wrapper = (
+        loss(lambda one: one.page_size == 16),
+        loss(lambda one: one.kv_layout == "NHD"),
+        loss(lambda one: one.decode_wrapper == "decode"),
+    )
+    worth = f"{100 * by_page:.1f} % at most by page size, {100 * by_layout:.1f} % by layout"
+    assert f"{worth} and {100 * by_wrapper:.1f} % by the wrapper of a decode" in page
+    assert loss(lambda one: not one.disable_split_kv and one.fixed_split_size is None) == 0
+    for profile in sorted((reference_folder() / "h200" / "profiles").glob("*.json")):
+        for entry in Profile.load(profile).entries:
+            for candidate in entry.candidates:
+                settings = candidate.settings
+                assert (settings.page_size, settings.kv_layout, settings.decode_wrapper) == (16, "NHD", "decode")
+                assert (settings.disable_split_kv, settings.fixed_split_size) == (False, None)

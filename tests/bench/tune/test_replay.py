@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -24,6 +25,7 @@ from bench.tune.replay import (
     by_one_look,
     by_oracle,
     by_races,
+    main,
     p90,
     replay,
     scores_grid,
@@ -77,6 +79,21 @@ def test_real_searches_found_nearly_the_best_of_every_candidate_in_a_tenth_of_th
     assert mean(score.seconds for score in scores) <= 0.1
 
 
+def test_between_real_ranks_searches_found_nearly_the_best_of_what_was_measured_whole() -> None:
+    """A batch of decodes and a chunk on two H200s; of so few candidates a search saves little, as docs/method.md says."""
+    trials, _ = Store.read(reference_folder() / "h200" / "exhaustive" / "two-gpus")
+    table = table_of(trials)
+    batches = told_apart(table, trials[-1].environment)
+    assert sorted(len(batch.candidates) for batch in batches) == [72, 84]
+    scores = as_searched(table, batches, trials)
+    assert len(scores) == len(batches)
+    check_promises(scores)
+    assert not any(score.false_win for score in scores)
+    assert max(score.regret for score in scores) == pytest.approx(0.007, abs=0.0005)
+    assert mean(score.cases for score in scores) == pytest.approx(0.40, abs=0.005)
+    assert mean(score.seconds for score in scores) == pytest.approx(0.60, abs=0.005)
+
+
 @pytest.mark.parametrize("noise", ["white", "two clocks"])
 def test_replayed_on_every_candidate_of_five_batches_the_search_keeps_its_promises(noise: str) -> None:
     trials, _ = Store.read(reference_folder() / "h200" / "exhaustive")
@@ -121,3 +138,20 @@ def test_scores_are_printed_a_line_a_way() -> None:
     lines = scores_grid("what searching is worth", scores).to_text().splitlines()
     assert len(lines) == 3 + len(STRATEGIES)
     assert lines[3].split()[:2] == ["white", "races"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nowhere"], "nowhere: no batch there had two candidates measured each alone"),
+        (["nowhere", "--seeds", "0"], "--seeds is a positive whole number, not 0"),
+    ],
+)
+def test_what_cannot_be_replayed_is_a_sentence(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
