@@ -7,11 +7,15 @@ a result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 from dcp_core.settings import Batching, Case, ExchangeName, KernelName, MaskForm, PathName
 from dcp_core.shapes import MAX_TOKENS, Request
+
+TILE = 128
+"""Rows of queries of one head that fa3 computes together, however few there are: FlashInfer 0.7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,9 @@ class Work:
         bytes_moved: keys, values, queries, outputs and masks, each once.
         wire_bytes: received from peers.
         masked: it runs with a custom mask.
+        kernel: that computes it; None of what is no attention.
+        rows: of queries, one for each token and head; 0 of what is no attention.
+        tiles: of TILE rows that hold them, where none holds rows of two heads or requests.
     """
 
     stage: str
@@ -73,6 +80,9 @@ class Work:
     bytes_moved: int = 0
     wire_bytes: int = 0
     masked: bool = False
+    kernel: KernelName | None = None
+    rows: int = 0
+    tiles: int = 0
 
     def seconds(self, ceiling: Ceiling) -> float:
         """Return the time that the device cannot beat, its launch included."""
@@ -147,24 +157,28 @@ def _attention(case: Case, requests: tuple[Request, ...], path: PathName, rank: 
     def causal(request: Request) -> int:
         return _triangle(request.new)
 
-    new = total(lambda request: request.new)
+    def tiles(request: Request) -> int:
+        return -(-request.new // TILE)
+
+    settings, new = case.settings, total(lambda request: request.new)
+    attend = partial(_pass, case, new, kernel=settings.kernel, tiles=total(tiles))
     match path:
         case PathName.TP:
             pairs = total(lambda request: request.new * request.context + causal(request))
-            yield _pass(case, "attention", new, pairs=pairs, keys=total(held), heads=heads.query)
+            yield attend("attention", pairs=pairs, keys=total(held), heads=heads.query)
         case PathName.DECODE:
-            keys = total(held)
-            yield _pass(case, "attention", new, pairs=keys, keys=keys, heads=heads.gathered)
+            keys, kernel = total(held), settings.kernel_for_decode
+            yield attend("attention", kernel=kernel, pairs=keys, keys=keys, heads=heads.gathered)
         case PathName.SPLIT:
             pairs = total(lambda request: request.new * cached(request))
-            yield _pass(case, "context", new, pairs=pairs, keys=total(cached), heads=heads.gathered)
-            yield _pass(case, "new", new, pairs=total(causal), keys=new, heads=heads.query)
+            yield attend("context", pairs=pairs, keys=total(cached), heads=heads.gathered)
+            yield attend("new", kernel=settings.kernel_for_new, pairs=total(causal), keys=new, heads=heads.query)
             yield Work("merge", bytes_moved=3 * _row_bytes(case, new, heads.query))
         case PathName.MASK:
             pairs = total(lambda request: request.new * held(request))
-            work = _pass(case, "attention", new, pairs=pairs, keys=total(held), heads=heads.gathered)
-            bytes_moved = work.bytes_moved + _mask_bytes(case.settings.mask_form, pairs)
-            yield Work(work.stage, work.flops, bytes_moved, masked=True)
+            work = attend("attention", pairs=pairs, keys=total(held), heads=heads.gathered)
+            mask_bytes = _mask_bytes(settings.mask_form, pairs)
+            yield replace(work, bytes_moved=work.bytes_moved + mask_bytes, masked=True)
         case PathName.FOLD:
 
             def rows(request: Request) -> int:
@@ -172,17 +186,27 @@ def _attention(case: Case, requests: tuple[Request, ...], path: PathName, rank: 
 
             pairs = total(lambda request: layout.dcp * _rows_pairs(rows(request), cached(request)))
             keys = total(lambda request: cached(request) + rows(request) - 1)
-            yield _pass(case, "attention", new, pairs=pairs, keys=keys, heads=heads.gathered)
+            folded = total(lambda request: layout.dcp * -(-rows(request) // TILE))
+            yield attend("attention", pairs=pairs, keys=keys, heads=heads.gathered, tiles=folded)
             own = total(lambda request: _own_row_pairs(request.new, layout.dcp))
-            yield _pass(case, "new", new, pairs=own, keys=new, heads=heads.query)
+            yield attend("new", kernel=settings.kernel_for_new, pairs=own, keys=new, heads=heads.query)
             yield Work("merge", bytes_moved=3 * _row_bytes(case, new, heads.query))
 
 
-def _pass(case: Case, stage: str, new: int, *, pairs: int, keys: int, heads: int) -> Work:
+def _pass(
+    case: Case, new: int, stage: str, *, kernel: KernelName, tiles: int, pairs: int, keys: int, heads: int
+) -> Work:
     """Two products of ``2 * head_dim`` flops for each (query, key) pair and head: scores, and weighted values."""
     shape, kv_heads = case.shape, case.layout.heads(case.shape).kv
     key_bytes = 2 * keys * kv_heads * shape.head_dim * shape.cache_dtype.itemsize
-    return Work(stage, 4 * shape.head_dim * heads * pairs, key_bytes + 2 * _row_bytes(case, new, heads))
+    return Work(
+        stage,
+        4 * shape.head_dim * heads * pairs,
+        key_bytes + 2 * _row_bytes(case, new, heads),
+        kernel=kernel,
+        rows=heads * new,
+        tiles=heads * tiles,
+    )
 
 
 def _exchange(case: Case, requests: tuple[Request, ...], path: PathName) -> Iterator[Work]:

@@ -127,14 +127,15 @@ class Campaign:
 
     def whole_s(self, cases: Sequence[Case], known: Sequence[Trial]) -> float:
         """Return the seconds that measuring some cases should take, with the workers that it starts; 0 if none will run."""
-        from bench.estimate import starting_seconds
+        from bench.estimate import loading_seconds, starting_seconds
         from bench.sentinel import times_again
         from dcp_core.cost import ceiling_of
 
         cases_s = sum(self.expected_s(cases, known).values())
         if cases and self.cluster is None:
             cases_s *= 1 + times_again(len(cases), cases_s) / len(cases)
-        starting_s = starting_seconds(self.machine.ranks, ceiling_of(self.machine.device_name))
+        ceiling = ceiling_of(self.machine.device_name)
+        starting_s = starting_seconds(self.machine.ranks, ceiling) + loading_seconds(cases, self.policy, ceiling)
         return cases_s / self.lanes + starting_s if cases_s else 0.0
 
     @property

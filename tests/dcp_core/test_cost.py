@@ -116,6 +116,28 @@ def test_the_roofline_is_within_a_factor_of_two_of_what_was_seen(one: Case, seen
     assert seen_us / 2 < 1e6 * sum(work.seconds(h200) for work in step_work(one)) < 2 * seen_us
 
 
+@pytest.mark.parametrize(
+    ("one", "rows", "tiles"),
+    [
+        (case("16q1s32k", dcp=1, path="tp"), 16 * 8, 16 * 8),
+        (case("16q1s32k", path="decode"), 16 * 16, 16 * 16),
+        (case("q129s32k", path="split"), 129 * 16, 2 * 16),
+        (case("q129s32k", path="fold"), 129 * 16, 2 * 16),  # 65 rows of each of two tokens in turn
+    ],
+)
+def test_a_tile_holds_rows_of_one_head_and_request(one: Case, rows: int, tiles: int) -> None:
+    work = next(work for work in step_work(one) if work.kernel)
+    assert (work.rows, work.tiles) == (rows, tiles)
+
+
+def test_each_pass_has_its_kernel_and_what_is_no_attention_none() -> None:
+    one = case("4q1s1k_q64s1k", exchange="ag_rs", kernel="fa3", new_kernel="fa2", decode_kernel="cuda_core")
+    found = {work.kernel for work in step_work(one) if work.stage in ("gather", "combine", "merge")}
+    assert found == {None}
+    kernels = [(work.stage, work.kernel) for work in step_work(one) if work.kernel]
+    assert kernels == [("attention", "cuda_core"), ("context", "fa3"), ("new", "fa2")]
+
+
 def test_a_device_is_known_by_its_name() -> None:
     assert ceiling_of("NVIDIA H200 NVL").name == "H200"
     assert ceiling_of("A card of tomorrow") is GPU
