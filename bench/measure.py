@@ -16,12 +16,12 @@ import torch
 from bench.clock import REPETITIONS, Clock, CudaClock, HostClock, Sampler, empty_us, floor_us
 from bench.need import case_bytes
 from bench.policy import Policy
-from bench.record import Failed, Label, Measured, Outcome, Race, Skipped, StopReason
+from bench.record import Failed, Label, Measured, Outcome, Race, Skipped
 from bench.samples import Samples, Timed
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from bench.timeline import timeline_of
-from bench.times import Pace, Piece, PlanTime, StageTime, Summary
+from bench.times import Pace, Piece, PlanTime, StageTime, StopReason, Summary
 from bench.verdict import FLOORS
 from dcp_core.check import Check
 from dcp_core.memory import format_size

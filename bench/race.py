@@ -20,9 +20,10 @@ from bench.measure import (
     timing,
 )
 from bench.policy import Policy
-from bench.record import Failed, Outcome, Race, Skipped, StopReason
+from bench.record import Failed, Outcome, Race, Skipped
 from bench.samples import Samples, Timed
 from bench.stats import is_precise, summarize
+from bench.times import StopReason
 from dcp_core.mesh import Mesh
 from dcp_core.settings import Case
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from bench.policy import Policy
-from bench.times import Pace, Piece, PlanTime, StageTime, Summary, check_amounts, check_correlation, skew
+from bench.times import Pace, Piece, PlanTime, StageTime, StopReason, Summary, check_amounts, check_correlation, skew
 from dcp_core.check import Check
 from dcp_core.settings import Case
 
@@ -38,14 +38,6 @@ class Label(StrEnum):
     MEASURED = "measured"
     SIMULATED = "simulated"
     MODELLED = "modelled"
-
-
-class StopReason(StrEnum):
-    """Why sampling ended: the median is known well enough; a limit of samples or time; a race has so many rounds and no more."""
-
-    PRECISE = "precise"
-    CAP = "cap"
-    ROUNDS = "rounds"
 
 
 class Heat(StrEnum):

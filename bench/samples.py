@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from bench.environment import slowdowns
-from bench.record import StopReason
+from bench.times import StopReason
 
 
 @dataclass(frozen=True, slots=True)

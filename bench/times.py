@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 MAX_SAMPLES = 64
 """Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
 FEWEST_FOR_P99 = 299
 """Samples of which, with 95 %, one lies beyond the 99th percentile: 1 - 0.99 ** 299."""
+
+
+class StopReason(StrEnum):
+    """Why sampling ended: the median is known well enough; a limit of samples or time; a race has so many rounds and no more."""
+
+    PRECISE = "precise"
+    CAP = "cap"
+    ROUNDS = "rounds"
 
 
 def sm_mhz(clock: Mapping[str, str]) -> float | None:

@@ -15,9 +15,9 @@ from statistics import median
 from bench.noise import Noise
 from bench.policy import Policy
 from bench.profile.entry import default_settings
-from bench.record import Environment, Heat, Label, Measured, Race, StopReason, Trial
+from bench.record import Environment, Heat, Label, Measured, Race, Trial
 from bench.stats import summarize
-from bench.times import PlanTime, StageTime
+from bench.times import PlanTime, StageTime, StopReason
 from bench.tune.batch import Batch
 from bench.tune.known import REPEATS
 from bench.tune.search import Step

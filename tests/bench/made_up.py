@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from bench.policy import Policy
-from bench.record import Environment, Label, Measured, Outcome, StopReason, Trial
+from bench.record import Environment, Label, Measured, Outcome, Trial
 from bench.stats import summarize
-from bench.times import PlanTime, StageTime, Summary
+from bench.times import PlanTime, StageTime, StopReason, Summary
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
 from dcp_core.cost import Ceiling, ceiling_of, step_work

@@ -16,8 +16,9 @@ from bench import race as racing
 from bench.clock import HostClock, Scripted
 from bench.line import decode, encode
 from bench.race import Course, Runner, _run
-from bench.record import Failed, Heat, Label, Measured, Outcome, Race, Skipped, StopReason
+from bench.record import Failed, Heat, Label, Measured, Outcome, Race, Skipped
 from bench.stand import Stand
+from bench.times import StopReason
 from dcp_core import Case
 from dcp_core.mesh import Mesh
 from tests.bench.cases import QUICK, tiny

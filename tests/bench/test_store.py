@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from bench.line import MAX_TRACEBACK, decode, encode
 from bench.policy import Policy
-from bench.record import SCHEMA, Environment, Failed, Label, Measured, Outcome, Skipped, StopReason, Trial
+from bench.record import SCHEMA, Environment, Failed, Label, Measured, Outcome, Skipped, Trial
 from bench.stats import summarize
 from bench.store import FileError, LockedError, StorageError, Store, find_run, read_run
-from bench.times import Pace, Piece, PlanTime, StageTime
+from bench.times import Pace, Piece, PlanTime, StageTime, StopReason
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
 

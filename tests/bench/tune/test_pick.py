@@ -12,9 +12,9 @@ from bench.errors import UsageError
 from bench.policy import Policy
 from bench.profile.entry import Ratio, default_settings
 from bench.profile.profile import Profile
-from bench.record import Environment, Failed, Heat, Label, Measured, Race, Skipped, StopReason, Trial, latest
+from bench.record import Environment, Failed, Heat, Label, Measured, Race, Skipped, Trial, latest
 from bench.stats import summarize
-from bench.times import StageTime, Summary
+from bench.times import StageTime, StopReason, Summary
 from bench.tune.pick import check_size, pick
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
