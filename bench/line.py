@@ -103,6 +103,8 @@ def read_outcome(data: object) -> Outcome:
     fields = dict(data) if isinstance(data, dict) else {}
     match fields.pop("kind", None):
         case "measured":
+            if (warm_us := fields.pop("warm_us", None)) is not None:  # all that was once kept of it
+                fields["warm"] = {"name": "step", "device_us": warm_us}
             outcome: Outcome = _read(Measured, fields)
         case "skipped":
             outcome = _read(Skipped, fields)

@@ -21,12 +21,11 @@ from bench.samples import Samples, Timed
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from bench.timeline import timeline_of
-from bench.times import Pace, Piece, PlanTime, StageTime, StopReason, Summary
+from bench.times import Pace, Piece, PlanTime, StageTime, StopReason
 from bench.verdict import FLOORS
 from dcp_core.check import Check
 from dcp_core.memory import format_size
 from dcp_core.mesh import Mesh
-from dcp_core.paths.base import Stage
 from dcp_core.settings import Case, KernelName, Unsupported
 
 T = TypeVar("T")
@@ -99,9 +98,9 @@ def measure(case: Case, mesh: Mesh, policy: Policy) -> Outcome:
     with timing(ready.stand):
         step = _time(ready.stand.fullest.launch, mesh, ready.clock, policy)
         warm = _time_warm(ready, policy)
-        outcome = outcome_of(ready, step, policy, launches=LAUNCH_SAMPLES, stages=True)
+        outcome = outcome_of(ready, step, policy, warm=warm, launches=LAUNCH_SAMPLES, stages=True)
     problem = mesh.first_problem(spoilt(ready.stand))
-    return Failed("incorrect", problem) if problem else replace(outcome, warm_us=warm, peak_bytes=_peak_bytes(mesh))
+    return Failed("incorrect", problem) if problem else replace(outcome, peak_bytes=_peak_bytes(mesh))
 
 
 def prepare(
@@ -134,9 +133,7 @@ def prepare(
         )
     plan = _time_planning(stand, plans)
     clock = _open_clock(case, mesh, policy, repetitions, [ready.clock for ready in beside])
-    # The cheapest call that the clock can take, timed before the case and after: below ten of these a time says little.
-    floor, empty = map(max, zip(*mesh.share((floor_us(clock, mesh.device), empty_us(clock))), strict=True))
-    return Ready(stand, check, plan, clock, floor, empty)
+    return Ready(stand, check, plan, clock, *_floors(clock, mesh))
 
 
 @contextmanager
@@ -158,11 +155,19 @@ def spoilt(stand: Stand) -> str:
 
 
 def outcome_of(
-    ready: Ready, step: Timed, policy: Policy, *, launches: int, stages: bool, race: Race | None = None
+    ready: Ready,
+    step: Timed,
+    policy: Policy,
+    *,
+    launches: int,
+    stages: bool,
+    warm: Timed | None = None,
+    race: Race | None = None,
 ) -> Measured:
     """Return what was measured of a case, after timing its launch and, if asked to, each of its stages and the floor again.
 
     Args:
+        warm: samples of the step with a warm L2 cache, if they were taken.
         launches: times that launching is timed.
         race: that the step was timed in.
     """
@@ -173,17 +178,19 @@ def outcome_of(
         for stage in (seat.path.stages() if stages else ())
         if not (stage.communicates and mesh.is_simulated)
     ]
-    floor_end = max(mesh.share(floor_us(ready.clock, mesh.device))) if stages else None
+    floor_end, empty_end = _floors(ready.clock, mesh) if stages else (None, None)
     floor = max(ready.floor_us, floor_end or 0.0)
-    summary = summarize(step.slowest_us)
+    exchanges = any(stage.communicates for stage, _ in stages_timed)
     return Measured(
         label=Label.SIMULATED if mesh.is_simulated else Label.MEASURED,
         check=ready.check,
         timer=ready.clock.name,
-        step_us=summary,
+        step_us=summarize(step.slowest_us),
         launch_us=summarize(launch),
         plan=ready.plan,
-        stages=tuple(_stage_time(stage, timed) for stage, timed in stages_timed),
+        stages=tuple(
+            _stage_time(stage.name, timed, stage.communicates, stage.variant) for stage, timed in stages_timed
+        ),
         rank_samples_us=tuple(thin(times) for times in step.ranks_us),
         exchange_timed=not mesh.is_simulated,
         stop=step.stop,
@@ -191,15 +198,17 @@ def outcome_of(
         flushed_bytes=ready.clock.flushed_bytes,
         kv_bytes=max(mesh.share(stand.kv_bytes)),
         layers=stand.case.shape.layers,
-        flags=tuple(_flags(stand, step, summary.median, floor, policy.calls)),
+        flags=tuple(_flags(stand, step, warm, floor / policy.calls)),
         race=race,
         warmup=step.warmup,
         correlation=lag1_correlation(step.slowest_us),
         span_us=summarize(span),
         timer_floor_end_us=floor_end,
         timer_empty_us=ready.empty_us,
+        timer_empty_end_us=empty_end,
         dropped=step.dropped,
-        clocks_during=_clocks_during([step, *(timed for _, timed in stages_timed)]),
+        clocks_during=_clocks_during([step, *([warm] if warm else []), *(timed for _, timed in stages_timed)]),
+        warm=_stage_time("step", warm, exchanges) if warm else None,
         # Last: nothing of this case is timed once CUPTI has been at work.
         timeline=_timeline(ready) if stages and policy.trace else (),
     )
@@ -251,13 +260,13 @@ def _time(call: Callable[[], None], mesh: Mesh, clock: Clock, policy: Policy) ->
             return replace(timed, stop=StopReason.CAP)
 
 
-def _time_warm(ready: Ready, policy: Policy) -> Summary | None:
+def _time_warm(ready: Ready, policy: Policy) -> Timed | None:
     """Return what a step takes where nothing cools the L2 cache: of decodes that are timed cold, and of nothing else."""
     stand, mesh = ready.stand, ready.stand.mesh
     if not (stand.case.workload.is_decode and ready.clock.flushed_bytes):
         return None
     warm = replace(policy, cold=False)
-    return summarize(_time(stand.fullest.launch, mesh, _open_clock(stand.case, mesh, warm), warm).slowest_us)
+    return _time(stand.fullest.launch, mesh, _open_clock(stand.case, mesh, warm), warm)
 
 
 def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> int:
@@ -272,19 +281,25 @@ def _warm_up(sample: Sampler, mesh: Mesh, policy: Policy) -> int:
     return repetitions
 
 
-def _stage_time(stage: Stage, timed: Timed) -> StageTime:
+def _floors(clock: Clock, mesh: Mesh) -> tuple[float, float]:
+    """Return what the clock reads for the smallest kernel, below ten of which a time says little, and for none, slowest rank."""
+    floor, empty = map(max, zip(*mesh.share((floor_us(clock, mesh.device), empty_us(clock))), strict=True))
+    return floor, empty
+
+
+def _stage_time(name: str, timed: Timed, communicates: bool, variant: str = "") -> StageTime:
     slowest = timed.slowest_us
-    between = stage.communicates and len(timed.ranks_us) > 1
-    ranks = tuple(thin(times) for times in timed.ranks_us) if between else ()
+    ranks = tuple(thin(times) for times in timed.ranks_us) if len(timed.ranks_us) > 1 else ()
     return StageTime(
-        stage.name,
+        name,
         summarize(slowest),
-        stage.communicates,
+        communicates,
         thin(slowest),
         ranks,
-        stage.variant,
+        variant,
         timed.dropped,
         lag1_correlation(slowest),
+        timed.stop,
     )
 
 
@@ -348,17 +363,23 @@ def _open_clock(
     return CudaClock(mesh.device, graphs=graphs, cold=policy.cold, repetitions=repetitions)
 
 
-def _flags(stand: Stand, step: Timed, median_us: float, floor: float, calls: int) -> list[str]:
+def _flags(stand: Stand, step: Timed, warm: Timed | None, floor: float) -> list[str]:
     flags = [f"{name} composed from all_gather: gloo lacks it here" for name in sorted(stand.mesh.composed)]
-    if median_us * calls < FLOORS * floor:
-        flags.append(f"under {FLOORS} timer floors")
-    if lag1_correlation(step.slowest_us) > CORRELATED:
-        flags.append("samples are correlated: the interval of the median does not hold")
     if stand.case.synthetic:
         flags.append("synthetic layout: no server starts with it")
-    if step.stop is StopReason.CAP:
-        flags.append("stopped at the cap, before the interval was narrow enough")
+    flags += _doubts(step, floor)
+    flags += [f"with a warm cache, {doubt}" for doubt in (_doubts(warm, floor) if warm else ())]
     return flags
+
+
+def _doubts(timed: Timed, floor: float) -> Iterator[str]:
+    """Say in words why the median of these samples, or its interval, is to be doubted; ``floor``: of a call, µs."""
+    if summarize(timed.slowest_us).median < FLOORS * floor:
+        yield f"under {FLOORS} timer floors"
+    if lag1_correlation(timed.slowest_us) > CORRELATED:
+        yield "samples are correlated: the interval of the median does not hold"
+    if timed.stop is StopReason.CAP:
+        yield "stopped at the cap, before the interval was narrow enough"
 
 
 def _peak_bytes(mesh: Mesh) -> int | None:

@@ -3,8 +3,10 @@
 History of the schema: 1, the first; 2, a policy says whether steps are timed in CUDA graphs, a stage between ranks holds
 samples of every rank and which way its exchange took, and a case may have been timed in a race; 3, a trial says whether it
 repeats a case to show drift, and how often its case was taken again, an outcome how long it warmed up, how correlated its
-samples are, how many were dropped, its span, its peak of memory, the timer's floor at the end, what clocks, temperature and
-power did meanwhile and what ran when, a summary p99 and outliers. What an older line lacks has its default.
+samples are, how many were dropped, its span, its peak of memory, the timer's floor at the end, what it reads for nothing, what
+clocks, temperature and power did meanwhile and what ran when, a summary p99 and outliers, every stage samples of every real rank
+and why its sampling ended, and a step with a warm cache the same, of which there was once a summary alone. What an older line
+lacks has its default.
 """
 
 from __future__ import annotations
@@ -101,11 +103,12 @@ class Measured:
         span_us: host time from launching one step, eagerly, to its end on the device; None if that was not kept.
         timer_floor_end_us: as ``timer_floor_us``, after the case; None where it only raced, or if that was not kept.
         timer_empty_us: what the timer reads with nothing at all in between, before the case; None if that was not kept.
+        timer_empty_end_us: the same, after the case; None where it only raced, or if that was not kept.
         dropped: samples of the step that are in none of these, since a device was slowed down while they were taken.
         clocks_during: of each rank's device, where it tells.
         peak_bytes: that torch gave out at most while the case was measured, of the fullest rank's GPU; None on a CPU, in a race,
             or if that was not kept.
-        warm_us: as ``step_us`` with nothing done to cool the L2 cache, of decodes that were timed cold and not raced: what they
+        warm: the whole step with nothing done to cool the L2 cache, of decodes that were timed cold and not raced: what they
             read may fit it. None of others, or if that was not kept.
         timeline: what ran when on rank 0, which has most keys, in one repetition of the step, that of median length, as CUPTI
             saw it; of a step that overlaps between real ranks on GPUs, where it could be had, else empty.
@@ -135,10 +138,11 @@ class Measured:
     span_us: Summary | None = None
     timer_floor_end_us: float | None = None
     timer_empty_us: float | None = None
+    timer_empty_end_us: float | None = None
     dropped: int = 0
     clocks_during: tuple[Pace, ...] = ()
     peak_bytes: int | None = None
-    warm_us: Summary | None = None
+    warm: StageTime | None = None
     timeline: tuple[Piece, ...] = ()
     kind: str = field(default="measured", init=False)
 
@@ -151,7 +155,8 @@ class Measured:
         check_amounts("flushed_bytes, kv_bytes, warmup, dropped and peak_bytes", amounts)
         check_correlation(self.correlation)
         check_amounts("timer_floor_us", (self.timer_floor_us,))
-        check_amounts("what else a timer reads", (self.timer_floor_end_us or 0.0, self.timer_empty_us or 0.0))
+        others = (self.timer_floor_end_us, self.timer_empty_us, self.timer_empty_end_us)
+        check_amounts("what else a timer reads", (read or 0.0 for read in others))
         for samples in self.rank_samples_us:
             check_amounts("samples of a rank", samples)
         if len(self.timeline) > MAX_PIECES:
@@ -169,6 +174,11 @@ class Measured:
     def is_whole(self) -> bool:
         """True if each stage was timed as well, as of a case measured by itself, or confirmed."""
         return self.race is None or bool(self.stages)
+
+    @property
+    def warm_us(self) -> Summary | None:
+        """As ``step_us`` with a warm L2 cache; None where that was not timed, or was not kept."""
+        return self.warm.device_us if self.warm else None
 
     @property
     def skew_us(self) -> tuple[float, ...]:

@@ -92,11 +92,13 @@ class StageTime:
     """Device time of one stage of a step timed alone, slowest rank; raw samples thinned as ``MAX_SAMPLES`` says.
 
     Args:
-        rank_samples_us: of a stage between real ranks, each rank's samples of the same repetitions; else empty.
+        rank_samples_us: of real ranks, each one's samples of the same repetitions; empty of one rank, or if that was not kept,
+            as once of stages that do not communicate.
         variant: which way of several the exchange took, in words; empty where there is one, or before that was kept.
         dropped: samples that are in none of these, since the device was slowed down while they were taken.
         correlation: of each of all samples with the one before it, -1 to 1; above 0.2 the interval does not hold. None if that
             was not kept.
+        stop: why sampling ended; None if that was not kept.
     """
 
     name: str
@@ -107,6 +109,7 @@ class StageTime:
     variant: str = ""
     dropped: int = 0
     correlation: float | None = None
+    stop: StopReason | None = None
 
     def __post_init__(self) -> None:
         check_correlation(self.correlation)
@@ -118,13 +121,16 @@ class StageTime:
 
     @property
     def pure_us(self) -> tuple[float, ...]:
-        """The quickest rank's time of each repetition kept: it came last, so that it waited for nobody."""
-        return tuple(map(min, zip(*self.rank_samples_us, strict=True)))
+        """The quickest rank's time of each repetition kept: it came last, so that it waited for nobody.
+
+        Nothing where ranks do not communicate; nor has it a skew then.
+        """
+        return tuple(map(min, zip(*self.rank_samples_us, strict=True))) if self.communicates else ()
 
     @property
     def skew_us(self) -> tuple[float, ...]:
         """How much longer the slowest rank took than the quickest, in each repetition kept: what it waited for the others."""
-        return skew(self.rank_samples_us)
+        return skew(self.rank_samples_us) if self.communicates else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,7 @@ class PlanTime:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a rank's device told of its state between the blocks of samples that were kept, those of stages too.
+    """What a rank's device told of its state between the blocks of samples that were kept, of stages too, and of a warm step.
 
     Args:
         readings: how often it was asked.

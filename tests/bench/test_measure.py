@@ -92,6 +92,7 @@ def test_every_field_says_something() -> None:
     assert found.timer_floor_us > 0
     assert found.timer_floor_end_us
     assert found.timer_empty_us
+    assert found.timer_empty_end_us
     assert found.span_us
     assert found.span_us.min >= found.launch_us.min
     assert (found.clocks_during, found.peak_bytes) == ((), None), "a CPU tells neither"
@@ -255,23 +256,6 @@ def on_script(
     return measured(tiny(), policy)
 
 
-@pytest.mark.parametrize(
-    ("batch", "cold", "warm_us"), [("4q1s40", True, 60), ("4q1s40", False, None), ("q8s40", True, None)]
-)
-def test_decodes_that_are_timed_cold_are_timed_warm_too_and_nothing_else_is(
-    batch: str, cold: bool, warm_us: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def clock(case: Case, mesh: Mesh, policy: Policy, *_: object) -> Scripted:
-        scripted = Scripted(lambda count, noise: (100 if policy.cold else 60) + noise.gauss(0, 0.1))
-        scripted.flushed_bytes = policy.cold << 20
-        return scripted
-
-    monkeypatch.setattr(measuring, "_open_clock", clock)
-    found = measured(tiny(batch), replace(QUICK, cold=cold))
-    assert found.step_us.median == pytest.approx(100 if cold else 60, rel=0.01)
-    assert (found.warm_us.median if found.warm_us else None) == (warm_us and pytest.approx(warm_us, rel=0.01))
-
-
 CAREFUL = Policy(precision=0.01, min_samples=30, max_samples=300, min_warmup=10, max_seconds=1e9)
 
 
@@ -320,6 +304,14 @@ def test_the_cap_of_time_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     found = on_script(monkeypatch, wild, replace(CAREFUL, max_seconds=1e-9))
     assert found.stop is StopReason.CAP
     assert found.step_us.count == 30
+
+
+def test_a_stage_says_why_its_sampling_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = 3 * CAREFUL.min_warmup + CAREFUL.min_samples
+    found = on_script(monkeypatch, lambda count, noise: (steady if count < step else wild)(count, noise), CAREFUL)
+    assert (found.stop, [stage.stop for stage in found.stages]) == (StopReason.PRECISE, [StopReason.CAP])
+    assert found.flags == ()
+    assert {stage.stop for stage in on_script(monkeypatch, steady, CAREFUL).stages} == {StopReason.PRECISE}
 
 
 def test_correlated_samples_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,10 +367,12 @@ def test_what_takes_less_than_ten_floors_is_flagged(monkeypatch: pytest.MonkeyPa
 def test_a_floor_that_rose_meanwhile_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = on_script(monkeypatch, steady, CAREFUL)
     assert (found.timer_empty_us, found.timer_floor_us, found.timer_floor_end_us) == (FLOOR_US / 2, FLOOR_US, FLOOR_US)
-    floors = iter([1.0, 10.5])
+    floors, empty = iter([1.0, 10.5]), iter([0.5, 9.75])
     monkeypatch.setattr(measuring, "floor_us", lambda clock, device: next(floors))
+    monkeypatch.setattr(measuring, "empty_us", lambda clock: next(empty))
     risen = measured(tiny(), CAREFUL)
     assert (risen.timer_floor_us, risen.timer_floor_end_us) == (1.0, 10.5)
+    assert (risen.timer_empty_us, risen.timer_empty_end_us) == (0.5, 9.75)
     assert "under 10 timer floors" in risen.flags
 
 
@@ -432,6 +426,77 @@ def test_a_power_cap_drops_nothing_and_is_told(monkeypatch: pytest.MonkeyPatch) 
     found = on_script(monkeypatch, steady, CAREFUL, lambda count: {"event_reasons": "software power cap"})
     assert found.dropped == 0
     assert found.clocks_during == (Pace(2, event_reasons=("software power cap",)),)
+
+
+# --- With a warm cache ----------------------------------------------------------------------------------------------
+
+
+def warmed(
+    monkeypatch: pytest.MonkeyPatch,
+    latency_us: Callable[[int, random.Random], float],
+    told: Callable[[int], dict[str, str]] = lambda count: {},
+    *,
+    batch: str = "4q1s40",
+    policy: Policy = CAREFUL,
+) -> Measured:
+    """Measure on a device that is steady where it is cold, and does as the script says where it is warm."""
+
+    def clock(case: Case, mesh: Mesh, policy: Policy, *_: object) -> Scripted:
+        scripted = Scripted(steady) if policy.cold else Scripted(latency_us, told=told)
+        scripted.flushed_bytes = policy.cold << 20
+        return scripted
+
+    monkeypatch.setattr(measuring, "floor_us", lambda clock, device: FLOOR_US)
+    monkeypatch.setattr(measuring, "_open_clock", clock)
+    return measured(tiny(batch), policy)
+
+
+def quick(count: int, noise: random.Random) -> float:
+    return 0.6 * steady(count, noise)
+
+
+@pytest.mark.parametrize(
+    ("batch", "cold", "warm_us"), [("4q1s40", True, 60), ("4q1s40", False, None), ("q8s40", True, None)]
+)
+def test_decodes_that_are_timed_cold_are_timed_warm_too_and_nothing_else_is(
+    batch: str, cold: bool, warm_us: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = warmed(monkeypatch, quick, batch=batch, policy=replace(CAREFUL, cold=cold))
+    assert found.step_us.median == pytest.approx(100 if cold else 60, rel=0.01)
+    assert (found.warm_us.median if found.warm_us else None) == (warm_us and pytest.approx(warm_us, rel=0.01))
+
+
+def test_of_a_warm_step_its_samples_are_kept_and_why_they_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = warmed(monkeypatch, quick)
+    assert found.warm is not None
+    assert found.warm_us == found.warm.device_us
+    assert (found.warm.stop, found.warm.dropped, len(found.warm.samples_us)) == (StopReason.PRECISE, 0, 30)
+    assert found.warm.correlation == pytest.approx(lag1_correlation(found.warm.samples_us))
+    assert (found.warm.rank_samples_us, found.flags) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("latency_us", "doubts"),
+    [
+        (wild, {"stopped at the cap, before the interval was narrow enough"}),
+        (waves, {"samples are correlated: the interval of the median does not hold"}),
+        (lambda count, noise: 0.09 * steady(count, noise), {"under 10 timer floors"}),
+    ],
+    ids=["the cap", "correlation", "the floor"],
+)
+def test_a_warm_step_is_doubted_as_a_cold_one_is(
+    latency_us: Callable[[int, random.Random], float],
+    doubts: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert set(warmed(monkeypatch, latency_us).flags) == {f"with a warm cache, {doubt}" for doubt in doubts}
+
+
+def test_a_warm_step_drops_samples_of_its_own_and_its_clocks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = warmed(monkeypatch, *slowed(*range(WARM, WARM + 30)))
+    assert found.warm is not None
+    assert (found.dropped, found.warm.dropped, found.warm.device_us.count) == (0, 30, 30)
+    assert [(pace.readings, pace.event_reasons) for pace in found.clocks_during] == [(1, ())]
 
 
 # --- Warming up -----------------------------------------------------------------------------------------------------
@@ -502,6 +567,41 @@ def test_a_rank_that_comes_late_moves_the_skew_and_the_slowest_rank_and_not_the_
     assert late.step_us.p10 - punctual.step_us.p10 > 1e3 * LATE_MS / 2
     assert undisturbed_ms(punctual.skew_us) < LATE_MS / 2 < median(late.skew_us) / 1e3 < 2 * LATE_MS
     assert late.straggler == 0, "it waits for the other"
+
+
+UNEVEN = replace(BETWEEN_RANKS, precision=1e-9, max_samples=2 * MAX_SAMPLES)
+
+
+def measured_unevenly(mesh: Mesh) -> Outcome:
+    """Measure on real ranks on paper, the second of which takes 20 us more, cold or warm."""
+
+    def clock(case: Case, mesh: Mesh, policy: Policy, *_: object) -> Scripted:
+        base = (100 if policy.cold else 60) + 20 * mesh.rank
+        scripted = Scripted(lambda count, noise: base + noise.gauss(0, 0.1), seed=mesh.rank)
+        scripted.flushed_bytes = policy.cold << 20
+        return scripted
+
+    measuring._open_clock = clock  # type: ignore[assignment]
+    return measure(tiny("4q1s64", dcp=2, exchange="ag_rs", path="decode"), mesh, UNEVEN)
+
+
+def test_every_rank_s_samples_are_kept_of_every_stage_and_of_a_warm_step() -> None:
+    found, other = on_ranks(2, measured_unevenly)
+    assert found == other
+    assert isinstance(found, Measured)
+    assert found.warm is not None
+    assert {stage.communicates for stage in found.stages} == {True, False}
+    for stage, first_us in (*((stage, 100) for stage in found.stages), (found.warm, 60)):
+        assert [len(samples) for samples in stage.rank_samples_us] == [MAX_SAMPLES, MAX_SAMPLES]
+        for samples, median_us in zip(stage.rank_samples_us, (first_us, first_us + 20), strict=True):
+            assert median(samples) == pytest.approx(median_us, abs=0.1)
+        assert stage.device_us.median == pytest.approx(first_us + 20, abs=0.1)
+        assert stage.samples_us == tuple(map(max, zip(*stage.rank_samples_us, strict=True)))
+        assert bool(stage.skew_us) == bool(stage.pure_us) == stage.communicates
+        assert stage.device_us.count > MAX_SAMPLES
+        assert stage.stop is StopReason.CAP
+    assert found.warm.communicates
+    assert "with a warm cache, stopped at the cap, before the interval was narrow enough" in found.flags
 
 
 def undisturbed_ms(samples_us: Sequence[float]) -> float:

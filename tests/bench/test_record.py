@@ -97,6 +97,7 @@ def test_a_pace_is_what_states_tell_together() -> None:
         (lambda: Piece("attend", 3.0, 2.5, communicates=False), "'attend' ends at 2.5 µs, before it begins at 3"),
         (lambda: replace(measured(), timeline=(PIECE,) * (MAX_PIECES + 1)), "has 256 pieces of work at most, not 257"),
         (lambda: replace(measured(), timer_empty_us=-1.0), "what else a timer reads should be neither negative"),
+        (lambda: replace(measured(), timer_empty_end_us=-1.0), "what else a timer reads should be neither negative"),
     ],
 )
 def test_what_cannot_be_is_refused(change: Any, sentence: str) -> None:

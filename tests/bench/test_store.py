@@ -21,7 +21,7 @@ from bench.policy import Policy
 from bench.record import SCHEMA, Environment, Failed, Label, Measured, Outcome, Skipped, Trial
 from bench.stats import summarize
 from bench.store import FileError, LockedError, StorageError, Store, find_run, read_run
-from bench.times import Pace, Piece, PlanTime, StageTime, StopReason
+from bench.times import MAX_SAMPLES, Pace, Piece, PlanTime, StageTime, StopReason
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
 
@@ -44,7 +44,13 @@ def measured(median_us: float = 10.0) -> Measured:
         plan=(PlanTime("plan", times),),
         stages=(
             StageTime(
-                "gather", times, communicates=True, variant="tiles of 8 rows, 4 warps", dropped=30, correlation=0.3
+                "gather",
+                times,
+                communicates=True,
+                variant="tiles of 8 rows, 4 warps",
+                dropped=30,
+                correlation=0.3,
+                stop=StopReason.CAP,
             ),
         ),
         rank_samples_us=((9.0, 10.0), (11.0,)),
@@ -60,9 +66,11 @@ def measured(median_us: float = 10.0) -> Measured:
         span_us=times,
         timer_floor_end_us=0.75,
         timer_empty_us=0.25,
+        timer_empty_end_us=0.375,
         dropped=60,
         clocks_during=(Pace(3, 1755, 1980, ("software power cap",), 47, 61, 480, 702), Pace(1)),
         peak_bytes=3 << 20,
+        warm=StageTime("step", times, samples_us=(9.0, 10.0, 11.0), correlation=0.25, stop=StopReason.PRECISE),
         timeline=(Piece("meet_once", 0.0, 9.125, communicates=True), Piece("attend", 1.5, 270.0, communicates=False)),
     )
 
@@ -86,9 +94,11 @@ LATER = {
     "span_us": None,
     "timer_floor_end_us": None,
     "timer_empty_us": None,
+    "timer_empty_end_us": None,
     "dropped": 0,
     "clocks_during": (),
     "peak_bytes": None,
+    "warm": None,
     "timeline": (),
 }
 """What the first lines of schema 3 lack of an outcome, and its default."""
@@ -223,6 +233,8 @@ def test_ranks_of_a_stage_that_were_sampled_differently_are_refused() -> None:
 def test_what_a_stage_between_ranks_took_and_what_they_waited_are_told_apart() -> None:
     stage = StageTime("gather", summarize([9.0]), communicates=True, rank_samples_us=((5.0, 9.0), (8.0, 4.0)))
     assert (stage.pure_us, stage.skew_us) == ((5.0, 4.0), (3.0, 5.0))
+    apart = replace(stage, name="attention", communicates=False)
+    assert (apart.pure_us, apart.skew_us) == ((), ()), "no rank waits for another"
 
 
 def test_a_line_of_schema_2_is_read_with_what_it_lacks_at_its_default(tmp_path: Path) -> None:
@@ -246,15 +258,43 @@ def test_the_first_lines_of_schema_3_are_read_with_what_they_lack_at_its_default
     for time in [*times, *(stage["host_us"] for stage in outcome["plan"])]:
         del time["p99"], time["outliers"]
     for stage in outcome["stages"]:
-        del stage["dropped"], stage["correlation"]
+        del stage["dropped"], stage["correlation"], stage["stop"]
     path = tmp_path / "run.jsonl"
     path.write_bytes(sealed(content))
     (found,), _ = read_run(path)
     assert isinstance(found.outcome, Measured)
     assert {name: getattr(found.outcome, name) for name in LATER} == LATER
-    assert {(one.dropped, one.correlation, one.device_us.p99) for one in found.outcome.stages} == {(0, None, None)}
+    assert {(one.dropped, one.correlation, one.stop) for one in found.outcome.stages} == {(0, None, None)}
+    assert {one.device_us.p99 for one in found.outcome.stages} == {None}
     assert {one.device_us.outliers for one in found.outcome.stages} == {None}
     assert found.outcome.step_us == replace(measured().step_us, outliers=None)
+
+
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_a_line_that_kept_no_more_than_the_summary_of_a_warm_step_is_read_with_it(
+    is_warm: bool, tmp_path: Path
+) -> None:
+    content = json.loads(encode(trial()))["trial"]
+    warm = content["outcome"].pop("warm")
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(
+        sealed({**content, "outcome": {**content["outcome"], "warm_us": warm["device_us"] if is_warm else None}})
+    )
+    expected = StageTime("step", measured().step_us) if is_warm else None
+    older = trial(replace(measured(), warm=expected))
+    assert read_run(path) == ([older], [])
+    assert isinstance(older.outcome, Measured)
+    assert older.outcome.warm_us == (measured().step_us if is_warm else None)
+    assert decode(encode(older)) == older
+
+
+def test_a_trial_of_as_many_ranks_as_a_group_may_have_fits_in_a_line(tmp_path: Path) -> None:
+    ranks = tuple(tuple(100 + math.sin(rank + 7 * sample) for sample in range(MAX_SAMPLES)) for rank in range(64))
+    stages = tuple(StageTime(f"stage {number}", summarize([100.0]), rank_samples_us=ranks) for number in range(10))
+    large = trial(replace(measured(), rank_samples_us=ranks, stages=stages, warm=stages[0]), ranks=64)
+    with Store.open(tmp_path) as store:
+        store.append(large)
+    assert Store.read(tmp_path) == ([large], [])
 
 
 def test_a_pace_without_temperature_and_power_is_read_without_them(tmp_path: Path) -> None:
@@ -319,6 +359,9 @@ IMPOSSIBLE = {
     "a negative sample": (None, {"rank_samples_us": [[-1.0]]}),
     "a negative warm-up": (None, {"warmup": -1}),
     "a correlation beyond one": (None, {"correlation": 1.5}),
+    "a warm step of half a summary": (None, {"warm_us": {"median": 5.0}}),
+    "a warm step of no time": (None, {"warm_us": 5.0}),
+    "an unknown reason to stop": ("warm", {"stop": "tired"}),
 }
 
 

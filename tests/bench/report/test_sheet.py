@@ -14,6 +14,7 @@ from bench.cli.exits import Exit
 from bench.record import Failed, Measured, Skipped
 from bench.report.sheet import HEADINGS, to_csv
 from bench.store import Store
+from bench.times import StageTime
 from tests.bench.made_up import cases, trial
 
 TRIALS = [trial(case) for case in cases(["8q1s1k", "q512"], exchanges=("ag_rs",))]
@@ -39,7 +40,7 @@ def test_each_case_is_a_line_of_numbers_and_texts() -> None:
 def test_a_warm_time_stands_beside_a_cold_one_where_there_is_one() -> None:
     one = TRIALS[0]
     assert isinstance(one.outcome, Measured)
-    warm = replace(one, outcome=replace(one.outcome, warm_us=one.outcome.launch_us))
+    warm = replace(one, outcome=replace(one.outcome, warm=StageTime("step", one.outcome.launch_us)))
     assert [row["warm_us"] for row in read(to_csv([one]))] == [""]
     assert float(read(to_csv([warm]))[0]["warm_us"]) == one.outcome.launch_us.median
 

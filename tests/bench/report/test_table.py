@@ -29,6 +29,7 @@ from bench.report.table import (
     trials_grids,
 )
 from bench.store import Store
+from bench.times import StageTime
 from bench.tune.pick import pick
 from dcp_core import Settings
 from tests.bench.made_up import cases, summary, trial, trials
@@ -59,7 +60,7 @@ def test_what_a_warm_cache_makes_of_decodes_is_said_where_it_was_timed() -> None
     assert isinstance(other.outcome, Measured)
     assert not any("warm" in line for grid in trials_grids([one, other]) for line in grid.footnotes)
     half, most = (
-        replace(cold, outcome=replace(outcome, warm_us=summary(share * outcome.step_us.median)))
+        replace(cold, outcome=replace(outcome, warm=StageTime("step", summary(share * outcome.step_us.median))))
         for cold, outcome, share in ((one, one.outcome, 0.5), (other, other.outcome, 0.9))
     )
     (grid,) = trials_grids([half, most])
