@@ -49,7 +49,7 @@ def show_plan(wanted: Campaign, *, as_json: bool) -> Exit:
     if plan.given_up:
         say(left_alone(len(plan.given_up)))
     to_measure = len(plan.missing) - len(plan.obstacles)
-    say(f"{to_measure} to measure in about {clock(total_s)}; kernels compiled on first use come on top.")
+    say(f"{to_measure} to measure in about {clock(total_s)}; {_assumed(wanted)}.")
     return Exit.DONE
 
 
@@ -99,11 +99,18 @@ def show_search(hunt: Hunt, *, as_json: bool) -> Exit:
     say()
     left = len(hunt.campaign.cases) - len(obstacles)
     say(
-        f"{counted(left, 'candidate')} to search in about {clock(total_s)}; kernels compiled on first use come on top."
+        f"{counted(left, 'candidate')} to search in about {clock(total_s)}; {_assumed(hunt.campaign)}."
         if left
         else "Nothing of it can be searched here."
     )
     return Exit.DONE
+
+
+def _assumed(wanted: Campaign) -> str:
+    """Say what a time expected is of, or what is not in it."""
+    if wanted.machine.device_name:
+        return "kernels compiled on first use come on top"
+    return "without a GPU that is the reference kernel on the CPU"
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,6 +345,7 @@ def test_a_dry_run_says_how_many_candidates_and_about_how_long(
     assert tune(tmp_path, "--dry-run") == Exit.DONE
     out = capsys.readouterr().out
     assert re.search(r"\d+ candidates to search in about \d+ (s|min)", out)
+    assert out.endswith("; without a GPU that is the reference kernel on the CPU.\n")
     assert scripted.races == []
     assert tune(tmp_path, "--dry-run", "--json", "--space", "all") == Exit.DONE
     plan = json.loads(capsys.readouterr().out)
