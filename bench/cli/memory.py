@@ -82,7 +82,9 @@ class Room:
     gpu_memory: Annotated[
         str | None,
         typer.Option(
-            help=f"What weights and activations leave; else {DEFAULT_MEMORY}.", metavar="SIZE", rich_help_panel=_MEMORY
+            help=f"What weights and activations leave of a GPU's; 'recommend' asks for all of it. Else {DEFAULT_MEMORY}.",
+            metavar="SIZE",
+            rich_help_panel=_MEMORY,
         ),
     ] = None
     budget: Annotated[

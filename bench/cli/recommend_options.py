@@ -129,7 +129,12 @@ class Memory:
     """What a GPU has for the KV cache, as typed."""
 
     gpu_memory: Annotated[
-        str | None, typer.Option(help="Of a GPU, all of it; else that GPU's.", metavar="SIZE", rich_help_panel=_MEMORY)
+        str | None,
+        typer.Option(
+            help="All of a GPU's; 'memory' asks for what weights and activations leave of it. Else that GPU's.",
+            metavar="SIZE",
+            rich_help_panel=_MEMORY,
+        ),
     ] = None
     weights: Annotated[
         str | None, typer.Option(help="That weights take on each GPU.", metavar="SIZE", rich_help_panel=_MEMORY)
