@@ -9,7 +9,7 @@ from enum import StrEnum
 from operator import itemgetter
 
 from bench.profile.entry import Candidate, Entry, Geometry, carried, default_settings, engine_defaults
-from bench.profile.nearest import CONTEXT_FLOOR, FURTHEST
+from bench.profile.nearest import CONTEXT_FLOOR, EDGE, FURTHEST
 from bench.profile.profile import Profile
 from bench.record import Environment, Label
 from dcp_core.cost import Ceiling, ceiling_of, step_work
@@ -64,6 +64,8 @@ class StepTime:
         basis: the batches that it was read off.
         error: of the model, relative: how far its neighbours, each left out, are off; 0 where nothing is modelled.
         exchange_timed: the time holds the exchange between ranks, or there is none.
+        beyond: doublings by which a modelled batch lies beyond the outermost of its kind, with or without exchange as itself: 0
+            up to ``EDGE``. ``error``, of batches among these, says nothing about one so far out.
     """
 
     workload: Workload
@@ -74,6 +76,7 @@ class StepTime:
     basis: tuple[Workload, ...]
     error: float
     exchange_timed: bool
+    beyond: float = 0.0
 
 
 class Kind(StrEnum):
@@ -236,7 +239,9 @@ class StepTimes:
         error = max(LEAST_ERROR, *(self._left_out(row) for row in near))
         span = Span(median, median / (1 + error), median * (1 + error))
         basis, timed = tuple(row.entry.workload for row in near), _timed(self.layout, near[0].entry)
-        return StepTime(workload, self.layout, settings, span, Label.MODELLED, basis, error, timed)
+        alike = [row.point for row in self._of_kind[near[0].kind] if _timed(self.layout, row.entry) is timed]
+        beyond = _beyond(alike, here)
+        return StepTime(workload, self.layout, settings, span, Label.MODELLED, basis, error, timed, beyond)
 
     def _left_out(self, row: _Row) -> float:
         """Return by what factor less 1 a row is missed by its own neighbours; 1 if it has none."""
@@ -275,7 +280,8 @@ class StepTimes:
             max(whole.high_us, whole.median_us * (1 + error)),
         )
         basis = (*first.basis, *second.basis)
-        return StepTime(workload, self.layout, carried_on, span, Label.MODELLED, basis, error, first.exchange_timed)
+        timed, beyond = first.exchange_timed, max(first.beyond, second.beyond)
+        return StepTime(workload, self.layout, carried_on, span, Label.MODELLED, basis, error, timed, beyond)
 
     def _only(self, timed: bool) -> tuple[_Row, ...]:
         """Return the steps with their exchange, or those without."""
@@ -306,6 +312,13 @@ def _place(workload: Workload) -> Point:
     requests = len(workload)
     new, total = workload.new_tokens / requests, sum(workload.total_lens) / requests
     return math.log2(requests), math.log2(new), math.log2(total - new + CONTEXT_FLOOR)
+
+
+def _beyond(points: Iterable[Point], here: Point) -> float:
+    """Return how far a place lies outside all that some points span; 0 up to ``EDGE``."""
+    along = zip(zip(*points, strict=True), here, strict=True)
+    far = math.hypot(*(max(min(places) - place, place - max(places), 0.0) for places, place in along))
+    return far if far > EDGE else 0.0
 
 
 def _together(one: Point, other: Point) -> bool:

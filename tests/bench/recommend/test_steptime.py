@@ -101,6 +101,21 @@ def test_far_from_all_that_was_measured_nothing_is_said() -> None:
     assert ONE.find(Workload.parse("4096q1s1m".replace("1m", "1024k"))) is None
 
 
+def test_how_far_a_batch_lies_beyond_those_measured_is_told() -> None:
+    for times in (ONE, TWO):
+        for row in times.rows:
+            found = times.find(row.entry.workload)
+            assert found
+            assert found.beyond == 0
+    for batch, beyond in (("256q1s32k", 0), ("320q1s32k", 0), ("512q1s32k", 1), ("1024q1s32k", 2), ("2048q1s32k", 3)):
+        found = ONE.find(Workload.parse(batch))
+        assert found
+        assert found.beyond == pytest.approx(beyond, abs=0.01)
+    mixed = ONE.find(Workload.parse("1024q1s32k_q8ks40k"))
+    assert mixed
+    assert mixed.beyond == pytest.approx(2, abs=0.01)
+
+
 def test_the_engine_runs_its_own_kernels_whatever_the_profile_chose() -> None:
     batch = Workload.parse("8q4s32k")
     chosen, own = (
