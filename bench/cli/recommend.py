@@ -198,7 +198,8 @@ def _evidence(known: dict[int, Known]) -> dict[int, Evidence]:
 
 
 def _serve(found: Recommendation, known: dict[int, Known]) -> Serving:
-    """Return vLLM's flags for the answer, from the measured batches that it rests on."""
+    """Return vLLM's flags for the answer, from the measured batches that it rests on, and with the exchange of its times."""
+    from bench.recommend.evidence import ENGINE_EXCHANGES
     from bench.record import Environment
     from bench.report.vllm import serving
     from dcp_core.layout import DcpLayout
@@ -210,4 +211,5 @@ def _serve(found: Recommendation, known: dict[int, Known]) -> Serving:
     profile = known[dcp].profile if dcp in known else None
     entries = [entry for entry in profile.answering(layout) if entry.workload in basis] if profile else []
     environment = profile.environment if profile else Environment({})
-    return serving(entries, environment, layout, workspace_bytes=found.rooms[dcp].workspace)
+    exchange = one.via if one and one.via in ENGINE_EXCHANGES else None
+    return serving(entries, environment, layout, workspace_bytes=found.rooms[dcp].workspace, exchange=exchange)

@@ -83,6 +83,12 @@ class Cell:
         return tuple(label for label in Label if label in found)
 
     @property
+    def is_extrapolated(self) -> bool:
+        """Whether a time is compared of a batch that lies beyond what was measured."""
+        decision = self.found.decision
+        return bool(decision and decision.beyond)
+
+    @property
     def is_bracketed(self) -> bool:
         """Whether an exchange is compared that was neither measured nor modelled."""
         decision = self.found.decision

@@ -15,7 +15,7 @@ from enum import StrEnum
 from bench.recommend.steptime import Span, StepTime
 from dcp_core.cost import Work, step_work
 from dcp_core.layout import DcpLayout
-from dcp_core.settings import Case, ExchangeName
+from dcp_core.settings import Case, ExchangeName, Settings
 from dcp_core.shapes import ModelShape
 
 ASSUMED_LATENCY_US, ASSUMED_BYTES_PER_US = 40.0, 27e3
@@ -39,11 +39,16 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What the exchanges of one step take: ``count`` gathers and combines. ``span``: all of them."""
+    """What the exchanges of one step take: ``count`` gathers and combines. ``span``: all of them.
+
+    Args:
+        by: the exchange that a model tells this of; None where no model does.
+    """
 
     span: Span
     origin: Origin
     count: int
+    by: ExchangeName | None = None
 
 
 Known = Callable[[Case], Exchange | None]
@@ -93,9 +98,20 @@ class Part:
         """One such step of one layer, exchange included."""
         return self.step.span + self.exchange.span
 
+    @property
+    def settings(self) -> Settings:
+        """Those of the step, with the exchange whose time is in ``span``."""
+        by = self.exchange.by
+        return self.step.settings if by is None else replace(self.step.settings, exchange=by)
+
+    @property
+    def via(self) -> ExchangeName | None:
+        """The exchange whose time is in ``span``; None where that is of no exchange in particular."""
+        return self.settings.exchange if self.step.exchange_timed or self.exchange.by else None
+
 
 class Standing(StrEnum):
-    """How one option stands to another: over the whole of both brackets, or not told apart."""
+    """How one option stands to another: over the whole of both brackets, or not told apart, as where one is extrapolated."""
 
     FASTER = "faster"
     SLOWER = "slower"
@@ -126,13 +142,34 @@ class Option:
         return sum(part.exchange.count * part.weight for part in self.parts if not part.step.exchange_timed)
 
     @property
+    def via(self) -> ExchangeName | None:
+        """The exchange whose time is in all of ``span``; None where its parts are of several, or of none in particular."""
+        found = {part.via for part in self.parts}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def is_bracketed(self) -> bool:
         """Whether an exchange is in it that was neither measured nor modelled."""
         vague = (Origin.GIVEN, Origin.ASSUMED, Origin.UNKNOWN)
         return any(part.exchange.origin in vague for part in self.parts)
 
+    @property
+    def beyond(self) -> float:
+        """Doublings by which the furthest of its steps was extrapolated; 0 if none was. How uncertain that is nobody knows."""
+        return max(part.step.beyond for part in self.parts)
+
+    def keeps(self, limit_us: float) -> bool:
+        """Tell whether it surely takes no longer than some time."""
+        return not self.beyond and self.span.high_us <= limit_us
+
+    def misses(self, limit_us: float) -> bool:
+        """Tell whether it surely takes longer."""
+        return not self.beyond and self.span.low_us > limit_us
+
     def against(self, other: Option) -> Standing:
         """Compare with another option over the same parts."""
+        if self.beyond or other.beyond:
+            return Standing.LEVEL
         mine, theirs = self.span, other.span
         if mine.high_us < theirs.low_us:
             return Standing.FASTER
@@ -169,6 +206,11 @@ class Decision:
     def base(self) -> Option:
         """DCP left off."""
         return self.options[0]
+
+    @property
+    def beyond(self) -> float:
+        """Doublings by which the furthest of their steps was extrapolated; 0 where none was."""
+        return max(option.beyond for option in self.options)
 
     def unbeaten(self, among: Iterable[int] | None = None) -> tuple[Option, ...]:
         """Return the options that no other is surely faster than; of ``among`` these dcp sizes only, if given."""

@@ -21,6 +21,8 @@ from dcp_core.shapes import DType
 
 ENGINE_EXCHANGES = (ExchangeName.AG_RS, ExchangeName.A2A)
 """Those that vLLM has for grouped-query attention."""
+EXCHANGES = (*ENGINE_EXCHANGES, ExchangeName.DIRECT)
+"""Those between real ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,28 +147,23 @@ def step_times(evidence: Evidence, layout: DcpLayout, *, engine: bool) -> StepTi
     return StepTimes.of(evidence.profile, layout, pick)
 
 
-def modelled(case: Case, evidence: Evidence, *, engine: bool) -> Exchange | None:
-    """Return the modelled time of a case's exchanges, by the quickest exchange; None if none was fitted for them.
-
-    Args:
-        engine: of vLLM's exchanges only.
-    """
+def modelled(case: Case, evidence: Evidence, among: Iterable[ExchangeName]) -> Exchange | None:
+    """Return the modelled time of a case's exchanges, by the quickest of some; None if none of them was fitted for it."""
     way, models = evidence.way, evidence.beside().models
     if way is None:
         return None
     sent = list(messages(case))
-    spans = []
-    for exchange in ENGINE_EXCHANGES if engine else (*ENGINE_EXCHANGES, ExchangeName.DIRECT):
+    found = []
+    for exchange in among:
         kind = Kind(way, exchange, case.layout.dcp, Row.of(case))
-        found = [(model_for(models, operation, kind), operation, tokens) for operation, tokens in sent]
+        fitted = [(model_for(models, operation, kind), operation, tokens) for operation, tokens in sent]
         brackets = [
             model.at(kind.dcp, kind.row.wire_bytes(operation, kind.dcp, tokens))
-            for model, operation, tokens in found
+            for model, operation, tokens in fitted
             if model
         ]
         if sent and len(brackets) == len(sent):
             total = [sum(one) for one in zip(*((b.low_us, b.time_us, b.high_us) for b in brackets), strict=True)]
-            spans.append(Span(sorted(total)[1], min(total), max(total)))
-    if not spans:
-        return None
-    return Exchange(min(spans, key=lambda span: span.median_us), Origin.MODELLED, len(sent) // 2)
+            span = Span(sorted(total)[1], min(total), max(total))
+            found.append(Exchange(span, Origin.MODELLED, len(sent) // 2, exchange))
+    return min(found, key=lambda one: one.span.median_us, default=None)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from itertools import combinations
 
 from bench.recommend.decision import Decision, Limits, Option, asked, option
-from bench.recommend.evidence import Evidence, modelled, step_times
-from bench.recommend.steptime import StepTimes
+from bench.recommend.evidence import ENGINE_EXCHANGES, EXCHANGES, Evidence, modelled, step_times
+from bench.recommend.steptime import StepTime, StepTimes
 from dcp_core.exchange_bytes import exchange_bytes
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.memory import KvMemory, RankMemory
@@ -220,12 +220,16 @@ def crossing(
     *,
     engine: bool,
 ) -> tuple[tuple[int, Decision], ...]:
-    """Return what is decided for 1, 2, 4 … ``MOST_REQUESTS`` requests like those of a batch, all alike, and for as many."""
+    """Return what is decided for 1, 2, 4 … ``MOST_REQUESTS`` requests like those of a batch, all alike, and for as many.
+
+    Without those for which times had to be extrapolated: these would say nothing for a number, nor against it.
+    """
     found, times = [], _step_times(tp, known, engine)
     for requests in sorted({len(batch), *(1 << power for power in range(MOST_REQUESTS.bit_length()))}):
         many = Workload(batch.requests[:1] * requests)
         traffic = Traffic(((many, 1.0),), len(many), many.total_lens[0])
-        if decision := _decide(shape, traffic, known, times, limits, engine=engine):
+        decision = _decide(shape, traffic, known, times, limits, engine=engine)
+        if decision and not decision.beyond:
             found.append((len(many), decision))
     return tuple(found)
 
@@ -250,16 +254,35 @@ def _decide(
         found = [steps_of.find(workload) for workload in workloads]
         steps = [step for step in found if step is not None]
         if len(steps) == len(found):
-            told = partial(modelled, evidence=known[dcp], engine=engine)
-            options.append(option(steps_of.layout, steps, weights, asked(shape, limits, told, as_engine=engine)))
+            choices = [
+                option(
+                    steps_of.layout,
+                    steps,
+                    weights,
+                    asked(shape, limits, partial(modelled, evidence=known[dcp], among=among), as_engine=engine),
+                )
+                for among in _exchanges(steps, engine=engine)
+            ]
+            options.append(min(choices, key=lambda one: (one.is_bracketed, one.span.median_us)))
     return Decision(tuple(options)) if options and options[0].layout.dcp == 1 else None
+
+
+def _exchanges(steps: Sequence[StepTime], *, engine: bool) -> list[tuple[ExchangeName, ...]]:
+    """Return the exchanges that steps without theirs may be run with, a choice each.
+
+    A server has one for all its batches, that of a step that was timed with it, if there is one; a profile one for each batch.
+    """
+    if not engine:
+        return [EXCHANGES]
+    timed = {step.settings.exchange for step in steps if step.exchange_timed}
+    return [(one,) for one in ENGINE_EXCHANGES if one in timed] or [(one,) for one in ENGINE_EXCHANGES]
 
 
 def _answer(found: Recommendation, decision: Decision | None) -> Answer:
     """Choose among sizes that hold all requests, or as many as any; of those, the ones in time; of those, the fastest."""
     fitting, limit_us = found.fitting, found.limit_us
     timed = [one for one in decision.options if one.layout.dcp in fitting] if decision else []
-    late = found.slo_us is not None and not any(one.span.high_us <= limit_us for one in timed)
+    late = found.slo_us is not None and not any(one.keeps(limit_us) for one in timed)
 
     def because(why: Why, dcp: int, between: tuple[int, ...] = ()) -> Answer:
         return Answer(dcp, why, between or (dcp,), found.is_overfull, late)
@@ -272,10 +295,10 @@ def _answer(found: Recommendation, decision: Decision | None) -> Answer:
         return because(holds if len(fitting) == 1 else Why.UNKNOWN, first, fitting)
     fastest = decision.unbeaten(fitting)
     # What is surely late is slower than anything that is surely in time, so that no faster one is left out here.
-    left = tuple(one for one in fastest if one.span.low_us <= limit_us) or fastest
+    left = tuple(one for one in fastest if not one.misses(limit_us)) or fastest
     if len(left) > 1:
         between = tuple(one.layout.dcp for one in left)
-        run = [one for one in left if one.span.high_us <= limit_us] or left
+        run = [one for one in left if one.keeps(limit_us)] or left
         if any(_exchange_decides(one, other) for one, other in combinations(left, 2)):
             return because(Why.OPEN, run[0].layout.dcp, between)
         seems = min(run, key=lambda one: one.span.median_us * (1 if one is not run[0] else 1 - ALIKE))
@@ -287,7 +310,7 @@ def _answer(found: Recommendation, decision: Decision | None) -> Answer:
 
 def _exchange_decides(one: Option, other: Option) -> bool:
     """Tell whether either may be the faster one only because nobody measured an exchange: their steps as they are."""
-    if not (one.is_bracketed or other.is_bracketed):
+    if one.beyond or other.beyond or not (one.is_bracketed or other.is_bracketed):
         return False
     mine, theirs = (side.local.median_us for side in (one, other))
     at_least, at_most = (_exchanges_us(one, end) for end in (False, True))

@@ -12,7 +12,7 @@ from bench.recommend.steptime import Span
 from bench.record import Label
 from bench.report.style import duration
 from bench.report.style import tokens as short
-from bench.report.table import NOT_MEASURED, all_layers, counted, kernels_of, micros
+from bench.report.table import NOT_MEASURED, all_layers, counted, exchange_of, kernels_of, micros
 from dcp_core.layout import DcpLayout, IllegalLayout
 from dcp_core.memory import format_size
 from dcp_core.shapes import ModelShape, Workload
@@ -29,7 +29,7 @@ def paragraph(found: Recommendation) -> str:
 
 def options_grid(found: Recommendation) -> Grid:
     """Return what each option takes, batch by batch: as vLLM runs it, and as the profile chose where that differs."""
-    headings = ("batch", "dcp", "run by", "path", "kernel", "step µs", "exchange µs", "all layers", "label")
+    headings = ("batch", "dcp", "run by", "path", "kernel", "via", "step µs", "exchange µs", "all layers", "label")
     columns = tuple(
         Column(
             heading,
@@ -42,6 +42,7 @@ def options_grid(found: Recommendation) -> Grid:
     notes = [
         f"Step: one layer's attention. {all_layers(found.shape.layers).capitalize()}: exchange included.",
         *exchange_notes([decision for decision in (found.engine, found.tuned) if decision]),
+        *_server_notes(found),
         *_model_notes(found),
     ]
     title = f"{found.shape.name}, tp {found.tp}: attention of one rank"
@@ -76,6 +77,8 @@ def room_note(rooms: Mapping[int, Room]) -> str:
 def changes(found: Recommendation) -> list[str]:
     """Return what could change the answer, a sentence each."""
     sentences = [*_break_evens(found), *_crossing(found), *_disagreement(found), *_tuned(found), *_unmeasured(found)]
+    if far := _beyond(found):
+        sentences.append(f"Times extrapolated {far} settle nothing: measure them with {tune_command(found)}.")
     if _is_wide(found):
         effect = "may settle it" if found.answer.why is Why.OPEN else "would narrow the bracket"
         sentences.append(f"The exchange, measured between real ranks, {effect}: {tune_command(found, ranks=True)}.")
@@ -121,6 +124,10 @@ def _headline(found: Recommendation, answer: Answer) -> str:
                 f"It depends on exchanges of which no more than a bracket is known here: {sizes} are not told apart for {what}. "
                 f"{advice} until they are."
             )
+        case Why.LEVEL if far := _beyond(found):
+            return (
+                f"{advice}, as it seems: {sizes} are not told apart for {what}, of which times are extrapolated {far}."
+            )
         case Why.LEVEL:
             return f"{advice}, as it seems: {sizes} are not told apart for {what} within what was measured or modelled."
         case Why.UNKNOWN:
@@ -143,6 +150,12 @@ def _beside(found: Recommendation, answer: Answer) -> str:
         return ", and nothing is known of its speed"
     beaten = found.decision and answer.dcp not in {one.layout.dcp for one in found.decision.unbeaten()}
     return ", not what is fastest" if beaten else ""
+
+
+def _beyond(found: Recommendation) -> str:
+    """Say how far beyond what was measured the batches lie; nothing where they do not."""
+    far = found.decision.beyond if found.decision else 0.0
+    return f"{far:.1f} doublings beyond what was measured" if far else ""
 
 
 def _is_wide(found: Recommendation) -> bool:
@@ -253,13 +266,13 @@ def _kept(found: Recommendation, answer: Answer) -> Iterator[str]:
     if found.slo_us is None:
         return
     options = found.decision.options if found.decision else ()
-    spans = {one.layout.dcp: one.span for one in options if one.layout.dcp in found.fitting}
+    timed = {one.layout.dcp: one for one in options if one.layout.dcp in found.fitting}
     if answer.late:
         those = "" if len(found.fitting) == len(found.rooms) else " that holds as many requests"
-        surely = len(spans) == len(found.fitting) and all(span.low_us > found.limit_us for span in spans.values())
+        surely = len(timed) == len(found.fitting) and all(one.misses(found.limit_us) for one in timed.values())
         yield f"No size{those} {'keeps' if surely else 'is known to keep'} {_limit(found)}."
         return
-    kept = [dcp for dcp in answer.between if dcp in spans and spans[dcp].high_us <= found.limit_us]
+    kept = [dcp for dcp in answer.between if dcp in timed and timed[dcp].keeps(found.limit_us)]
     if len(kept) == len(answer.between):
         yield f"{_sizes(kept)} {'keeps' if len(kept) == 1 else 'keep'} {_limit(found)}."
     else:
@@ -273,7 +286,7 @@ def _rows(found: Recommendation, index: int) -> Iterator[tuple[str, ...]]:
         seen: Part | None = None
         for name, decision in (("vLLM", found.engine), ("tuned", found.tuned)):
             part = _part(decision, dcp, index)
-            if part and not (seen and seen.step.settings == part.step.settings):
+            if part and not (seen and seen.settings == part.settings):
                 yield (batch, *_cells(found, dcp, name, part))
                 seen = part
 
@@ -293,6 +306,7 @@ def _cells(found: Recommendation, dcp: int, name: str, part: Part) -> tuple[str,
         name,
         str(step.settings.path),
         kernels_of(step.settings),
+        NOT_MEASURED if part.via is None else exchange_of(part.settings),
         micros(step.span.median_us),
         _bracket(part),
         _tokens(*ends, layers),
@@ -317,8 +331,9 @@ def _exchanges(one: Option, weight: float) -> str:
     total = Span(0.0, 0.0, 0.0)
     for part in one.parts:
         total = total + part.exchange.span.times(part.weight / weight)
-    origins = " and ".join(sorted({str(part.exchange.origin) for part in one.parts if part.exchange.count}))
-    return f"{_range(total)} µs ({origins})"
+    lacking = [part.exchange for part in one.parts if part.exchange.count]
+    words = sorted({str(each.by) for each in lacking if each.by}) + sorted({str(each.origin) for each in lacking})
+    return f"{_range(total)} µs ({', '.join(words)})"
 
 
 def exchange_notes(decisions: Iterable[Decision]) -> list[str]:
@@ -333,6 +348,15 @@ def exchange_notes(decisions: Iterable[Decision]) -> list[str]:
         "worst error on sizes left out, and in a larger group than was measured by all peers at once and one after another.",
     }
     return [text for origin, text in notes.items() if origin in origins]
+
+
+def _server_notes(found: Recommendation) -> list[str]:
+    options = found.engine.options if found.engine else ()
+    if any(len({part.via for part in one.parts if part.via}) > 1 for one in options):
+        return [
+            "vLLM's times are each with the quicker exchange of its two, of which a server has one for all batches."
+        ]
+    return []
 
 
 def _model_notes(found: Recommendation) -> list[str]:
@@ -350,7 +374,9 @@ def _model_notes(found: Recommendation) -> list[str]:
     within = f"{errors[-1]:.0%}" if errors[0] == errors[-1] else f"{errors[0]:.0%} to {errors[-1]:.0%}"
     basis = sorted({clipped(batch, 24) for step in steps for batch in step.basis})
     others = f" and {len(basis) - 8} more" if len(basis) > 8 else ""
-    return [f"Modelled from {', '.join(basis[:8])}{others}: left out, these were met within {within}."]
+    far = max(step.beyond for step in steps)
+    out = f" Up to {far:.1f} doublings beyond what was measured nothing is known of the error." if far else ""
+    return [f"Modelled from {', '.join(basis[:8])}{others}: left out, these were met within {within}.{out}"]
 
 
 def _break_evens(found: Recommendation) -> Iterator[str]:
@@ -453,8 +479,8 @@ def _unmeasured(found: Recommendation) -> Iterator[str]:
 
 
 def labels(one: Option) -> str:
-    """Return the labels of an option's steps."""
-    return ", ".join(sorted({str(part.step.label) for part in one.parts}))
+    """Return the labels of an option's steps, and whether one was extrapolated."""
+    return ", ".join([*sorted({str(part.step.label) for part in one.parts}), *(["extrapolated"] if one.beyond else [])])
 
 
 def clipped(batch: Workload, longest: int = LONGEST) -> str:

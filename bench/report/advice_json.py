@@ -64,12 +64,17 @@ def _decision_json(decision: Decision | None) -> list[dict[str, Any]] | None:
             "parts": [
                 {
                     "batch": str(part.step.workload),
-                    "settings": part.step.settings.to_json(),
+                    "settings": part.settings.to_json(),
                     "label": str(part.step.label),
                     "basis": [str(batch) for batch in part.step.basis],
                     "error": part.step.error,
+                    "doublings_beyond": part.step.beyond,
                     "step_us": _span_json(part.step.span),
-                    "exchange": {"origin": str(part.exchange.origin), **_span_json(part.exchange.span)},
+                    "exchange": {
+                        "via": None if part.via is None else str(part.via),
+                        "origin": str(part.exchange.origin),
+                        **_span_json(part.exchange.span),
+                    },
                 }
                 for part in one.parts
             ],

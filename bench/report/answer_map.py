@@ -20,7 +20,7 @@ _WHY = {Why.FITS: "+", Why.MAY_KEEP: "<", Why.OPEN: "?", Why.LEVEL: "~"}
 _OVERFULL, _LATE = "*", "!"
 _LABEL = {Label.SIMULATED: "s", Label.MODELLED: "m"}
 _PAYS = ("pays_at_best_from", "pays_surely_from")
-_BRACKETED, _TUNED, _LEFT_OUT = "b", "t", "u"
+_BRACKETED, _EXTRAPOLATED, _TUNED, _LEFT_OUT = "b", "x", "t", "u"
 _MEANING = {
     "+": "of the sizes that hold all requests",
     "<": "the one that may keep the time asked for",
@@ -31,6 +31,7 @@ _MEANING = {
     "s": "a step is simulated, one rank by itself without its exchange",
     "m": "a step is modelled from batches near it, or an exchange from messages between real ranks",
     _BRACKETED: "an exchange is a bracket, given or assumed",
+    _EXTRAPOLATED: "a step is extrapolated beyond what was measured: how uncertain it is is not known",
     _TUNED: "with the settings that the profile chose, which vLLM cannot all run, the answer would be another",
     _LEFT_OUT: "a legal size has no times near enough and is left out",
 }
@@ -83,14 +84,15 @@ def contexts_grid(found: AnswerMap) -> Grid:
         fits = found.fits(context)
         even = [_pays(*found.pays[context])] if found.pays else []
         rows.append((short(context), *even, *(f"{fits[dcp]:,}" for dcp in sizes)))
-    notes = [
-        f"Pays: from how many requests on, of 1, 2, 4 … {MOST_REQUESTS}, a larger dcp is surely faster than dcp 1 (at best)."
-    ]
+    surely = (
+        f"Pays: from how many requests on, of 1, 2, 4 … {MOST_REQUESTS} as far as measured, a larger dcp is surely faster than "
+        "dcp 1 (at best)."
+    )
     return Grid(
         "What pays, and what fits",
         tuple(Column(heading, right=True) for heading in columns),
         tuple(rows),
-        footnotes=(*(notes if pays else []), f"{room_note(found.grounds.rooms)} Fit: the KV cache of {layers}."),
+        footnotes=(*([surely] if pays else []), f"{room_note(found.grounds.rooms)} Fit: the KV cache of {layers}."),
     )
 
 
@@ -141,6 +143,7 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "of_dcp_1": {"dcp": ratio.dcp, "median": ratio.median, "low": ratio.low, "high": ratio.high} if ratio else None,
         "labels": [str(label) for label in cell.labels],
         "exchange_bracketed": cell.is_bracketed,
+        "extrapolated": cell.is_extrapolated,
         "unmeasured": list(cell.found.unmeasured),
     }
 
@@ -162,6 +165,8 @@ def _sources(cell: Cell) -> Iterator[str]:
             yield _LABEL[label]
     if cell.is_bracketed:
         yield _BRACKETED
+    if cell.is_extrapolated:
+        yield _EXTRAPOLATED
     if cell.is_otherwise_tuned:
         yield _TUNED
     if cell.found.unmeasured:

@@ -46,7 +46,12 @@ class _Choice:
 
 
 def serving(
-    entries: Sequence[Entry], environment: Environment, layout: DcpLayout, *, workspace_bytes: int | None = None
+    entries: Sequence[Entry],
+    environment: Environment,
+    layout: DcpLayout,
+    *,
+    workspace_bytes: int | None = None,
+    exchange: ExchangeName | None = None,
 ) -> Serving:
     """Return the flags of the server that runs these batches best, of those that vLLM can be.
 
@@ -57,13 +62,14 @@ def serving(
         entries: of the layout's dcp and interleave; the batches that matter, all as much as each other.
         environment: where they were measured.
         workspace_bytes: of FlashInfer's buffer; left to vLLM if None.
+        exchange: the one whose time somebody promises; if None, the fastest is taken.
 
     Raises:
         UsageError: for an interleave that no page of vLLM's takes.
     """
-    able = [_able(entry, environment) for entry in entries]
+    able = [_able(entry, environment, exchange) for entry in entries]
     timed = [place for place, entry in enumerate(entries) if entry.label is Label.MEASURED] or range(len(entries))
-    choice, measured = _best([able[place] for place in timed], layout)
+    choice, measured = _best([able[place] for place in timed], layout, exchange)
     flags = {"--tensor-parallel-size": str(layout.tp)}
     if layout.dcp > 1:
         flags |= {
@@ -75,18 +81,22 @@ def serving(
     variables = {} if workspace_bytes is None else {WORKSPACE: str(workspace_bytes)}
     notes = [
         f"Flags of vLLM {VERSION}. Measured was its FlashInfer backend; FLASH_ATTN, its default on Hopper, was not.",
-        *_exchange_notes(entries, layout, choice),
+        *_layout_notes(entries, layout, choice, exchange),
         _lost(entries, [found.get(choice) for found in able]) if measured else _unknown(len(entries)),
     ]
     return Serving(flags, variables, tuple(notes))
 
 
-def _able(entry: Entry, environment: Environment) -> dict[_Choice, Candidate]:
-    """Return the candidates that vLLM runs: its own path and kernels, over any of its exchanges and page sizes."""
+def _able(entry: Entry, environment: Environment, exchange: ExchangeName | None) -> dict[_Choice, Candidate]:
+    """Return the candidates that vLLM runs: its own path and kernels, over any of its exchanges and page sizes.
+
+    A simulated one has none in its time, so that it stands for ``exchange``.
+    """
     plain = [_unflagged(one) for one in engine_defaults(entry.layout, entry.workload, environment)]
     exchanges = (ExchangeName.ALONE, ExchangeName.AG_RS, ExchangeName.A2A)
+    told = exchange if entry.label is Label.SIMULATED else None
     return {
-        _Choice(candidate.settings.exchange, candidate.settings.page_size): candidate
+        _Choice(told or candidate.settings.exchange, candidate.settings.page_size): candidate
         for candidate in reversed(entry.candidates)
         if _unflagged(candidate.settings) in plain
         and candidate.settings.exchange in exchanges
@@ -100,9 +110,14 @@ def _unflagged(settings: Settings) -> Settings:
     return replace(settings, exchange=exchange, page_size=Settings().page_size)
 
 
-def _best(able: Sequence[Mapping[_Choice, Candidate]], layout: DcpLayout) -> tuple[_Choice, bool]:
-    """Return the choice that is fastest beside the default one, that itself among equals, and whether any was measured."""
-    exchange = ExchangeName.AG_RS if layout.dcp > 1 else ExchangeName.ALONE
+def _best(
+    able: Sequence[Mapping[_Choice, Candidate]], layout: DcpLayout, exchange: ExchangeName | None
+) -> tuple[_Choice, bool]:
+    """Return the choice that is fastest beside the default one, that itself among equals, and whether any was measured.
+
+    Only those of ``exchange``, if that is given.
+    """
+    default = exchange or (ExchangeName.AG_RS if layout.dcp > 1 else ExchangeName.ALONE)
     interleave = layout.canonical.interleave
     least = next((size for size in BLOCK_SIZES if size % interleave == 0), None)
     if least is None:
@@ -111,10 +126,10 @@ def _best(able: Sequence[Mapping[_Choice, Candidate]], layout: DcpLayout) -> tup
             f"vLLM's FlashInfer backend has pages of {sizes} tokens, none of which interleave {interleave} divides; "
             f"choose one that does, as 1 or {BLOCK_SIZES[0]}"
         )
-    usual = _Choice(exchange, least)
+    usual = _Choice(default, least)
     measured = [found for found in able if found]
     beside = [found.get(usual) or max(found.values(), key=lambda one: one.median_us) for found in measured]
-    choices = {choice for found in measured for choice in found}
+    choices = {choice for found in measured for choice in found if exchange in (None, choice.exchange)}
 
     def times_as_long(choice: _Choice) -> float:
         """In the mean over all batches; one that was not measured with it says nothing for it, and nothing against it."""
@@ -128,12 +143,16 @@ def _best(able: Sequence[Mapping[_Choice, Candidate]], layout: DcpLayout) -> tup
     return min(choices, key=order, default=usual), bool(choices)
 
 
-def _exchange_notes(entries: Sequence[Entry], layout: DcpLayout, choice: _Choice) -> list[str]:
-    if layout.dcp > 1 and entries and all(entry.label is Label.SIMULATED for entry in entries):
-        return [
-            f"No exchange was timed, all batches were simulated on one device: {choice.exchange} is vLLM's default."
-        ]
-    return []
+def _layout_notes(
+    entries: Sequence[Entry], layout: DcpLayout, choice: _Choice, exchange: ExchangeName | None
+) -> list[str]:
+    if layout.dcp == 1 or not entries:
+        return []
+    notes = [f"Interleave {layout.interleave} is what was timed: the profiles were asked about no other."]
+    if all(entry.label is Label.SIMULATED for entry in entries):
+        why = "vLLM's default" if exchange is None else "that of the times told, modelled, not timed"
+        notes.append(f"No exchange was timed, all batches were simulated on one device: {choice.exchange} is {why}.")
+    return notes
 
 
 def _lost(entries: Sequence[Entry], ran: Sequence[Candidate | None]) -> str:
@@ -144,7 +163,9 @@ def _lost(entries: Sequence[Entry], ran: Sequence[Candidate | None]) -> str:
     unknown = len(entries) - len(pairs)
     tail = f"; with {unknown} more it is not known" if unknown else ""
     if not behind:
-        return f"vLLM runs what the profile chose with {_batches(len(pairs))}{tail}."
+        # Of what was simulated no exchange is a choice.
+        what = "what" if all(entry.label is Label.MEASURED for entry, _ in pairs) else "the path and kernels that"
+        return f"vLLM runs {what} the profile chose with {_batches(len(pairs))}{tail}."
     lacks = ", ".join(name for name, _ in behind.most_common(4))
     return (
         f"With {sum(behind.values())} of {_batches(len(pairs))} the profile chose otherwise ({lacks}): over all, vLLM's step "

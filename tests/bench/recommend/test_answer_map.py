@@ -21,7 +21,7 @@ from bench.recommend.decision import Limits, break_even_requests
 from bench.recommend.evidence import Evidence
 from bench.recommend.grounds import Grounds
 from bench.recommend.recommend import Recommendation, Traffic, crossing, decide, rooms_of
-from bench.report.answer_map import cell_text, cells_grid, contexts_grid
+from bench.report.answer_map import cell_text, cells_grid, contexts_grid, to_json
 from bench.shipped import shipped_profiles
 from dcp_core.layout import DcpLayout
 from dcp_core.serving import Limits as ServerLimits
@@ -129,6 +129,20 @@ def test_a_table_explains_the_marks_that_it_has_and_no_others() -> None:
     assert [row[0] for row in below.rows] == ["1k", "32k", "128k"]
     assert below.footnotes[-1] == "In 60.0 GiB of each GPU, that weights leave. Fit: the KV cache of all 94 layers."
     assert all(len(line) <= 100 for line in grid.to_text().splitlines()[1 : 3 + len(grid.rows)])
+
+
+def test_what_lies_beyond_what_was_measured_is_marked_and_not_sure() -> None:
+    found = AnswerMap.of(grounds(100_000), [32768], [256, 320, 2000], decodes)
+    measured, beside, beyond = (found.cells[32768, requests] for requests in (256, 320, 2000))
+    for cell in (measured, beside):
+        assert not cell.is_extrapolated
+        assert cell.found.answer.is_firm
+    assert beyond.is_extrapolated
+    assert not beyond.found.answer.is_firm
+    assert re.fullmatch(r"2~1 \d+…\d+mxt?", cell_text(beyond))
+    assert any(note.startswith("x a step is extrapolated") for note in cells_grid(found).footnotes)
+    assert to_json(found)["cells"][-1]["extrapolated"] is True
+    assert found.pays == AnswerMap.of(grounds(60), [32768], [64], decodes).pays
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from bench.files import FileError
 from bench.line import decode, encode
 from bench.profile.profile import Profile
 from bench.recommend.decision import Limits, Origin
-from bench.recommend.evidence import Evidence, Telling, modelled
+from bench.recommend.evidence import ENGINE_EXCHANGES, EXCHANGES, Evidence, Telling, modelled
 from bench.recommend.recommend import Recommendation, Traffic, Why, decide, rooms_of
 from bench.record import SCHEMA, Environment, Label, Measured, Trial
 from bench.shipped import shipped_profiles
@@ -35,7 +35,7 @@ from bench.sweep import Sweep
 from bench.tune.pick import pick
 from dcp_core.layout import DcpLayout, legal_dcps
 from dcp_core.serving import Limits as ServerLimits
-from dcp_core.settings import PathName, Settings
+from dcp_core.settings import ExchangeName, PathName, Settings
 from dcp_core.shapes import ModelShape, Request, Workload
 from tests.bench.made_up import CPU, H200, QWEN, cases, trial
 
@@ -144,15 +144,15 @@ def test_exchanges_measured_in_the_way_of_the_profile_are_modelled_and_others_ar
     simulated, real = timed(["loopback"], "32q1s32k"), timed(["ag_rs"], "q1s16", "8q1s16", "64q1s16", "256q1s16")
     (profile,) = (one for one in pick([*simulated, *real]) if one.geometry.q_heads == 16)
     case = real[0].case
-    found = modelled(case, Evidence.of(profile, [*simulated, *real]), engine=True)
+    found = modelled(case, Evidence.of(profile, [*simulated, *real]), EXCHANGES)
     assert found
-    assert found.origin is Origin.MODELLED
+    assert (found.origin, found.by) == (Origin.MODELLED, ExchangeName.AG_RS), "of the others no message was measured"
     assert 0 < found.span.low_us <= found.span.median_us <= found.span.high_us
     for other in (
         [replace(one, environment=replace(one.environment, hard={"device_name": "NVIDIA H100"})) for one in real],
         [replace(one, protocol=one.protocol - 1) for one in real],
     ):
-        assert modelled(case, Evidence.of(profile, [*simulated, *other]), engine=True) is None
+        assert modelled(case, Evidence.of(profile, [*simulated, *other]), EXCHANGES) is None
 
 
 def test_the_reference_is_timed_in_one_way() -> None:
@@ -283,13 +283,13 @@ def test_the_machine_at_hand_is_looked_at_once_for_all_sizes(run: Run, monkeypat
     assert len(looked) == 1
 
 
-def test_where_a_size_is_surely_faster_is_said_though_a_larger_batch_is_not_sure(run: Run) -> None:
+def test_where_a_size_is_surely_faster_is_said_though_with_a_larger_batch_it_is_not(run: Run) -> None:
     code, out, _ = run(
         "--model", "qwen3-235b-a22b", "--tp", "8", "--context", "32k", "--new", "4", "--concurrency", "1"
     )
     assert code == Exit.DONE
     assert out.startswith("Run dcp 2: it is the fastest for q4s32772")
-    assert "may be faster than dcp 1 at 1, 2, 4, 8, 16 and from 64 requests on, and surely is at 1, 2, 4, 8" in out
+    assert "With this context dcp 2 is faster than dcp 1 at 1, 2, 4, 8, 16 requests." in " ".join(out.split())
 
 
 def test_with_as_many_requests_as_were_asked_about_it_says_no_other_thing(run: Run) -> None:
@@ -311,6 +311,83 @@ def test_its_json_says_the_same(run: Run) -> None:
         for part in one["parts"]:
             Settings.from_json(part["settings"])
             Workload.parse(part["batch"])
+
+
+@pytest.mark.parametrize("requests", ["1", "16", "64"])
+def test_the_flag_is_the_exchange_whose_modelled_time_decided(requests: str, run: Run) -> None:
+    asking = ("--model", "qwen3-235b-a22b", "--tp", "16", "--context", "32k", "--concurrency", requests)
+    _, out, _ = run(*asking, "--json")
+    data = json.loads(out)
+    for name, able in (("engine", ENGINE_EXCHANGES), ("tuned", EXCHANGES)):
+        four = data[name][-1]
+        (part,) = four["parts"]
+        told = part["exchange"]
+        assert (four["dcp"], told["origin"]) == (4, "modelled")
+        assert told["via"] == part["settings"]["exchange"]
+        assert told["via"] in able
+    run_by_vllm, tuned = (data[name][-1]["parts"][0]["exchange"] for name in ("engine", "tuned"))
+    assert tuned["median_us"] <= run_by_vllm["median_us"]
+    if data["answer"]["dcp"] == 4:
+        assert data["serve"]["flags"]["--dcp-comm-backend"] == run_by_vllm["via"]
+        assert any(
+            f"{run_by_vllm['via']} is that of the times told, modelled, not timed" in note
+            for note in data["serve"]["notes"]
+        )
+    _, out, _ = run(*asking)
+    assert re.search(rf" 4 +vLLM +decode +fa2 +{run_by_vllm['via']} .* modelled ", out)
+    assert re.search(rf" 4 +tuned +decode +fa2 +{tuned['via']} .* modelled ", out)
+    assert f"({run_by_vllm['via']}, modelled)" in " ".join(out.split())
+
+
+def test_of_64_requests_dcp_4_is_run_with_the_exchange_of_its_times(run: Run) -> None:
+    _, out, _ = run("--model", "qwen3-235b-a22b", "--tp", "16", "--context", "32k", "--concurrency", "64")
+    assert out.startswith("Run dcp 4: it is the fastest for 64q1s32769")
+    assert "--dcp-comm-backend a2a" in out
+    assert "# Interleave 1 is what was timed: the profiles were asked about no other." in out
+
+
+@pytest.mark.parametrize("dcp", [2, 4])
+def test_a_server_has_one_exchange_for_all_its_batches(dcp: int, run: Run) -> None:
+    _, out, _ = run(
+        "--model", "qwen3-235b-a22b", "--tp", "16", "--context", "32k", "--concurrency", "64", "--chunk", "8k", "--json"
+    )
+    (option,) = (one for one in json.loads(out)["engine"] if one["dcp"] == dcp)
+    first, second = option["parts"]
+    assert first["exchange"]["via"] == second["exchange"]["via"]
+    assert second["exchange"]["origin"] == "modelled"
+
+
+def test_where_the_user_says_what_an_exchange_costs_none_is_named(run: Run) -> None:
+    asking = ("--model", "qwen3-235b-a22b", "--tp", "16", "--context", "32k", "--concurrency", "64")
+    _, out, _ = run(*asking, "--exchange-us", "40", "--json")
+    data = json.loads(out)
+    assert data["engine"][-1]["parts"][0]["exchange"]["via"] is None
+    assert any("ag_rs is vLLM's default" in note for note in data["serve"]["notes"])
+
+
+def test_beyond_what_was_measured_nothing_is_sure(run: Run) -> None:
+    """Of 2000 requests as many as 256 were measured; on one layer all of them fit."""
+    asking = ("--model", "q64,kv4,d128,l1", "--tp", "8", "--context", "32k", "--slo-us", "1000000")
+    code, out, _ = run(*asking, "--concurrency", "2000")
+    text = " ".join(out.split())
+    assert code == Exit.DONE
+    assert text.startswith(
+        "Run dcp 2, as it seems: dcp 1 and dcp 2 are not told apart for 2000q1s32769, of which times are extrapolated 3.0 "
+        "doublings beyond what was measured."
+    )
+    assert "by more than is uncertain" not in text
+    assert "surely is from 32 on" in text, "of what was measured"
+    assert "(modelled, extrapolated)" in text
+    assert "No size is known to keep 1 s of attention" in text
+    assert "Up to 3.0 doublings beyond what was measured nothing is known of the error." in text
+    assert "settle nothing: measure them with 'dcpbench tune" in text
+    _, out, _ = run(*asking, "--concurrency", "2000", "--json")
+    data = json.loads(out)
+    assert (data["answer"]["firm"], data["answer"]["between"], data["answer"]["late"]) == (False, [1, 2], True)
+    assert data["engine"][1]["parts"][0]["doublings_beyond"] == pytest.approx(3.0, abs=0.05)
+    _, out, _ = run(*asking, "--concurrency", "256")
+    assert out.startswith("Run dcp 2: it is the fastest for 256q1s32769")
+    assert "extrapolated" not in out
 
 
 def test_where_tp_is_too_small_it_says_which_would_do(run: Run) -> None:

@@ -32,7 +32,15 @@ def exchange(low_us: float, high_us: float, origin: Origin = Origin.ASSUMED) -> 
     return Exchange(Span(high_us, low_us, high_us), origin, 1)
 
 
-def part(dcp: int, low_us: float, high_us: float, of: Exchange = IN_STEP, batch: Workload = BATCHES[0]) -> Part:
+def part(
+    dcp: int,
+    low_us: float,
+    high_us: float,
+    of: Exchange = IN_STEP,
+    batch: Workload = BATCHES[0],
+    *,
+    beyond: float = 0.0,
+) -> Part:
     """Return a step between two ends; its exchange, unless it is in it, comes to that."""
     alone, timed = dcp == 1, dcp == 1 or of is IN_STEP
     settings = Settings(
@@ -40,7 +48,7 @@ def part(dcp: int, low_us: float, high_us: float, of: Exchange = IN_STEP, batch:
     )
     span = Span((low_us + high_us) / 2, low_us, high_us)
     label = Label.MEASURED if timed else Label.SIMULATED
-    step = StepTime(batch, DcpLayout(TP, dcp), settings, span, label, (batch,), 0.0, timed)
+    step = StepTime(batch, DcpLayout(TP, dcp), settings, span, label, (batch,), 0.0, timed, beyond)
     return Part(step, Exchange(NOTHING, Origin.NONE, 0) if alone else of, 1.0)
 
 
@@ -249,7 +257,7 @@ def asked(draw: st.DrawFn) -> Recommendation:
             origin, low_us = draw(st.sampled_from(ORIGINS)), draw(st.sampled_from([0.0, 5.0]))
             high_us = math.inf if origin is Origin.UNKNOWN else low_us + draw(st.sampled_from([0.0, 30.0]))
             of = exchange(low_us, high_us, origin)
-        return part(dcp, low, low + wide, of, batch)
+        return part(dcp, low, low + wide, of, batch, beyond=draw(st.sampled_from([0.0, 0.0, 0.0, 2.0])))
 
     timed = [dcp for dcp in sizes if dcp == 1 or draw(st.integers(0, 3))]
     parts = [tuple(drawn(dcp, batch) for batch in BATCHES[:batches]) for dcp in timed]
@@ -297,14 +305,20 @@ def test_no_sentence_contradicts_another(found: Recommendation) -> None:
     assert answer.overfull or answer.why is not Why.MOST
     assert ("most of" in text) == (answer.why is Why.MOST)
     # Time
-    keeps = answer.dcp in spans and spans[answer.dcp].high_us <= limit_us
+    far = {dcp for dcp, one in others.items() if one.beyond} | ({answer.dcp} if mine and mine.beyond else set())
+    keeps = answer.dcp in spans and spans[answer.dcp].high_us <= limit_us and answer.dcp not in far
     assert answer.late == (found.slo_us is not None and not keeps)
     assert answer.late == ("No size" in text)
     if "No size keeps" in text:
         assert all(span.low_us > limit_us for span in spans.values())
+        assert not far & set(found.fitting)
     if answer.why is Why.MAY_KEEP:
         assert answer.late
-        assert spans[answer.dcp].low_us <= limit_us < spans[answer.dcp].high_us
+        assert answer.dcp in far or spans[answer.dcp].low_us <= limit_us < spans[answer.dcp].high_us
+    if far & set(found.fitting) and len(found.fitting) > 1:
+        assert "by more than is uncertain" not in text
+        assert "whatever the exchange costs" not in text
+    assert ("extrapolated" in text) == bool(far)
     assert ("may keep" in text) == (answer.why is Why.MAY_KEEP)
     assert "-0" not in text
     # What could change it

@@ -12,6 +12,7 @@ from bench.profile.entry import Candidate, Entry, default_settings
 from bench.record import Environment, Label
 from bench.report.vllm import serving
 from dcp_core import DcpLayout, Settings, Workload
+from dcp_core.settings import ExchangeName
 
 H200 = Environment({"device_name": "NVIDIA H200"}, {"compute_capability": "9.0"})
 DCP2 = DcpLayout(8, 2)
@@ -43,6 +44,7 @@ def test_the_flags_are_those_of_vllm_and_the_backend_is_named() -> None:
     assert words[:4] == ["VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE=1048576", "vllm", "serve", "MODEL"]
     assert words[4:] == [word for flag in found.flags.items() for word in flag]
     assert "FLASH_ATTN, its default on Hopper, was not" in found.notes[0]
+    assert found.notes[1] == "Interleave 1 is what was timed: the profiles were asked about no other."
     assert found.notes[-1] == "vLLM runs what the profile chose with 1 batch."
 
 
@@ -87,9 +89,20 @@ def test_fa3_is_what_auto_means_on_hopper() -> None:
 
 def test_of_simulated_batches_no_exchange_is_a_finding() -> None:
     simulated = entry((DEFAULT, 100), label=Label.SIMULATED)
-    assert "No exchange was timed" in serving([simulated], H200, DCP2).notes[1]
+    plain, told = (serving([simulated], H200, DCP2, exchange=one) for one in (None, ExchangeName.A2A))
+    assert "No exchange was timed" in plain.notes[2]
+    assert plain.notes[2].endswith("ag_rs is vLLM's default.")
+    assert told.flags["--dcp-comm-backend"] == "a2a"
+    assert told.notes[2].endswith("a2a is that of the times told, modelled, not timed.")
+    assert plain.notes[-1] == told.notes[-1] == "vLLM runs the path and kernels that the profile chose with 1 batch."
     measured = entry((DEFAULT, 100), (replace(DEFAULT, exchange="a2a"), 60))
     assert flags(simulated, measured)["--dcp-comm-backend"] == "a2a"
+
+
+def test_the_exchange_of_a_promised_time_is_kept_though_another_was_faster() -> None:
+    a2a, pages = replace(DEFAULT, exchange="a2a"), replace(DEFAULT, page_size=64)
+    found = serving([entry((DEFAULT, 100), (a2a, 60), (pages, 90))], H200, DCP2, exchange=ExchangeName.AG_RS)
+    assert (found.flags["--dcp-comm-backend"], found.flags["--block-size"]) == ("ag_rs", "64")
 
 
 def test_at_dcp_1_no_exchange_is_named_and_pages_follow_the_interleave() -> None:
