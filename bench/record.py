@@ -12,7 +12,7 @@ lacks has its default.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -314,6 +314,13 @@ def latest(trials: Iterable[Trial]) -> list[Trial]:
         if known is None or not (_only_raced(trial) and isinstance(known.outcome, Measured) and known.outcome.is_whole):
             found[trial.key] = trial
     return list(found.values())
+
+
+def timed_alike(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials timed in the way that most were, cold or warm, in graphs or eager; the usual one of two."""
+    ways = Counter((trial.policy.cold, trial.policy.graphs) for trial in trials)
+    most = max(ways, key=lambda way: (ways[way], way), default=None)
+    return [trial for trial in trials if (trial.policy.cold, trial.policy.graphs) == most]
 
 
 def _only_raced(trial: Trial) -> bool:

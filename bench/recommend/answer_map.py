@@ -10,7 +10,7 @@ from bench.profile.profile import Profile
 from bench.recommend.decision import Option, Origin, Standing, break_even_requests
 from bench.recommend.decision_map import rounded
 from bench.recommend.grounds import Grounds
-from bench.recommend.recommend import Recommendation, Traffic
+from bench.recommend.recommend import MOST_REQUESTS, Recommendation, Traffic
 from bench.record import Label
 from dcp_core.layout import DcpLayout
 
@@ -18,6 +18,8 @@ MOST_CONTEXTS, MOST_CONCURRENCIES = 12, 7
 """That stand for those that were measured, where nobody says otherwise: so many columns of cells make 100 of text."""
 MOST_CELLS = 2048
 """That anybody reads, or waits for."""
+NUMBERS = tuple(1 << power for power in range(MOST_REQUESTS.bit_length()))
+"""Of requests, with which a larger size is compared to learn from how many on it pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,8 @@ class AnswerMap:
 
     Args:
         cells: of every context with every number of requests.
-        pays: by context, from how many requests on a larger size is faster than dcp 1: at best, and surely (see
-            ``break_even_requests``); empty unless cells are of decodes alone.
+        pays: by context, from how many requests on, of ``NUMBERS``, a larger size is faster than dcp 1: at best, and surely (see
+            ``break_even_requests``); without those contexts where no larger size was compared within what is measured.
     """
 
     grounds: Grounds
@@ -133,10 +135,11 @@ class AnswerMap:
         for context in contexts:
             row = {requests: Cell(grounds.answer(traffic(context, requests))) for requests in concurrencies}
             cells |= {(context, requests): cell for requests, cell in row.items()}
-            (batch, _), *others = traffic(context, 1).batches
-            if batch.is_decode and not others:
-                engine = any(cell.found.engine is not None for cell in row.values())
-                pays[context] = break_even_requests(grounds.crossing(batch, engine=engine))
+            engine = any(cell.found.engine is not None for cell in row.values())
+            asked = ((requests, grounds.decide(traffic(context, requests), engine=engine)) for requests in NUMBERS)
+            known = [(requests, found) for requests, found in asked if found and not found.beyond]
+            if compared := [one for one in known if len(one[1].options) > 1]:
+                pays[context] = break_even_requests(compared)
         return cls(grounds, cells, pays)
 
     @property

@@ -12,7 +12,7 @@ from bench.collective import CollectiveModel, fit_all, readings
 from bench.predict import modelled
 from bench.recommend.decision import NOTHING, Decision, Exchange, Limits, Option, Origin, Part, break_even_requests
 from bench.recommend.steptime import Span, StepTime
-from bench.record import Label, Measured, Trial
+from bench.record import Label, Measured, Trial, timed_alike
 from dcp_core.settings import Case, ExchangeName
 from dcp_core.shapes import ModelShape, Workload
 
@@ -104,14 +104,21 @@ class Map:
         """The rows, ascending."""
         return sorted({row for row, _ in self.cells})
 
-    def break_even(self, context: int) -> tuple[int | None, int | None]:
-        """Return from how many decodes on some larger size beats dcp 1 at a context; see ``break_even_requests``."""
-        column = ((row.requests, self.cells.get((row, context))) for row in self.rows if row.new == 1)
+    def break_even(self, context: int, new: int = 1) -> tuple[int | None, int | None]:
+        """Return from how many requests of so many new tokens on some larger size beats dcp 1 at a context.
+
+        See ``break_even_requests``.
+        """
+        column = ((row.requests, self.cells.get((row, context))) for row in self.rows if row.new == new)
         return break_even_requests((requests, decision) for requests, decision in column if decision)
 
 
 def maps_of(trials: Iterable[Trial]) -> list[Map]:
-    """Return a map of each model, tp, machine and phase for which dcp 1 and another legal size were measured or simulated."""
+    """Return a map of each model, tp, machine and phase for which dcp 1 and another legal size were measured or simulated.
+
+    Of trials timed in several ways those of the commonest have a place (see ``timed_alike``); all tell of exchanges, since
+    messages are warm in a step, having just been made, whatever was flushed before it.
+    """
     found = [
         Map(
             subject,
@@ -124,7 +131,7 @@ def maps_of(trials: Iterable[Trial]) -> list[Map]:
 
 
 def unlike_of(trials: Iterable[Trial]) -> dict[Deployment, dict[Workload, Decision]]:
-    """Return the decisions of batches of unlike requests, which have a place on no map."""
+    """Return the decisions of batches of unlike requests, which have a place on no map; trials count as in ``maps_of``."""
     return {
         deployment: {workload: decision for workload, (decision, _) in cells.items()}
         for deployment, cells in _decided(trials, _unlike).items()
@@ -139,11 +146,11 @@ def _decided(
     trials: Iterable[Trial], place_of: Callable[[Trial], tuple[_Key, _Place] | None]
 ) -> dict[_Key, dict[_Place, tuple[Decision, list[Trial]]]]:
     """Return the decision of each place, and what it was read off; places that have none are left out."""
-    known = [trial for trial in trials if isinstance(trial.outcome, Measured)]
-    models = fit_all(readings(known))
+    everything = list(trials)
+    models = fit_all(readings(everything))
     groups: dict[tuple[_Key, _Place], list[Trial]] = defaultdict(list)
-    for trial in known:
-        where = place_of(trial) if is_served(trial.case) else None
+    for trial in timed_alike(everything):
+        where = place_of(trial) if isinstance(trial.outcome, Measured) and is_served(trial.case) else None
         if where is not None:
             groups[where].append(trial)
     found: dict[_Key, dict[_Place, tuple[Decision, list[Trial]]]] = defaultdict(dict)

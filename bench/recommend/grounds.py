@@ -33,10 +33,12 @@ class Grounds:
 
     def answer(self, traffic: Traffic) -> Recommendation:
         """Return what to run for some traffic, without what other numbers of requests would change."""
-        engine, tuned = (
-            decide(self.shape, self.tp, traffic, self.known, self.limits, engine=engine) for engine in (True, False)
-        )
+        engine, tuned = (self.decide(traffic, engine=engine) for engine in (True, False))
         return Recommendation(self.model, self.shape, self.tp, traffic, engine, tuned, self.rooms, self.slo_us)
+
+    def decide(self, traffic: Traffic, *, engine: bool) -> Decision | None:
+        """Return what is decided for some traffic; see ``bench.recommend.recommend.decide``."""
+        return decide(self.shape, self.tp, traffic, self.known, self.limits, engine=engine)
 
     def recommend(self, traffic: Traffic) -> Recommendation:
         """Return the same with it, where the traffic is one batch of like requests."""

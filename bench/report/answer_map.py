@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.grid import Column, Grid
-from bench.recommend.answer_map import AnswerMap, Cell
-from bench.recommend.recommend import MOST_REQUESTS, Answer, Why
+from bench.recommend.answer_map import NUMBERS, AnswerMap, Cell
+from bench.recommend.recommend import Answer, Why
 from bench.record import Label
 from bench.report.advice import exchange_notes, room_note
 from bench.report.advice_json import answer_json
@@ -77,22 +77,20 @@ def cells_grid(found: AnswerMap) -> Grid:
 def contexts_grid(found: AnswerMap) -> Grid:
     """Return for each context from how many requests on a larger size pays, and how many fit with each."""
     sizes, layers = list(found.grounds.rooms), all_layers(found.grounds.shape.layers)
-    pays = ["pays from"] if found.pays else []
-    columns = ["context", *pays, *(f"fit with dcp {dcp}" for dcp in sizes)]
+    columns = ["context", "pays from", *(f"fit with dcp {dcp}" for dcp in sizes)]
     rows = []
     for context in found.contexts:
         fits = found.fits(context)
-        even = [_pays(*found.pays[context])] if found.pays else []
-        rows.append((short(context), *even, *(f"{fits[dcp]:,}" for dcp in sizes)))
-    surely = (
-        f"Pays: from how many requests on, of 1, 2, 4 … {MOST_REQUESTS} as far as measured, a larger dcp is surely faster than "
-        "dcp 1 (at best)."
-    )
+        even = _pays(*found.pays[context]) if context in found.pays else NOT_MEASURED
+        rows.append((short(context), even, *(f"{fits[dcp]:,}" for dcp in sizes)))
+    asked = f"of 1, 2, 4 … {NUMBERS[-1]} as far as measured"
+    pays = f"Pays: from how many requests on, {asked}, a larger dcp is surely faster than dcp 1 (at best)."
+    unknown = [f"A lone {NOT_MEASURED}: none of them was."] if len(found.pays) < len(found.contexts) else []
     return Grid(
         "What pays, and what fits",
         tuple(Column(heading, right=True) for heading in columns),
         tuple(rows),
-        footnotes=(*([surely] if pays else []), f"{room_note(found.grounds.rooms)} Fit: the KV cache of {layers}."),
+        footnotes=(pays, *unknown, f"{room_note(found.grounds.rooms)} Fit: the KV cache of {layers}."),
     )
 
 
@@ -125,7 +123,7 @@ def to_json(found: AnswerMap) -> dict[str, Any]:
         "contexts": [
             {
                 "context": context,
-                **(dict(zip(_PAYS, found.pays[context], strict=True)) if found.pays else {}),
+                **(dict(zip(_PAYS, found.pays[context], strict=True)) if context in found.pays else {}),
                 "fits": {str(dcp): number for dcp, number in found.fits(context).items()},
             }
             for context in found.contexts

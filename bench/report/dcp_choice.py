@@ -12,7 +12,7 @@ from bench.grid import Column, Grid
 from bench.profile.entry import Ratio
 from bench.recommend.decision import Decision, Option, Origin
 from bench.recommend.decision_map import Deployment, Map, Phase, Row, is_served, maps_of, unlike_of
-from bench.record import Measured, Trial
+from bench.record import Measured, Trial, timed_alike
 from bench.report.choices import shown_ratio
 from bench.report.decision_map import exchange_notes
 from bench.report.style import tokens
@@ -94,9 +94,10 @@ class _Cell:
 
 
 def dcp_choices(trials: Iterable[Trial]) -> list[DcpChoice]:
-    """Return what trials timed in one way say of each model, number of GPUs and machine: that of most batches first."""
-    known = [trial for trial in trials if isinstance(trial.outcome, Measured)]
-    maps, unlike = maps_of(known), unlike_of(known)
+    """Return what trials say of each model, number of GPUs and machine, see ``maps_of``: that of most batches first."""
+    everything = list(trials)
+    maps, unlike = maps_of(everything), unlike_of(everything)
+    known = [trial for trial in timed_alike(everything) if isinstance(trial.outcome, Measured)]
     sizes: dict[Deployment, set[int]] = {}
     for trial in known:
         sizes.setdefault(Deployment.of(trial), set()).update({trial.case.layout.dcp} if is_served(trial.case) else ())

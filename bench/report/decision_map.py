@@ -31,6 +31,8 @@ MAX_CONTEXTS = 8
 _PAYS, _FULL = "#111111", "#CC79A7"
 _ASIDE = 0.035
 """Between lines of one height, in rows, so that they do not hide one another."""
+_SWATCH = 3.6
+"""Long enough that a line as thick as these shows every dash and dot of its style."""
 LEAST_EVEN_US = 0.1
 """An exchange that may cost no more is none."""
 _MEANING: Mapping[Label, str] = {
@@ -72,7 +74,8 @@ def _figure(maps: Sequence[Map], budget: int, *, on_which: bool) -> Figure:
             _draw_panel(place, one, budget, _name(one, on_which=on_which))
         style.title(figure, "Which dcp: the fastest attention step of one layer, at the same number of GPUs")
         sources = [trial for one in shown for trial in one.trials]
-        style.finish(figure, _keys(shown), sources, *_notes(shown, budget, hidden=len(maps) - len(shown)))
+        notes = _notes(shown, budget, hidden=len(maps) - len(shown))
+        style.finish(figure, _keys(shown), sources, *notes, swatch=_SWATCH)
     return figure
 
 
@@ -109,11 +112,11 @@ def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
         for x, context in enumerate(contexts):
             if decision := one.cells.get((row, context)):
                 _draw_cell(axes, x, y, decision, one.subject.shape)
-    if one.subject.phase is Phase.DECODE:
-        requests = [row.requests for row in rows]
-        for x, context in enumerate(contexts):
-            _draw_break_even(axes, x, requests, one.break_even(context))
-            _draw_capacity(axes, x, requests, _fits(one, context, budget))
+    for x, context in enumerate(contexts):
+        for new in _sizes(rows):
+            _draw_break_even(axes, x, rows, new, one.break_even(context, new))
+        if one.subject.phase is Phase.DECODE:
+            _draw_capacity(axes, x, rows, _fits(one, context, budget))
     axes.set_xticks(range(len(contexts)), [_column(one, context, budget) for context in contexts], fontsize=7)
     axes.set_yticks(range(len(rows)), [_row(row, one.subject.phase) for row in rows])
     axes.set_title(f"{name}: {one.subject.phase}\n{_sources(one)}", loc="left")
@@ -121,30 +124,35 @@ def _draw_panel(axes: Axes, one: Map, budget: int, name: str) -> None:
     axes.set_ylabel("requests" if one.subject.phase is Phase.DECODE else "requests × new tokens")
 
 
-def _draw_break_even(axes: Axes, x: int, requests: Sequence[int], pays: tuple[int | None, int | None]) -> None:
+def _sizes(rows: Sequence[Row]) -> list[int]:
+    """Return the new tokens of a request that rows differ by: each has a break-even of its own."""
+    return sorted({row.new for row in rows})
+
+
+def _draw_break_even(axes: Axes, x: int, rows: Sequence[Row], new: int, pays: tuple[int | None, int | None]) -> None:
     """Draw a line below the row from which on a larger dcp is faster: unbroken if surely, broken if at best."""
     at_best, surely = pays
     for number, line in ((surely, "-"), (at_best if at_best != surely else None, ":")):
         if number is not None:
-            y = _below(requests, number)
+            y = _below(rows, Row(new, number))
             axes.plot(
                 (x - 0.5, x + 0.5), (y, y), color=_PAYS, lw=2.4, ls=line, gid="break-even", zorder=3, clip_on=False
             )
 
 
-def _draw_capacity(axes: Axes, x: int, requests: Sequence[int], fits: Mapping[int, int]) -> None:
-    """Draw for each dcp a line above the last row whose requests fit, unless all do."""
+def _draw_capacity(axes: Axes, x: int, rows: Sequence[Row], fits: Mapping[int, int]) -> None:
+    """Draw for each dcp a line above the last row whose decodes fit, unless all do."""
     for index, (dcp, number) in enumerate(fits.items(), start=1):
-        if number < requests[-1]:
-            y = _below(requests, number + 1) + _ASIDE * index
+        if number < rows[-1].requests:
+            y = _below(rows, Row(1, number + 1)) + _ASIDE * index
             axes.plot(
                 (x - 0.5, x + 0.5), (y, y), color=_FULL, lw=2.4, ls=style.line_of(dcp), gid="capacity", clip_on=False
             )
 
 
-def _below(requests: Sequence[int], number: int) -> float:
-    """Return the height between the rows with fewer requests and those with at least so many."""
-    return sum(one < number for one in requests) - 0.5
+def _below(rows: Sequence[Row], row: Row) -> float:
+    """Return the height between the rows before one, which need not be among them, and it."""
+    return sum(one < row for one in rows) - 0.5
 
 
 def _draw_cell(axes: Axes, x: int, y: int, decision: Decision, shape: ModelShape) -> None:
@@ -243,7 +251,7 @@ def _keys(maps: Sequence[Map]) -> list[Artist]:
     cells = style.cell_keys({_path(left[-1]) for left in winners}, told_apart=all(len(left) == 1 for left in winners))
     decoding = [one for one in maps if one.subject.phase is Phase.DECODE]
     dcps = sorted({dcp for one in decoding for dcp in legal_dcps(one.subject.shape, one.subject.tp)})
-    pays = [one.break_even(context) for one in decoding for context in _contexts(one)]
+    pays = [one.break_even(context, new) for one in maps for context in _contexts(one) for new in _sizes(_rows(one))]
     lines = [("pays from here", _PAYS, "-")] if any(surely for _, surely in pays) else []
     lines += [("pays at best", _PAYS, ":")] if any(at_best != surely for at_best, surely in pays) else []
     lines += [(f"dcp {dcp} is full", _FULL, style.line_of(dcp)) for dcp in dcps]
@@ -258,11 +266,11 @@ def _notes(maps: Sequence[Map], budget: int, *, hidden: int) -> list[str]:
     cell = "In a cell: the fastest dcp, path and exchange; the best larger dcp's step less dcp 1's (negative: gain), of one layer"
     capacity = f"Fits: requests of that context in {format_size(budget)} of KV cache on each rank, by legal dcp"
     notes = [f"{cell} and of all.", f"{capacity}."]
+    pays = "the least number of requests measured from which on a larger dcp is surely faster than dcp 1 (at best)"
     if any(one.subject.phase is Phase.DECODE for one in maps):
-        notes[-1] += (
-            " Above the line of a full dcp they do not fit. Pays: the least number of requests measured from which on a larger "
-            "dcp is surely faster than dcp 1 (at best)."
-        )
+        notes[-1] += f" Above the line of a full dcp they do not fit. Pays: {pays}."
+    else:
+        notes.append(f"Pays, for each number of new tokens: {pays}; no line where that was not seen.")
     labels = _labels(decision for one in maps for decision in one.cells.values())
     unmeasured = [_MEANING[label] for label in Label if label in labels and label in _MEANING]
     if unmeasured:

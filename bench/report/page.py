@@ -21,7 +21,7 @@ from bench.record import Measured, Trial, latest
 from bench.report.choices import entries_grid
 from bench.report.command import command_of
 from bench.report.dcp_choice import DcpChoice, dcp_choices
-from bench.report.plot import Drawn, draw_all, timed_alike
+from bench.report.plot import Drawn, draw_all
 from bench.report.summary import WHAT_WORDS_MEAN, about, gains, machine_grids, others_grid
 from bench.report.table import dcp_of, label_of, micros, notes_of, settings_line, spread
 
@@ -46,7 +46,7 @@ def page(trials: Sequence[Trial], profiles: Sequence[Profile], *, command: str) 
     last = latest(trials)
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    choices = dcp_choices(timed_alike(last))
+    choices = dcp_choices(last)
     decision_map, pictures = _pictures(last, command)
     sections = [
         ("answer", "Answer", _answer(choices)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import write_whole
-from bench.record import Environment, Measured, Trial, latest
+from bench.record import Environment, Measured, Trial, latest, timed_alike
 from bench.report import (
     breakdown,
     crossover,
@@ -61,8 +60,8 @@ def figures(*, budget: int = kv_memory.BUDGET_BYTES, length: int = kv_memory.LEN
 
 FIGURES = figures()
 """Every picture, where nobody says what a rank has room for."""
-APART = ("exchange-cost",)
-"""Those that have panels of their own for what was timed otherwise."""
+OF_EVERY_WAY = ("decision-map", "exchange-cost")
+"""Those that keep what was timed otherwise apart themselves."""
 OF_EVERY_TRIAL = ("regret",)
 """Those that look at what a case took alone and in a search: not at the last trial of a case, but at every one."""
 
@@ -150,7 +149,7 @@ def draw_all(
         if name in OF_EVERY_TRIAL:
             shown = timed_alike([_presentable(trial) for trial in trials])
         else:
-            shown = last if name in APART else alike
+            shown = last if name in OF_EVERY_WAY else alike
         drawn = draws[name](shown)
         if isinstance(drawn, str):
             yield NotDrawn(name, drawn)
@@ -171,13 +170,6 @@ def _contents(figure: Figure, command: str, formats: Sequence[str], is_dark: boo
             figure.savefig(picture, format=kind, metadata=FORMATS[kind], bbox_inches="tight", pad_inches=0.08)
             contents.append(picture.getvalue())
     return tuple(contents)
-
-
-def timed_alike(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials timed in the way that most were, cold or warm, in graphs or eager; the usual one of two."""
-    ways = Counter((trial.policy.cold, trial.policy.graphs) for trial in trials)
-    most = max(ways, key=lambda way: (ways[way], way), default=None)
-    return [trial for trial in trials if (trial.policy.cold, trial.policy.graphs) == most]
 
 
 def _presentable(trial: Trial) -> Trial:

@@ -54,6 +54,8 @@ _CHARACTERS_PER_INCH = 19
 _LINE_INCHES, _TITLE_INCHES = 0.135, 0.4
 _LEGEND_INCHES = (0.98, 0.2)
 """Width of a legend's entry, height of its row."""
+SWATCH = 2.0
+"""Length of a legend's line, in heights of its letters, as matplotlib has it."""
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -120,15 +122,22 @@ def title(figure: Figure, text: str) -> None:
     figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left")
 
 
-def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *notes: str) -> None:
-    """Add below the panels one legend for all, what a reader must know, and where it was measured; panels keep their size."""
+def finish(
+    figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *notes: str, swatch: float = SWATCH
+) -> None:
+    """Add below the panels one legend for all, what a reader must know, and where it was measured; panels keep their size.
+
+    Args:
+        swatch: length of a legend's line, in heights of its letters.
+    """
     from textwrap import wrap
 
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     width, height = figure.get_size_inches()
     lines = [line for note in (*notes, provenance(trials)) for line in wrap(note, int(width * _CHARACTERS_PER_INCH))]
-    columns = max(1, min(len(entries), int(width / _LEGEND_INCHES[0])))
+    entry_inches = _LEGEND_INCHES[0] + (swatch - SWATCH) * _RC["legend.fontsize"] / 72
+    columns = max(1, min(len(entries), int(width / entry_inches)))
     caption_inches = _LINE_INCHES * (len(lines) + 1.5)
     below_inches = caption_inches + _LEGEND_INCHES[1] * -(-len(entries) // columns) + 0.12
     height += below_inches
@@ -136,7 +145,8 @@ def finish(figure: Figure, entries: Sequence[Any], trials: Sequence[Trial], *not
     figure.text(_LEFT, (caption_inches - 0.03) / height, "\n".join(lines), va="top", **_SMALL, gid="caption")
     if entries:
         anchor = (_LEFT, caption_inches / height)
-        figure.legend(handles=list(entries), loc="lower left", bbox_to_anchor=anchor, ncols=columns, borderaxespad=0)
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": anchor, "borderaxespad": 0}
+        figure.legend(handles=list(entries), ncols=columns, handlelength=swatch, **place)
     bottom = below_inches / height
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):

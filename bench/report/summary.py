@@ -11,7 +11,6 @@ from bench.record import Environment, Failed, Skipped, Trial, latest
 from bench.report.choices import entries_grid
 from bench.report.command import command_of
 from bench.report.dcp_choice import dcp_choices
-from bench.report.plot import timed_alike
 from bench.report.table import counted, dcp_of, notes_of, settings_line
 
 WHAT_WORDS_MEAN = (
@@ -35,7 +34,7 @@ def to_markdown(trials: Sequence[Trial], profiles: Sequence[Profile], *, command
     """
     last = latest(trials)
     parts = [f"## {_text(about(last))}", f"Printed by {_text(command)}"]
-    for choice in dcp_choices(timed_alike(last)):
+    for choice in dcp_choices(last):
         parts += [
             f"### {_text(choice.subject)}",
             _list(choice.says),

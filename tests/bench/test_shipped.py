@@ -30,7 +30,7 @@ def files_below(folder: Path) -> set[str]:
 def ships(name: str) -> bool:
     """Tell whether a wheel carries a file of the reference."""
     match Path(name).parts:
-        case (*_, "README.md") | (_, "profiles" | "exchanges", _):
+        case (*_, "README.md") | (_, "maps.md") | (_, "profiles" | "exchanges", _):
             return True
     return False
 

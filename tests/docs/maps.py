@@ -14,10 +14,15 @@ from bench.cli import main
 from bench.grid import folded
 
 WIDTH = 100
-MODELS = {
-    "Qwen3-235B-A22B, tp 8": "dcpbench recommend --model qwen3-235b-a22b --tp 8 --gpu h200 --map",
-    "Qwen3-30B-A3B, tp 8": "dcpbench recommend --model qwen3-30b-a3b --tp 8 --gpu h200 --map",
-    "Heads of 256, tp 8": "dcpbench recommend --model gqa-32q-2kv-256 --tp 8 --gpu h200 --map",
+_SOME = "--concurrency 1,4,16,64"
+"""Where all that were measured would make a table too wide."""
+MAPS = {
+    "Qwen3-235B-A22B, tp 8": "--model qwen3-235b-a22b --tp 8 --gpu h200 --map",
+    "The same beside a chunk of 2k": "--model qwen3-235b-a22b --tp 8 --gpu h200 --map --chunk 2k",
+    "Qwen3-235B-A22B, tp 16": f"--model qwen3-235b-a22b --tp 16 --gpu h200 --map {_SOME}",
+    "Qwen3-235B-A22B, tp 32": f"--model qwen3-235b-a22b --tp 32 --gpu h200 --map {_SOME}",
+    "Qwen3-30B-A3B, tp 8": "--model qwen3-30b-a3b --tp 8 --gpu h200 --map",
+    "Heads of 256, tp 8": f"--model gqa-32q-2kv-256 --tp 8 --gpu h200 --map {_SOME},256",
 }
 _BEGINNING = """# Which dcp, by context and concurrency
 
@@ -29,10 +34,11 @@ stands below its table.
 
 def page() -> str:
     """Return the page."""
-    return "\n".join([_BEGINNING, *(_section(name, command) for name, command in MODELS.items())])
+    return "\n".join([_BEGINNING, *(_section(name, options) for name, options in MAPS.items())])
 
 
-def _section(name: str, command: str) -> str:
+def _section(name: str, options: str) -> str:
+    command = f"dcpbench recommend {options}"
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main(shlex.split(command)[1:])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.profile.profile import Profile
-from bench.recommend.answer_map import MOST_CELLS, MOST_CONCURRENCIES, MOST_CONTEXTS, AnswerMap, measured_axes
+from bench.recommend.answer_map import MOST_CELLS, MOST_CONCURRENCIES, MOST_CONTEXTS, NUMBERS, AnswerMap, measured_axes
 from bench.recommend.decision import Limits, break_even_requests
 from bench.recommend.evidence import Evidence
 from bench.recommend.grounds import Grounds
@@ -74,12 +74,12 @@ def test_a_cell_is_what_is_decided_for_its_traffic_by_itself(
             size = told.split()[0]
             assert re.match(r"\d+[~?]", size), "what is not sure looks different"
             assert {int(one) for one in re.findall(r"\d+", size)} == set(alone.answer.between)
-    for context, pays in found.pays.items():
-        batch = decodes(context, 1).batches[0][0]
+    for context in contexts:
+        batch = decodes(context, 1, new).batches[0][0]
         engine_measured = any(cell.found.engine for (where, _), cell in found.cells.items() if where == context)
         asked = crossing(QWEN, 8, batch, EVIDENCE, ASSUMED, engine=engine_measured)
-        assert pays == break_even_requests(asked)
-    assert bool(found.pays) is (new == 1)
+        compared = [(requests, decision) for requests, decision in asked if len(decision.options) > 1]
+        assert found.pays.get(context) == (break_even_requests(compared) if compared else None)
 
 
 def test_every_cell_of_the_pages_has_a_time_and_a_sure_one_one_number() -> None:
@@ -193,6 +193,40 @@ def test_from_how_many_requests_on_it_pays_is_what_the_answer_says(ask: Asking) 
     assert told
     _, out, _ = ask(*MODEL, "--map", "--context", "32k", "--concurrency", "64")
     assert re.search(rf"^ +32k +{told[2]} \({told[1]}\) ", out, re.MULTILINE)
+
+
+def pays(out: str) -> dict[str, str]:
+    """What the table below a map says of each context: ``64 (1)``."""
+    _, below = out.split("What pays, and what fits")
+    return dict(re.findall(r"^ *(\d+k) +(not seen|[–\d]+ \(\d+\)|–) ", below, re.MULTILINE))
+
+
+@pytest.mark.parametrize("beside", [("--chunk", "2k"), ("--new", "2k"), ("--new", "4")], ids=" ".join)
+def test_beside_a_chunk_and_of_chunks_a_map_says_from_how_many_requests_on_it_pays(
+    beside: tuple[str, ...], ask: Asking
+) -> None:
+    numbers = ",".join(map(str, NUMBERS))
+    _, out, _ = ask(*MODEL, "--map", "--context", "8k,128k", "--concurrency", numbers, *beside)
+    _, told, _ = ask(*MODEL, "--map", "--context", "8k,128k", "--concurrency", numbers, "--json", *beside)
+    cells = json.loads(told)["cells"]
+    for context in (8192, 131072):
+        ratios = [one["of_dcp_1"] for one in cells if one["context"] == context]
+        at_best, surely = None, None
+        for requests, ratio in zip(NUMBERS, ratios, strict=True):
+            if ratio:
+                at_best = None if ratio["low"] > 1 else at_best or requests
+                surely = surely or requests if ratio["high"] < 1 else None
+        expected = "not seen" if at_best is None else f"{surely or '–'} ({at_best})"
+        assert pays(out)[f"{context // 1024}k"] == expected
+
+
+def test_a_context_where_nothing_is_compared_has_no_number_of_requests(ask: Asking) -> None:
+    beyond = ("--model", "qwen3-235b-a22b", "--tp", "32", "--gpu", "h200", "--map", "--new", "64k")
+    _, out, _ = ask(*beyond, "--context", "32k,128k", "--concurrency", "1")
+    assert pays(out)["128k"] == "–"
+    assert "A lone –: none of them has." in out
+    _, out, _ = ask(*beyond, "--context", "32k,128k", "--concurrency", "1", "--json")
+    assert ["pays_at_best_from" in one for one in json.loads(out)["contexts"]] == [True, False]
 
 
 def test_where_tp_is_too_small_a_map_says_what_an_answer_does(ask: Asking) -> None:

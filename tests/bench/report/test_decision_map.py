@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from bench.recommend.decision import Standing
+from bench.recommend.decision import Origin, Standing
 from bench.recommend.decision_map import Map, Phase, Row, maps_of
-from bench.record import Label, Measured, Trial
+from bench.record import Label, Measured, Trial, latest
 from bench.report import decision_map
 from bench.shipped import reference_folder
 from bench.store import Store, read_run
@@ -84,6 +84,33 @@ def test_from_how_many_requests_on_dcp_pays_is_said_as_far_as_it_is_known() -> N
     assert one.break_even(131072) == (1, 1)
     assert one.break_even(1024) == (None, None)
     assert {each.layout.dcp for decision in one.cells.values() for each in decision.options} == {1, 2}
+
+
+def test_messages_timed_warm_tell_of_the_exchange_of_cold_steps_and_have_no_place_themselves() -> None:
+    cold = trials(*BATCHES, **SIMULATED)
+    real = trials("1q1s2k", "8q1s2k", "64q1s2k", kernels=("fa2",), exchanges=("ag_rs",))
+    warm = [replace(each, policy=replace(each.policy, cold=False), outcome=unflushed(each)) for each in real]
+    (one,) = maps_of([*cold, *warm])
+    assert one.contexts == [8192, 131072]
+    larger = [decision.options[1] for decision in one.cells.values()]
+    assert {part.exchange.origin for option in larger for part in option.parts} == {Origin.MODELLED}
+    (alone,) = maps_of(cold)
+    assert all(decision.options[1].is_bracketed for decision in alone.cells.values())
+    eager = [replace(each, policy=replace(each.policy, graphs=False)) for each in warm]
+    assert maps_of([*cold, *eager]) == [alone], "launches one by one are no messages of a graph"
+
+
+def unflushed(one: Trial) -> Measured:
+    assert isinstance(one.outcome, Measured)
+    return replace(one.outcome, flushed_bytes=0)
+
+
+def test_the_reference_has_messages_for_every_map_that_it_draws() -> None:
+    for one in maps_of(latest(reference())):
+        origins = {
+            part.exchange.origin for each in one.cells.values() for option in each.options for part in option.parts
+        }
+        assert origins <= {Origin.NONE, Origin.MEASURED, Origin.MODELLED}, one.subject
 
 
 def test_what_two_gpus_took_lies_within_the_bracket_of_what_one_told() -> None:
@@ -266,6 +293,7 @@ def test_each_model_tp_and_phase_has_a_picture_that_a_sheet_of_paper_holds() -> 
         assert "more maps" not in "\n".join(text.get_text() for text in figure.texts)
     captions = ["\n".join(text.get_text() for text in figure.texts) for figure in found]
     assert ["Pays:" in one for one in captions] == [re.search(r"-\d+-decode$", name) is not None for name in names]
+    assert all("Pays:" in one or "Pays, for each number of new tokens:" in one for one in captions)
 
 
 def test_a_name_that_no_file_may_have_is_none_of_a_picture() -> None:
@@ -298,6 +326,39 @@ def test_lines_show_from_where_dcp_pays_and_up_to_where_requests_fit() -> None:
         sum(one <= fits for one in requests) - 0.5 for fits in (6, 13)
     ]  # what a cache of 40 GiB holds at dcp 1 and 2
     assert full == pytest.approx(below, abs=0.1)
+
+
+def test_chunks_pay_from_a_line_on_that_each_number_of_new_tokens_has_for_itself() -> None:
+    found = latest(reference())
+    (one,) = (
+        each
+        for each in maps_of(found)
+        if (each.subject.tp, each.subject.phase, each.subject.shape.name) == (8, Phase.CHUNKS, "qwen3-235b-a22b")
+    )
+    assert one.break_even(0, 2048) == (1, 1)
+    assert one.break_even(8192, 2048) == (None, None)
+    assert one.break_even(131072, 8192) == (4, None)
+    (axes,) = pictures(found)["qwen3-235b-a22b-tp-8-chunked-prefill"].axes
+    rows = [tick.get_text() for tick in axes.get_yticklabels()]
+    contexts = [tick.get_text().split("\n")[0] for tick in axes.get_xticklabels()]
+    lines = {
+        (contexts[round(line.get_xdata()[0] + 0.5)], rows[round(line.get_ydata()[0] + 0.5)], line.get_linestyle())
+        for line in axes.lines
+        if line.get_gid() == "break-even"
+    }
+    assert {("0", "1 × 512", "-"), ("0", "1 × 2k", "-"), ("128k", "4 × 8k", ":")} <= lines
+    assert not any(context == "8k" for context, _, _ in lines)
+
+
+def test_the_legend_shows_a_whole_period_of_every_line() -> None:
+    (figure,) = drawn(trials(*BATCHES, tp=32, dcps=(1, 2, 4, 8), **SIMULATED))
+    (legend,) = figure.legends
+    lines = [line for line in legend.get_lines() if line.get_label().endswith(" is full")]
+    assert len(lines) == 4
+    for line in lines:
+        _, dashes = line._dash_pattern  # type: ignore[attr-defined]
+        shown = line.get_window_extent().width * 72 / figure.dpi
+        assert dashes is None or sum(dashes) < shown, line.get_label()
 
 
 def test_a_picture_of_many_contexts_is_no_wider_than_can_be_read_where_a_page_shows_it_whole() -> None:

@@ -65,6 +65,19 @@ def test_no_picture_mixes_trials_that_were_timed_in_other_ways(tmp_path: Path) -
     assert usual.files[1].read_bytes() == latency_alone.files[1].read_bytes()
 
 
+def test_a_map_and_what_exchanges_cost_see_what_was_timed_otherwise_too() -> None:
+    found = trials("16q1s8k", "16q1s32k", dcps=(1,), kernels=("fa2",))
+    eager = [replace(one, policy=replace(one.policy, graphs=False)) for one in found]
+    seen: dict[str, int] = {}
+
+    def recorder(name: str) -> Draw:
+        return lambda shown: str(seen.setdefault(name, len(shown)))
+
+    list(draw_all([*eager, *found], command="x", draws={name: recorder(name) for name in FIGURES}))
+    assert {name for name, count in seen.items() if count == 4} == {"decision-map", "exchange-cost"}
+    assert set(seen.values()) == {2, 4}
+
+
 def test_the_same_trials_give_the_same_bytes(tmp_path: Path) -> None:
     found = trials("16q1s8k", "16q1s32k", kernels=("fa2",))
     first, second = ([*save_all(found, tmp_path / name, command="x", names=["latency"])] for name in "ab")
