@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 
 from bench import cluster, sentinel
 from bench.cli import main
+from bench.cli.campaign import Campaign, measure
 from bench.cli.exits import Exit
 from bench.cluster import Cluster, Lane
 from bench.errors import UnfitError, UsageError
@@ -89,7 +91,7 @@ def beside(others: Path, most: int) -> type[Lane]:
     """Return a lane that finds another process on its device, as a supervisor does, for the first ``most`` that measure.
 
     Args:
-        others: folder in which each of these leaves its process number.
+        others: folder in which each of these leaves its process number, in a file named by how many came before.
     """
 
     class Disturbed:
@@ -100,9 +102,11 @@ def beside(others: Path, most: int) -> type[Lane]:
         def measure(
             self, cases: Sequence[dict[str, Any]], policy: Policy, expected_s: Sequence[float], watch: Watch
         ) -> Iterator[bytes]:
-            if len(list(others.iterdir())) < most:
-                (others / str(os.getpid())).touch()
-                self._supervisor = Disturbed()  # type: ignore[assignment]
+            for number in range(most):
+                with suppress(FileExistsError), (others / str(number)).open("x") as file:
+                    print(os.getpid(), file=file)
+                    self._supervisor = Disturbed()  # type: ignore[assignment]
+                    break
             yield from Lane.measure(self, cases, policy, expected_s, watch)
 
     return Beside
@@ -114,9 +118,10 @@ def test_a_lane_that_is_not_alone_is_ended_and_costs_no_case(
     monkeypatch.setattr(cluster, "Lane", beside(tmp_path, 1))
     cases, told = [tiny("q8s64"), tiny("q9s64"), tiny("q10s64")], list[str]()
     with Cluster(nodes.address, 1, told=told.append) as joined:
+        held = [*joined._lanes]  # for as long as somebody knows of a lane, Ray does not end it by itself
         trials = list(joined.measure(cases, QUICK))
-        assert joined.lanes == 1
-        (process,) = [Path("/proc", path.name) for path in tmp_path.iterdir()]
+        assert (len(held), joined.lanes) == (2, 1)
+        process = Path("/proc", (tmp_path / "0").read_text().strip())
         wait_for(lambda: not process.exists())
     assert Counter(one.case for one in trials) == Counter(cases)
     assert all(isinstance(one.outcome, Measured) for one in trials)
@@ -345,6 +350,27 @@ def test_without_a_lane_left_nothing_is_made_up() -> None:
     with pytest.raises(UnfitError, match="no lane of the cluster is left; start again"):
         list(paper.measure([tiny("q8s64"), tiny("q9s64")], QUICK))
     assert (told, ended) == (["a lane is lost: no memory."], ["a"])
+
+
+def test_a_case_that_takes_the_last_lane_down_with_it_is_kept_as_failed(tmp_path: Path) -> None:
+    paper, _, _ = paper_cluster([PaperLane(name, {"q8s64": Lost(DIED)}, []) for name in "ab"])
+    asked = Campaign(
+        name="paper",
+        cases=(tiny("q8s64"),),
+        illegal=(),
+        policy=QUICK,
+        machine=paper.machine,
+        results=tmp_path,
+        fresh=False,
+        anyway=False,
+        shard=None,
+        cluster=paper,
+        often={},
+    )
+    trials, interrupted = measure(asked, "dcpbench sweep")
+    assert [type(one.outcome) for one in trials] == [type(one.outcome) for one in kept(tmp_path)] == [Failed]
+    assert not interrupted
+    assert paper.lanes == 0
 
 
 def test_each_lane_repeats_the_first_case_that_it_measured() -> None:
