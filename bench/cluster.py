@@ -8,9 +8,10 @@ imports torch; Ray is imported where it is needed.
 from __future__ import annotations
 
 import datetime
+import re
 import socket
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
@@ -20,33 +21,51 @@ from bench.line import decode, encode
 from bench.machine import Machine
 from bench.policy import Policy
 from bench.record import Failed, Trial
+from bench.sentinel import Watch
 from bench.supervisor import Supervisor, ranks_for
 from dcp_core.settings import Case
 
 ATTEMPTS = 2
 """Lanes that a case may take down with it before it is given up."""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 KNOCK_S = 5.0
 OPENING_S = 60.0
 """How long a lane may take to come up on a node that has room for it."""
 
 
 class Lane:
-    """What runs on a node, as a Ray actor: a supervisor and its workers, warm from batch to batch."""
+    """What runs on a node, as a Ray actor: a supervisor and its workers, warm from batch to batch, and a sentinel of its own."""
 
     def __init__(self, ranks: int, alone: bool) -> None:
         self._ranks, self._alone = ranks, alone
         self._supervisor: Supervisor | None = None
+        self._watch: Watch | None = None
+        self._expected_s: dict[Case, float] = {}
 
     def describe(self) -> Machine:
         """Say what this lane measures on."""
         return Machine.here(self._ranks)
 
-    def measure(self, cases: Sequence[dict[str, Any]], policy: Policy, expected_s: Sequence[float]) -> Iterator[bytes]:
-        """Measure cases one after another, and yield the line of each trial as it ends."""
+    def measure(
+        self, cases: Sequence[dict[str, Any]], policy: Policy, expected_s: Sequence[float], watch: Watch
+    ) -> Iterator[bytes]:
+        """Measure cases one after another, and yield the line of each trial as it ends.
+
+        Args:
+            watch: over the whole sweep, of which nothing was measured; the lane keeps that of its first batch.
+
+        Raises:
+            UnfitError: as a supervisor does, and on which node.
+        """
         self._supervisor = self._supervisor or Supervisor(self._ranks, policy, alone=self._alone)
+        self._watch = self._watch or watch
         whole = [Case.from_json(case) for case in cases]
-        for trial in self._supervisor.measure(whole, dict(zip(whole, expected_s, strict=True))):
-            yield encode(trial)
+        self._expected_s.update(zip(whole, expected_s, strict=True))  # the sentinel is of an earlier batch
+        try:
+            for trial in self._supervisor.measure(self._watch.over(whole), self._expected_s):
+                yield encode(self._watch.seen(trial))
+        except UnfitError as unfit:
+            raise UnfitError(f"{socket.gethostname()}: {unfit}") from None
 
 
 @dataclass(slots=True)
@@ -60,12 +79,13 @@ class _Errand:
 class Cluster:
     """Lanes on a Ray cluster that runs already, as many as there is room for. A resource: close it, or leave its context."""
 
-    def __init__(self, address: str, ranks: int | None, *, alone: bool = False) -> None:
+    def __init__(self, address: str, ranks: int | None, *, told: Callable[[str], None], alone: bool = False) -> None:
         """Join a cluster and open its lanes.
 
         Args:
             address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
             ranks: of a lane; as many as the smallest node has GPUs if None, or two on nodes without any.
+            told: hears in a sentence of each lane that is lost or left out, and why; may be set anew.
             alone: measure nothing beside other processes on a device.
 
         Raises:
@@ -80,11 +100,11 @@ class Cluster:
             _knock(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
-            why = _first_line(error).rstrip(".")
+            why = _reason(error)
             raise UnfitError(
                 f"no Ray cluster answers at {address[:80]}: {why}; start one with 'ray start --head', or give its address"
             ) from None
-        self.left_out: list[str] = []
+        self.told = told
         self._alone = alone
         self._lanes: list[Any] = []
         try:
@@ -118,19 +138,22 @@ class Cluster:
     ) -> Iterator[Trial]:
         """Measure cases, whole batches in one lane each, and yield the trial of each as it ends, of whichever lane.
 
-        What a lost lane has not measured goes to another one. A case that took down ATTEMPTS lanes has failed.
+        Each lane repeats the first case that it measured, as a machine by itself does. What a lane that is lost or left out has
+        not measured goes to another one. A case that took down ATTEMPTS lanes has failed; what a lane raises costs no case.
 
         Raises:
             UnfitError: once no lane is left.
         """
         waiting, took_down = deque(_batches(cases)), Counter[Case]()
         free, running = deque(self._lanes), dict[Any, _Errand]()
+        seconds = expected_s or dict.fromkeys(cases, 0.0)
+        watch = Watch(len(cases), sum(seconds[case] for case in cases))
         while waiting or running:
             while waiting and free:
                 errand = _Errand(free.popleft(), waiting.popleft())
-                running[self._send(errand, policy, expected_s or {})] = errand
+                running[self._send(errand, policy, seconds, watch)] = errand
             if not running:
-                raise UnfitError("every lane of the cluster is lost; start again: what was measured is kept")
+                raise UnfitError("no lane of the cluster is left; start again: what was measured is kept")
             (ready,), _ = self._ray.wait(list(running), num_returns=1)
             errand = running[ready]
             try:
@@ -140,17 +163,20 @@ class Cluster:
                 free.append(errand.lane)
             except self._ray.exceptions.RayError as error:
                 del running[ready]
-                self._lanes.remove(errand.lane)
-                suspect = errand.left[0]
-                took_down[suspect] += 1
-                if took_down[suspect] >= ATTEMPTS:
-                    errand.left.remove(suspect)
-                    why = f"{ATTEMPTS} lanes were lost while they measured it: {_first_line(error)}"
-                    yield self._given_up(suspect, policy, why)
+                why = _reason(error)
+                if isinstance(error, self._ray.exceptions.RayTaskError):
+                    self._leave_out(errand.lane, f"a lane is left out: {why}")
+                else:
+                    self._leave_out(errand.lane, f"a lane is lost: {why}")
+                    took_down.update(errand.left[:1])  # none where the last was measured, and the sentinel under way
+                    if errand.left and took_down[errand.left[0]] >= ATTEMPTS:
+                        why = f"{ATTEMPTS} lanes were lost while they measured it: {why}"
+                        yield self._given_up(errand.left.pop(0), policy, why)
                 if errand.left:
                     waiting.appendleft(errand.left)
             else:
-                errand.left.remove(trial.case)
+                if not trial.is_sentinel:
+                    errand.left.remove(trial.case)
                 yield trial
 
     def _open(self, resource: str, ranks: int) -> Any:
@@ -167,36 +193,37 @@ class Cluster:
         return actor.remote(ranks, self._alone)
 
     def _agree(self) -> Machine:
-        """Keep the lanes of the first one's kind, and return that."""
-        asked = [lane.describe.remote() for lane in self._lanes]
-        self._ray.wait(asked, num_returns=len(asked), timeout=OPENING_S)
-        agreed: list[Any] = []
-        machine: Machine | None = None
-        for lane, answer in zip(self._lanes, asked, strict=True):
+        """Keep the lanes of the kind that most are of, the first such kind where two are as frequent, and return that."""
+        asked = [(lane, lane.describe.remote()) for lane in self._lanes]
+        self._ray.wait([answer for _, answer in asked], num_returns=len(asked), timeout=OPENING_S)
+        up: list[tuple[Any, Machine]] = []
+        for lane, answer in asked:
             try:
-                described: Machine = self._ray.get(answer, timeout=0)
+                up.append((lane, self._ray.get(answer, timeout=0)))
+            except self._ray.exceptions.GetTimeoutError:
+                self._leave_out(lane, f"a lane did not come up within {OPENING_S:.0f} s")
             except self._ray.exceptions.RayError as error:
-                problem = f"a lane did not come up within {OPENING_S:.0f} s: {_first_line(error)}"
-            else:
-                machine = machine or described
-                differences = _differs(machine, described)
-                problem = f"a lane of another kind is left out: {differences}" if differences else ""
-            if problem:
-                self.left_out.append(problem)
-                self._ray.kill(lane)
-            else:
-                agreed.append(lane)
-        self._lanes = agreed
-        if machine is None:
-            raise UnfitError(
-                f"no lane of the cluster came up: {self.left_out[0]}; free or repair a node, and start again"
-            )
+                self._leave_out(lane, f"a lane did not come up: {_reason(error)}")
+        if not up:
+            raise UnfitError("no lane of the cluster came up; free or repair a node, and start again")
+        alike = [sum(not _differs(one, other) for _, other in up) for _, one in up]
+        most = max(alike)
+        machine = up[alike.index(most)][1]
+        for lane, described in up:
+            if differences := _differs(machine, described):
+                self._leave_out(lane, f"a lane of another kind than {most} of {len(up)} is left out: {differences}")
         return machine
 
-    def _send(self, errand: _Errand, policy: Policy, expected_s: Mapping[Case, float]) -> Any:
+    def _leave_out(self, lane: Any, why: str) -> None:
+        """End a lane, which may hold a device still, and say why."""
+        self._lanes.remove(lane)
+        self._ray.kill(lane)
+        self.told(f"{why}.")
+
+    def _send(self, errand: _Errand, policy: Policy, expected_s: Mapping[Case, float], watch: Watch) -> Any:
         cases = [case.to_json() for case in errand.left]
-        seconds = [expected_s.get(case, 0.0) for case in errand.left]
-        return errand.lane.measure.options(num_returns="streaming").remote(cases, policy, seconds)
+        seconds = [expected_s[case] for case in errand.left]
+        return errand.lane.measure.options(num_returns="streaming").remote(cases, policy, seconds, watch)
 
     def _given_up(self, case: Case, policy: Policy, why: str) -> Trial:
         return Trial(
@@ -244,8 +271,16 @@ def _differs(first: Machine, other: Machine) -> str:
     return "; ".join(differences)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _reason(error: Exception) -> str:
+    """Return why something of Ray's failed, in one plain line.
+
+    That is what a lane found unfit, or else the last line at the margin: where it happened, traces and dumps come before.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, UnfitError):
+        return str(cause)
+    lines = [line for line in COLOURS.sub("", str(error)).splitlines() if line and not line[0].isspace()]
+    return lines[-1][:200].rstrip(".") if lines else type(error).__name__
 
 
 def _batches(cases: Sequence[Case]) -> list[list[Case]]:

@@ -30,20 +30,27 @@ class Watch:
     """The order of a sweep: its cases, and the sentinel again at even distances and at the end.
 
     The sentinel is the case that was measured first. Cases are asked for one at a time: the trial of each is ``seen`` before.
+
+    Args:
+        cases: of the whole sweep, as many.
+        seconds: that they should take.
+        known: trials from before, of which the first may have made the sentinel already.
     """
 
-    def __init__(self, cases: Sequence[Case], known: Iterable[Trial], seconds: float) -> None:
-        again = times_again(len(cases), seconds)
-        self._cases = cases
-        self._places = {round(len(cases) * turn / again) for turn in range(1, again + 1)}
+    def __init__(self, cases: int, seconds: float, known: Iterable[Trial] = ()) -> None:
+        self._cases, self._again = cases, times_again(cases, seconds)
+        self._passed = 0
         self._sentinel = next((trial.case for trial in known if _is_timed_alone(trial)), None)
         self._is_again = False
 
-    def __iter__(self) -> Iterator[Case]:
-        for number, case in enumerate(self._cases, start=1):
+    def over(self, cases: Iterable[Case]) -> Iterator[Case]:
+        """Yield the sweep's cases, or those of its next part, and the sentinel wherever it is due."""
+        for case in cases:
             self._is_again = False
             yield case
-            if number in self._places and self._sentinel is not None:
+            self._passed += 1
+            is_due = self._passed * self._again % self._cases < self._again
+            if is_due and self._sentinel is not None:
                 self._is_again = True
                 yield self._sentinel
 

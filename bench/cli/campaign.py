@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -132,7 +132,7 @@ class Campaign:
         from dcp_core.cost import ceiling_of
 
         cases_s = sum(self.expected_s(cases, known).values())
-        if cases and self.cluster is None:
+        if cases:
             cases_s *= 1 + times_again(len(cases), cases_s) / len(cases)
         ceiling = ceiling_of(self.machine.device_name)
         starting_s = starting_seconds(self.machine.ranks, ceiling) + loading_seconds(cases, self.policy, ceiling)
@@ -177,10 +177,7 @@ def joined(running: Running, ranks: int | None) -> AbstractContextManager[Cluste
         return nullcontext()
     from bench.cluster import Cluster
 
-    cluster = Cluster(running.cluster, ranks, alone=not running.anyway)
-    for why in cluster.left_out:
-        warn(f"{why}.")
-    return cluster
+    return Cluster(running.cluster, ranks, told=warn, alone=not running.anyway)
 
 
 def campaign(asked: Asked, running: Running, ranks: int | None, cluster: Cluster | None = None) -> Campaign:
@@ -276,50 +273,42 @@ def shuffled(cases: Sequence[T], seed: int) -> list[T]:
 def _measure(
     asked: Campaign, missing: Sequence[Case], known: Sequence[Trial], store: Store, measured: list[Trial]
 ) -> None:
-    each = asked.expected_s(missing, known)
-    if asked.cluster is not None:
-        _measure_in_lanes(asked.cluster, asked.policy, missing, each, store, measured)
-        return
-    from bench.sentinel import Watch
-    from bench.supervisor import Supervisor
-
-    watch = Watch(missing, known, sum(each.values()))
+    each, lanes = asked.expected_s(missing, known), asked.lanes
     again: list[Trial] = []
     with (
-        screen(len(missing), sum(each.values())) as view,
-        Supervisor(asked.machine.ranks, asked.policy, alone=not asked.anyway) as supervisor,
+        screen(len(missing), sum(each.values()) / lanes) as view,
+        closing(_trials(asked, missing, known, each, view)) as trials,
     ):
-        supervisor.told = view.compiling
-        for trial in supervisor.measure(said(watch, view), each):
-            told = watch.seen(trial)
-            store.append(told)
-            if told.is_sentinel:
-                again.append(told)
-                view.show(f"the first case again: {case_line(told)}")
+        for trial in trials:
+            store.append(trial)
+            if trial.is_sentinel:
+                again.append(trial)
+                view.show(f"the first case again: {case_line(trial)}")
             else:
-                measured.append(told)
-                view.advance(case_line(told), each[told.case])
+                measured.append(trial)
+                view.advance(case_line(trial), each[trial.case] / lanes)
         view.now("done")
     for line in drift_notices([*known, *measured, *again]):
         warn(line)
 
 
-def _measure_in_lanes(
-    cluster: Cluster,
-    policy: Policy,
-    missing: Sequence[Case],
-    each: Mapping[Case, float],
-    store: Store,
-    measured: list[Trial],
-) -> None:
-    """Measure on a cluster, where no case is repeated: a drift of one lane says nothing of another."""
-    with screen(len(missing), sum(each.values()) / cluster.lanes) as view:
-        view.now(counted(cluster.lanes, "lane"))
-        for trial in cluster.measure(missing, policy, each):
-            store.append(trial)
-            measured.append(trial)
-            view.advance(case_line(trial), each[trial.case] / cluster.lanes)
-        view.now("done")
+def _trials(
+    asked: Campaign, missing: Sequence[Case], known: Sequence[Trial], each: Mapping[Case, float], view: Screen
+) -> Generator[Trial]:
+    """Yield the trials of cases as they end, measured here or on a cluster, those of a sentinel among them."""
+    if asked.cluster is not None:
+        asked.cluster.told = view.show
+        view.now(counted(asked.cluster.lanes, "lane"))
+        yield from asked.cluster.measure(missing, asked.policy, each)
+        return
+    from bench.sentinel import Watch
+    from bench.supervisor import Supervisor
+
+    watch = Watch(len(missing), sum(each.values()), known)
+    with Supervisor(asked.machine.ranks, asked.policy, alone=not asked.anyway) as supervisor:
+        supervisor.told = view.compiling
+        for trial in supervisor.measure(said(watch.over(missing), view), each):
+            yield watch.seen(trial)
 
 
 def said(cases: Iterable[Case], view: Screen) -> Iterator[Case]:

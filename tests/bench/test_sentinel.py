@@ -19,12 +19,14 @@ from tests.bench.made_up import CPU, trial
 CASES = [tiny(f"q8s{total}") for total in range(32, 92)]
 
 
-def order(watch: Watch, fails: int = 0) -> list[Trial]:
-    """Measure what a watch asks for; the first ``fails`` cases fail."""
+def order(watch: Watch, fails: int = 0, parts: int = 1) -> list[Trial]:
+    """Measure what a watch asks for, the cases handed over in parts; the first ``fails`` fail."""
     found: list[Trial] = []
-    for case in watch:
-        outcome = Failed("crashed", "a worker died") if len(found) < fails else None
-        found.append(watch.seen(trial(case, outcome, environment=CPU)))
+    size = len(CASES) // parts
+    for part in range(parts):
+        for case in watch.over(CASES[part * size : (part + 1) * size]):
+            outcome = Failed("crashed", "a worker died") if len(found) < fails else None
+            found.append(watch.seen(trial(case, outcome, environment=CPU)))
     return found
 
 
@@ -39,21 +41,36 @@ def test_a_case_is_repeated_every_25_cases_or_five_minutes_and_seldom_in_few(
 
 
 def test_the_first_case_is_repeated_at_even_distances_and_at_the_end() -> None:
-    found = order(Watch(CASES, [], 1.0))
+    found = order(Watch(len(CASES), 1.0))
     assert [place for place, one in enumerate(found) if one.is_sentinel] == [30, 61]
     assert [one.case for one in found if not one.is_sentinel] == CASES
     assert {one.case for one in found if one.is_sentinel} == {CASES[0]}
 
 
+@pytest.mark.parametrize("parts", [2, 5, 20])
+def test_a_sweep_in_parts_repeats_it_at_the_same_places(parts: int) -> None:
+    assert [one.is_sentinel for one in order(Watch(len(CASES), 1.0), parts=parts)] == [
+        one.is_sentinel for one in order(Watch(len(CASES), 1.0))
+    ]
+
+
+@pytest.mark.parametrize(("cases", "seconds"), [(7, 1e4), (26, 1.0), (60, 1e4), (99, 1.0), (260, 1.0)])
+def test_it_is_repeated_as_often_as_is_expected_and_after_the_last(cases: int, seconds: float) -> None:
+    watch = Watch(cases, seconds, [trial(CASES[0])])
+    found = [watch.seen(trial(case, environment=CPU)).is_sentinel for case in watch.over([CASES[1]] * cases)]
+    assert sum(found) == times_again(cases, seconds)
+    assert found[-1]
+
+
 def test_what_was_measured_first_is_repeated_though_it_was_in_an_earlier_run() -> None:
     known = [trial(tiny("q9s99"), Failed("crashed", "a worker died")), trial(tiny("q8s99"))]
-    assert {one.case for one in order(Watch(CASES, known, 1.0)) if one.is_sentinel} == {tiny("q8s99")}
+    assert {one.case for one in order(Watch(len(CASES), 1.0, known)) if one.is_sentinel} == {tiny("q8s99")}
 
 
 def test_what_failed_is_not_repeated() -> None:
-    found = order(Watch(CASES, [], 1.0), fails=2)
+    found = order(Watch(len(CASES), 1.0), fails=2)
     assert {one.case for one in found if one.is_sentinel} == {CASES[2]}
-    assert not any(one.is_sentinel for one in order(Watch(CASES, [], 1.0), fails=99))
+    assert not any(one.is_sentinel for one in order(Watch(len(CASES), 1.0), fails=99))
 
 
 def timed(
