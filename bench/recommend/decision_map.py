@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -136,6 +136,14 @@ def unlike_of(trials: Iterable[Trial]) -> dict[Deployment, dict[Workload, Decisi
         deployment: {workload: decision for workload, (decision, _) in cells.items()}
         for deployment, cells in _decided(trials, _unlike).items()
     }
+
+
+def batches_of(maps: Iterable[Map], unlike: Mapping[Deployment, Mapping[Workload, Decision]]) -> Counter[Deployment]:
+    """Return how many batches were decided of each deployment: those of its maps, and those of unlike requests."""
+    found = Counter({deployment: len(decisions) for deployment, decisions in unlike.items()})
+    for one in maps:
+        found[one.subject.deployment] += len(one.cells)
+    return found
 
 
 def _order(one: Deployment, phase: int) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from itertools import groupby
 from bench.grid import Column, Grid
 from bench.profile.entry import Ratio
 from bench.recommend.decision import Decision, Option, Origin
-from bench.recommend.decision_map import Deployment, Map, Phase, Row, is_served, maps_of, unlike_of
+from bench.recommend.decision_map import Deployment, Map, Phase, Row, batches_of, is_served, maps_of, unlike_of
 from bench.record import Measured, Trial, timed_alike
 from bench.report.choices import shown_ratio
 from bench.report.decision_map import exchange_notes
@@ -24,9 +24,9 @@ MIXED = "mixed batches"
 """Those of unlike requests, which have no context of their own."""
 OPEN = "not told apart"
 _NOT_TIMED = {
-    Origin.ASSUMED: ", exchange assumed",
-    Origin.GIVEN: ", exchange given",
-    Origin.UNKNOWN: ", exchange unknown",
+    Origin.ASSUMED: "assumed",
+    Origin.GIVEN: "given",
+    Origin.UNKNOWN: "unknown",
 }
 
 
@@ -85,11 +85,19 @@ class _Cell:
         return shown_ratio(Ratio(self.rival.span.median_us / self.decision.base.span.median_us, low, high))
 
     @property
+    def times(self) -> tuple[float, float]:
+        """How many times as long as dcp 1 the rival takes: what was measured, twice, or the bracket that it lies in."""
+        if self.rival.is_bracketed:
+            return self.bounds
+        ratio = _over(self.rival.span.median_us, self.decision.base.span.median_us)
+        return ratio, ratio
+
+    @property
     def label(self) -> str:
         """Where the larger sizes' times come from, size by size where that differs."""
-        words = {one.layout.dcp: _label(one) for one in self.decision.options[1:]}
+        words = {one.layout.dcp: _labels([one]) for one in self.decision.options[1:]}
         if len(set(words.values())) == 1:
-            return _label(self.rival)
+            return _labels([self.rival])
         return ", ".join(f"dcp {dcp} {word}" for dcp, word in words.items())
 
 
@@ -101,16 +109,17 @@ def dcp_choices(trials: Iterable[Trial]) -> list[DcpChoice]:
     sizes: dict[Deployment, set[int]] = {}
     for trial in known:
         sizes.setdefault(Deployment.of(trial), set()).update({trial.case.layout.dcp} if is_served(trial.case) else ())
+    batches = batches_of(maps, unlike)
     found = []
-    for where in sorted(sizes, key=lambda one: (one.shape.name, one.tp, one.machine)):
+    for where in sorted(sizes, key=lambda one: (-batches[one], one.shape.name, one.tp, one.machine)):
         kinds = {one.subject.phase: one for one in maps if one.subject.deployment == where}
         cells = {str(phase): _cells(one) for phase, one in kinds.items()}
         if where in unlike:
             cells[MIXED] = [_Cell(decision) for decision in unlike[where].values()]
         says = _says(where, cells, kinds.get(Phase.DECODE)) if cells else [_why_not(where, sizes[where])]
         grid = _grid(cells) if cells else None
-        found.append((sum(map(len, cells.values())), DcpChoice(_subject(where), tuple(says), grid)))
-    return [choice for _, choice in sorted(found, key=lambda pair: -pair[0])]
+        found.append(DcpChoice(_subject(where), tuple(says), grid))
+    return found
 
 
 def _cells(one: Map) -> list[_Cell]:
@@ -124,8 +133,8 @@ def _says(where: Deployment, kinds: Mapping[str, Sequence[_Cell]], decodes: Map 
     best = _sizes(larger, "and") if len(larger) == 1 else "the best larger dcp"
     for kind, cells in kinds.items():
         pays = _from_requests(decodes) if decodes and kind == Phase.DECODE else _throughout(cells)
-        labels = " or ".join(dict.fromkeys(_label(cell.rival) for cell in cells))
-        yield f"{kind.capitalize()}: {_winners(cells)}; {best} takes {_range(cells)} of dcp 1's time ({labels}){pays}."
+        labels = _labels(cell.rival for cell in cells)
+        yield f"{kind.capitalize()}: {_winners(cells)}; {best} takes {_times(cells)} ({labels}){pays}."
     memories = [KvMemory(where.shape, DcpLayout(where.tp, dcp)) for dcp in (1, *larger)]
     times = [f"{memories[0].bytes_per_token / memory.bytes_per_token:g}" for memory in memories[1:]]
     hold = "holds" if len(larger) == 1 else "hold"
@@ -244,13 +253,27 @@ def _range(cells: Sequence[_Cell]) -> str:
     return best.ratio if best is worst else f"{best.ratio} to {worst.ratio}"
 
 
+def _times(cells: Sequence[_Cell]) -> str:
+    """Say how many times as long as dcp 1 the best larger size takes, least to most: intervals are left to the table."""
+    low, high = min(cell.times[0] for cell in cells), max(cell.times[1] for cell in cells)
+    if high == math.inf:
+        return f"{low:.2f} times dcp 1's time or more"
+    return f"{' to '.join(dict.fromkeys((f'{low:.2f}', f'{high:.2f}')))} times dcp 1's time"
+
+
 def _bracket(low: float, high: float) -> str:
     return f"{low:.2f} or more" if high == math.inf else f"{low:.2f} … {high:.2f}"
 
 
-def _label(one: Option) -> str:
-    part = one.parts[0]
-    return f"{part.step.label}{_NOT_TIMED.get(part.exchange.origin, '')}"
+def _labels(options: Iterable[Option]) -> str:
+    """Say where times come from, each label once: ``simulated, exchange assumed`` also where some steps exchange nothing."""
+    found: dict[str, dict[str, None]] = {}
+    for one in options:
+        part = one.parts[0]
+        not_timed = found.setdefault(part.step.label, {})
+        if part.exchange.origin in _NOT_TIMED:
+            not_timed[_NOT_TIMED[part.exchange.origin]] = None
+    return " or ".join(f"{label}, exchange {' or '.join(words)}" if words else label for label, words in found.items())
 
 
 def _subject(where: Deployment) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.recommend.decision import Decision, Option, Origin
-from bench.recommend.decision_map import Map, Phase, Row, maps_of
+from bench.recommend.decision_map import Map, Phase, Row, batches_of, maps_of, unlike_of
 from bench.record import Label, Trial
 from bench.report import style
 from bench.report.cells import Size, most, panels
@@ -42,24 +42,37 @@ _MEANING: Mapping[Label, str] = {
 _CELL_INCHES, _AROUND_INCHES = Size(1.55, 0.66), Size(0.9, 1.45)
 
 
-def draw(trials: Sequence[Trial], *, budget: int = BUDGET_BYTES) -> Figure | Mapping[str, Figure] | str:
+def draw(
+    trials: Sequence[Trial], *, budget: int = BUDGET_BYTES, most: int | None = None
+) -> Figure | Mapping[str, Figure | str] | str:
     """Draw which dcp and path is fastest over context and concurrency, a picture per model, tp and phase.
 
     Filled where one is fastest over all that is not known, hatched where the exchange decides.
 
+    Args:
+        budget: bytes of KV cache on each rank.
+        most: draw no more pictures than that, those with most cells; all if None.
+
     Returns:
-        The figure; or several, by what a file's name can say of their model, tp, device and phase; or why there is none.
+        The figure; or several, in the order of a report's answers, by what a file's name can say of their model, tp, device and
+        phase, and of those beyond ``most`` what draws them, under an empty name; or why there is none.
     """
     found = maps_of(trials)
     maps = [one for one in found if len(one.cells) > 1]
     if not maps:
         return _missing(found)
     on_which = len({one.subject.deployment.machine for one in maps}) > 1
+    batches = batches_of(found, unlike_of(trials))
     pages: dict[str, list[Map]] = defaultdict(list)
-    for one in maps:
+    for one in sorted(maps, key=lambda one: -batches[one.subject.deployment]):
         said = f"{_name(one, on_which=on_which)}, {one.subject.phase}"
         pages[re.sub(r"[^A-Za-z0-9.]+", "-", said).strip("-.")].append(one)
-    figures = {name: _figure(page, budget, on_which=on_which) for name, page in pages.items()}
+    largest = sorted(pages, key=lambda name: -sum(len(one.cells) for one in pages[name]))[:most]
+    figures: dict[str, Figure | str] = {
+        name: _figure(page, budget, on_which=on_which) for name, page in pages.items() if name in largest
+    }
+    if hidden := len(pages) - len(figures):
+        figures[""] = f"{hidden} more with fewer cells, which 'dcpbench plot --figure decision-map' draws"
     return figures if len(figures) > 1 else next(iter(figures.values()))
 
 

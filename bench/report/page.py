@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -21,9 +21,9 @@ from bench.record import Measured, Trial, latest
 from bench.report.choices import entries_grid
 from bench.report.command import command_of
 from bench.report.dcp_choice import DcpChoice, dcp_choices
-from bench.report.plot import Drawn, draw_all
+from bench.report.plot import Draw, Drawn, draw_all, figures
 from bench.report.summary import WHAT_WORDS_MEAN, about, gains, machine_grids, others_grid
-from bench.report.table import dcp_of, label_of, micros, notes_of, settings_line, spread
+from bench.report.table import dcp_of, flag_letters, label_of, micros, notes_of, settings_line, spread
 
 _HERE = Path(__file__).parent
 _FILTERED = 30
@@ -34,20 +34,27 @@ _FILTER = (
 )
 _MAP = "decision-map"
 """The picture that stands before the others, in a section of its own."""
+MOST_MAPS = 13
+"""Of up to 150 KB each: with all other pictures, and tables of 2,000 trials, less than 5 MB."""
+PICTURES = figures(most_maps=MOST_MAPS)
+"""What draws those of a page."""
 
 
-def page(trials: Sequence[Trial], profiles: Sequence[Profile], *, command: str) -> str:
+def page(
+    trials: Sequence[Trial], profiles: Sequence[Profile], *, command: str, draws: Mapping[str, Draw] = PICTURES
+) -> str:
     """Return a page of HTML about some trials; of each case the last counts.
 
     Args:
         profiles: picked from them.
         command: that makes the page again.
+        draws: what draws its pictures, by name.
     """
     last = latest(trials)
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     choices = dcp_choices(last)
-    decision_map, pictures = _pictures(last, command)
+    decision_map, pictures = _pictures(last, command, draws)
     sections = [
         ("answer", "Answer", _answer(choices)),
         ("map", "Decision map", decision_map),
@@ -93,7 +100,7 @@ def _settings(profiles: Sequence[Profile]) -> str:
     return f"<p class=answer>{_text(gains(profiles))}</p>{tables}"
 
 
-def _pictures(trials: Sequence[Trial], command: str) -> tuple[str, str]:
+def _pictures(trials: Sequence[Trial], command: str, draws: Mapping[str, Draw]) -> tuple[str, str]:
     """Return the decision maps, or nothing; and the other pictures that the trials allow, with why some are missing.
 
     On a dark screen the style sheet inverts them: what ``dcpbench plot --dark`` draws would double the page and its time.
@@ -101,7 +108,7 @@ def _pictures(trials: Sequence[Trial], command: str) -> tuple[str, str]:
     maps: list[str] = []
     others: list[str] = []
     missing: list[str] = []
-    for picture in draw_all(trials, command=command, formats=("png",)):
+    for picture in draw_all(trials, command=command, formats=("png",), draws=draws):
         if isinstance(picture, Drawn):
             (maps if picture.figure == _MAP else others).append(_figure(picture))
         else:
@@ -133,11 +140,12 @@ def _measured(trials: Sequence[Trial]) -> str:
     """Return the table of all that was measured, which a script sorts and filters."""
     columns = ("model", "tp", "dcp", "batch", "settings", "step µs", "95%", "plan µs", "label", "flags", "again")
     heads = [Column(name, right=name in ("tp", "step µs", "95%", "plan µs")) for name in columns]
-    rows = [_row(trial, trial.outcome) for trial in trials if isinstance(trial.outcome, Measured)]
-    return f"{_FILTER}{_table(heads, rows)}{_list(notes_of(trials))}"
+    letters, meanings = flag_letters(trials)
+    rows = [_row(trial, trial.outcome, letters) for trial in trials if isinstance(trial.outcome, Measured)]
+    return f"{_FILTER}{_table(heads, rows)}{_list([*meanings, *notes_of(trials, flagged=False)])}"
 
 
-def _row(trial: Trial, outcome: Measured) -> str:
+def _row(trial: Trial, outcome: Measured, letters: Mapping[str, str]) -> str:
     case, step = trial.case, outcome.step_us
     half = (step.high - step.low) / 2 / step.median if step.median else 0.0
     texts = [_text(text) for text in (case.shape.name, str(case.layout.tp), dcp_of(case), str(case.workload))]
@@ -151,7 +159,10 @@ def _row(trial: Trial, outcome: Measured) -> str:
             (outcome.plan_us, micros(outcome.plan_us)),
         )
     ]
-    cells += [f"<td class=label>{_text(label_of(trial, outcome))}", f"<td>{_text('; '.join(outcome.flags))}"]
+    cells += [
+        f"<td class=label>{_text(label_of(trial, outcome))}",
+        f"<td>{' '.join(letters[flag] for flag in outcome.flags)}",
+    ]
     cells += [f"<td><details><summary>command</summary><code>{_text(command_of(trial))}</code></details>"]
     return f"<tr>{''.join(f'{cell}</td>' for cell in cells)}</tr>"
 

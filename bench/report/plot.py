@@ -31,19 +31,22 @@ from bench.report.dark import darken
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Draw = Callable[[Sequence[Trial]], "Figure | Mapping[str, Figure] | str"]
-"""What draws trials: a figure, several by what their files' names add, or why there is none."""
+Draw = Callable[[Sequence[Trial]], "Figure | Mapping[str, Figure | str] | str"]
+"""What draws trials: a figure, several by what their files' names add, or why there is none, as of several may be said too."""
 
 
-def figures(*, budget: int = kv_memory.BUDGET_BYTES, length: int = kv_memory.LENGTH) -> Mapping[str, Draw]:
+def figures(
+    *, budget: int = kv_memory.BUDGET_BYTES, length: int = kv_memory.LENGTH, most_maps: int | None = None
+) -> Mapping[str, Draw]:
     """Return what draws each picture, by the name of its files.
 
     Args:
         budget: bytes of KV cache on each rank, where a picture tells what fits.
         length: tokens of a request, where it tells how many of them do.
+        most_maps: draw no more decision maps than that; all if None.
     """
     return {
-        "decision-map": partial(decision_map.draw, budget=budget),
+        "decision-map": partial(decision_map.draw, budget=budget, most=most_maps),
         "pareto": partial(pareto.draw, budget=budget),
         "latency": latency.draw,
         "mask-cost": mask_cost.draw,
@@ -151,11 +154,11 @@ def draw_all(
         else:
             shown = last if name in OF_EVERY_WAY else alike
         drawn = draws[name](shown)
-        if isinstance(drawn, str):
-            yield NotDrawn(name, drawn)
-            continue
         for page, figure in drawn.items() if isinstance(drawn, Mapping) else [("", drawn)]:
-            yield Drawn(name, page, figure.get_suptitle(), _contents(figure, command, formats, is_dark))
+            if isinstance(figure, str):
+                yield NotDrawn(name, figure)
+            else:
+                yield Drawn(name, page, figure.get_suptitle(), _contents(figure, command, formats, is_dark))
 
 
 def _contents(figure: Figure, command: str, formats: Sequence[str], is_dark: bool) -> tuple[bytes, ...]:

@@ -59,14 +59,18 @@ def trials_grids(trials: Iterable[Trial]) -> list[Grid]:
     return [_grid(title, rows) for title, rows in sections.items()]
 
 
-def notes_of(trials: Iterable[Trial]) -> list[str]:
-    """Return a sentence for every reason for which cases were skipped or failed, and for every flag, with counts."""
+def notes_of(trials: Iterable[Trial], *, flagged: bool = True) -> list[str]:
+    """Return a sentence for every reason for which cases were skipped or failed, and for every flag, with counts.
+
+    Args:
+        flagged: False where ``flag_letters`` stand for flags.
+    """
     last = latest(trials)
     skipped = Counter(trial.outcome.reason for trial in last if isinstance(trial.outcome, Skipped))
     failed = Counter(
         f"{trial.outcome.fault}: {trial.outcome.message}" for trial in last if isinstance(trial.outcome, Failed)
     )
-    flags = _alike(flag for trial in last if isinstance(trial.outcome, Measured) for flag in trial.outcome.flags)
+    flags = _alike(_flags(last)) if flagged else []
     untimed = sum(isinstance(trial.outcome, Measured) and not trial.outcome.exchange_timed for trial in last)
     lines = [f"{counted(count, 'case')} failed: {_sentence(why)}" for why, count in failed.most_common()]
     lines += [f"{counted(count, 'case')} skipped: {_sentence(why)}" for why, count in skipped.most_common()]
@@ -77,6 +81,13 @@ def notes_of(trials: Iterable[Trial]) -> list[str]:
             f"by itself, and the exchange's time is not in the step."
         )
     return lines
+
+
+def flag_letters(trials: Iterable[Trial]) -> tuple[dict[str, str], list[str]]:
+    """Return the letter of each flag, ``(a)`` for the most frequent, and what each letter means, with counts."""
+    counts = Counter(_flags(latest(trials))).most_common()
+    letters = {flag: f"({_letter(number)})" for number, (flag, _) in enumerate(counts)}
+    return letters, [f"{letters[flag]} {counted(count, 'case')} flagged: {_sentence(flag)}" for flag, count in counts]
 
 
 def kernels_of(settings: Settings) -> str:
@@ -172,6 +183,10 @@ class Footnotes:
     def lines(self) -> tuple[str, ...]:
         """Return what each letter means."""
         return tuple(f"({letter}) {more}" for more, letter in self._letters.items())
+
+
+def _flags(trials: Iterable[Trial]) -> list[str]:
+    return [flag for trial in trials if isinstance(trial.outcome, Measured) for flag in trial.outcome.flags]
 
 
 def _others(settings: Settings) -> list[str]:

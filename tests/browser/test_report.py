@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from bench.record import Failed, Skipped, Trial
 from bench.report.page import page
+from bench.report.plot import FIGURES
 from bench.tune.pick import pick
 from tests.bench.made_up import cases, trial
 
@@ -64,11 +66,24 @@ def column(browser: Any, number: int) -> list[str]:
     return [str(cell.get_attribute("data-value") or cell.text) for cell in cells]
 
 
+def test_the_network_is_off_for_addresses_too(browser: Any, tmp_path: Path) -> None:
+    from selenium.common.exceptions import WebDriverException
+
+    opened(browser, tmp_path, TRIALS)
+    refused = pytest.raises(WebDriverException, match="ERR_INTERNET_DISCONNECTED")
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server, refused:
+        browser.get(f"http://127.0.0.1:{server.server_port}/")
+    browser.get_log("browser")  # which says so too
+
+
 def test_everything_is_shown_and_the_browser_complains_of_nothing(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path, TRIALS)
     assert browser.title.startswith("dcpbench: ")
     pictures = find(browser, "figure img")
-    assert len(pictures) >= 3
+    captions = [caption.text.split(": ")[0].replace(" ", "-") for caption in find(browser, "figcaption")]
+    missing = [line.text.split(": ")[0] for line in find(browser, "#pictures li")]
+    assert len(pictures) == len(captions)
+    assert sorted([*{*captions}, *missing]) == sorted(FIGURES)
     assert pictures[0].get_attribute("alt").startswith("Which dcp: the fastest attention step of one layer")
     assert all(browser.execute_script("return arguments[0].naturalWidth", picture) > 300 for picture in pictures)
     assert find(browser, "#trials output")[0].text == f"{len(TRIALS)} of {len(TRIALS)} shown"

@@ -44,7 +44,7 @@ def test_where_dcp_1_always_wins_its_price_and_what_it_gives_are_said() -> None:
     assert [re.split(":", one)[0] for one in kinds] == ["Decode", "Drafted decode", "Chunked prefill", "Mixed batches"]
     assert kinds[0].startswith("Decode: dcp 1 is fastest in all 3 batches measured; dcp 2 takes ")
     assert "in the one batch measured" in kinds[1]
-    assert all(one.endswith("of dcp 1's time (measured).") for one in kinds)
+    assert all(re.search(r" takes [\d.]+( to [\d.]+)? times dcp 1's time \(measured\)\.$", one) for one in kinds)
     assert held == "dcp 2 holds 2 times the KV tokens of dcp 1."
     assert {row[1] for row in rows(choice)} == {"dcp 1"}
     assert choice.grid is not None
@@ -84,6 +84,23 @@ def test_a_simulated_step_is_never_shown_without_its_label_and_what_is_not_known
     assert "Simulated steps lack their exchange" in choice.grid.footnotes[0]
 
 
+def test_a_sentence_says_least_and_most_and_leaves_intervals_to_the_table() -> None:
+    found = []
+    for batch, step_us in (("1q1s8k", 123.4), ("64q1s8k", 56.78), ("64q1s128k", 99.0)):
+        for case in cases([batch], **MEASURED):
+            wide = summary(step_us if case.layout.dcp > 1 else 100.0, spread=0.3)
+            found.append(trial(case, replace(measured(case, ceiling_of("H200")), step_us=wide)))
+    choice = only(found)
+    assert "; dcp 2 takes 0.57 to 1.23 times dcp 1's time (measured)" in choice.says[0]
+    assert "±" in rows(choice)[0][2]
+
+
+def test_of_steps_some_of_which_exchange_nothing_a_label_stands_once() -> None:
+    told = only(trials("q2k", "q2ks10k", "q512s8k", **SIMULATED)).says[0]
+    assert told.startswith("Chunked prefill: ")
+    assert " times dcp 1's time (simulated, exchange assumed)" in told
+
+
 def test_where_an_exchange_would_decide_dcp_pays_perhaps() -> None:
     told = only(trials("1q1s8k", "64q1s128k", **SIMULATED)).says[0]
     assert told.endswith(" and pays from 64 requests on at a context of 128k, perhaps at 8k.")
@@ -93,6 +110,7 @@ def test_of_links_that_nobody_knows_no_size_wins() -> None:
     choice = only(trial(case, environment=CPU) for case in cases(BATCHES, **SIMULATED))
     assert {row[1] for row in rows(choice)} <= {"not told apart", "dcp 1"}
     assert all(row[2].endswith(" or more") for row in rows(choice))
+    assert re.search(r" takes [\d.]+ times dcp 1's time or more \(simulated, exchange unknown\)", choice.says[0])
     assert {row[3] for row in rows(choice)} == {"simulated, exchange unknown"}
 
 

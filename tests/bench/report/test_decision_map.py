@@ -17,6 +17,7 @@ from bench.recommend.decision import Origin, Standing
 from bench.recommend.decision_map import Map, Phase, Row, maps_of
 from bench.record import Label, Measured, Trial, latest
 from bench.report import decision_map
+from bench.report.dcp_choice import dcp_choices
 from bench.shipped import reference_folder
 from bench.store import Store, read_run
 from dcp_core.settings import ExchangeName
@@ -30,7 +31,8 @@ def pictures(found: list[Trial]) -> Mapping[str, Figure]:
     """The figures by name; a single one has none."""
     figures = decision_map.draw(found)
     assert not isinstance(figures, str), figures
-    return figures if isinstance(figures, Mapping) else {"": figures}
+    several = figures if isinstance(figures, Mapping) else {"": figures}
+    return {name: figure for name, figure in several.items() if not isinstance(figure, str)}
 
 
 def words(found: list[Trial]) -> str:
@@ -294,6 +296,22 @@ def test_each_model_tp_and_phase_has_a_picture_that_a_sheet_of_paper_holds() -> 
     captions = ["\n".join(text.get_text() for text in figure.texts) for figure in found]
     assert ["Pays:" in one for one in captions] == [re.search(r"-\d+-decode$", name) is not None for name in names]
     assert all("Pays:" in one or "Pays, for each number of new tokens:" in one for one in captions)
+
+
+def test_the_largest_of_many_maps_are_drawn_in_the_order_of_the_answers_and_the_others_counted() -> None:
+    sizes = {"few": 2, "many": 4, "some": 3}
+    found = [
+        one
+        for number, (name, count) in enumerate(sizes.items(), start=2)
+        for one in trials(*BATCHES[:count], shape=replace(QWEN, name=name, layers=number), **SIMULATED)
+    ]
+    answers = [choice.subject.split(",")[0] for choice in dcp_choices(found)]
+    assert list(pictures(found)) == [f"{name}-tp-8-decode" for name in answers]
+    drawn = decision_map.draw(found, most=2)
+    assert isinstance(drawn, Mapping)
+    more = "1 more with fewer cells, which 'dcpbench plot --figure decision-map' draws"
+    assert [*drawn] == ["many-tp-8-decode", "some-tp-8-decode", ""]
+    assert drawn[""] == more
 
 
 def test_a_name_that_no_file_may_have_is_none_of_a_picture() -> None:

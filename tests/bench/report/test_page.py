@@ -14,12 +14,14 @@ import pytest
 
 from bench.cli import main
 from bench.cli.exits import Exit
-from bench.record import Failed, Skipped, Trial
-from bench.report.page import page
+from bench.record import Failed, Measured, Skipped, Trial
+from bench.report.page import MOST_MAPS, page
+from bench.report.plot import FIGURES
 from bench.store import Store
 from bench.tune.pick import pick
-from dcp_core.shapes import Workload
-from tests.bench.made_up import cases, trial
+from tests.bench.made_up import QWEN, cases, trial
+
+pytestmark = pytest.mark.timeout(400)  # all pictures of two thousand trials take 45 s of one core
 
 TRIALS = [trial(case) for case in cases(["8q1s1k", "q512"], exchanges=("ag_rs",))]
 MAPPED = [trial(case) for case in cases(["8q1s1k", "16q1s8k", "q512", "q512s8704"], exchanges=("ag_rs",))]
@@ -95,11 +97,9 @@ def test_the_command_that_made_the_page_stands_once_where_it_was_measured() -> N
 
 
 def test_each_picture_says_what_it_shows_and_that_is_its_title(mapped: str) -> None:
-    from bench.report.plot import FIGURES
-
     drawn = [figures for draw in FIGURES.values() if not isinstance(figures := draw(MAPPED), str)]
     pages = [list(figures.values()) if isinstance(figures, Mapping) else [figures] for figures in drawn]
-    titles = [escape(figure.get_suptitle()) for page in pages for figure in page]
+    titles = [escape(figure.get_suptitle()) for page in pages for figure in page if not isinstance(figure, str)]
     assert len(titles) > 3
     assert all(titles)
     assert re.findall('<img alt="([^"]*)"', mapped) == titles
@@ -163,16 +163,13 @@ def test_the_same_trials_make_the_same_page(whole: str) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> str:
-    """Make the page of two thousand trials."""
-    some = [one for one in TRIALS if one.case.layout.dcp == 2]
+    """Make the page of two thousand trials, of so many models that not all of their maps are on it."""
+    batches = [f"{requests}q{new}s{total}" for total in ("8k", "32k") for new, requests in product((1, 4, 512), (1, 4))]
+    some = list(cases(batches, kernels=("fa2",), exchanges=("ag_rs",)))
     many: list[Trial] = []
-    for one, context in product(some, range(2000 // len(some) + 1)):
-        new = one.case.workload.requests[0].new
-        workload = Workload.of([new] * 3, [new + 1024 + context] * 3)
-        try:
-            many.append(trial(replace(one.case, workload=workload)))
-        except ValueError:
-            continue
+    for number in range(1, 2000 // len(some) + 2):
+        shape = replace(QWEN, name=f"model-{number}", layers=number)
+        many += [trial(replace(case, shape=shape)) for case in some]
     many = many[:2000]
     assert len(many) == 2000
     return page(many, pick(many), command="dcpbench report")
@@ -180,7 +177,31 @@ def large() -> str:
 
 def test_two_thousand_trials_fit_into_five_megabytes(large: str) -> None:
     assert large.count("<code>dcpbench --ranks ") == 2000
-    assert len(large.encode()) < 5 << 20
+    assert len(large.encode()) < 5_000_000
+
+
+def test_of_many_maps_the_page_has_the_largest_and_says_how_many_more_there_are(large: str) -> None:
+    shown = re.findall("<figcaption>decision map: (.*?)</figcaption>", large)
+    models = dict.fromkeys(name.rsplit("-tp-8-", 1)[0] for name in shown)
+    answers = re.findall(r"<h3>(model-\d+), tp 8, on ", large)
+    assert len(shown) == MOST_MAPS
+    assert list(models) == [name for name in dict.fromkeys(answers) if name in models]
+    (more,) = re.findall(r"<li>decision-map: (\d+) more with fewer cells, which .*? draws</li>", large)
+    assert int(more) > 3 * MOST_MAPS
+
+
+def test_a_flag_has_a_letter_in_its_row_and_its_words_once_below() -> None:
+    capped, apart = "stopped at the cap", "samples are <b>correlated</b>"
+    flags = [(capped, apart), (), (apart,), *[()] * (len(TRIALS) - 3)]
+    found = []
+    for one, mine in zip(TRIALS, flags, strict=True):
+        assert isinstance(one.outcome, Measured)
+        found.append(replace(one, outcome=replace(one.outcome, flags=mine)))
+    section = page(found, pick(found), command="x", draws={}).split('<section id="trials">')[1].split("</section>")[0]
+    cells = [re.findall("<td.*?>(.*?)</td>", row)[9] for row in section.split("<tbody>")[1].split("<tr>")[1:]]
+    assert cells == ["(b) (a)", "", "(a)", *[""] * (len(TRIALS) - 3)]
+    assert f"<li>(a) 2 cases flagged: {escape(apart)}.</li><li>(b) 1 case flagged: {capped}.</li>" in section
+    assert section.count(escape(apart)) == section.count(capped) == 1
 
 
 def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +209,10 @@ def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
         for one in TRIALS[:3]:
             store.append(one)
     assert main(["report", "--results", str(tmp_path / "results"), "-o", str(tmp_path / "page.html")]) == Exit.DONE
-    assert "report   " in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "report   " in said.out
+    told = re.findall(r"^\[(\d+)/(\d+).*?\] drawn ([a-z-]+)$", said.err, re.MULTILINE)
+    assert told == [(str(number), str(len(FIGURES)), name) for number, name in enumerate(FIGURES, start=1)]
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert main(["report", "--results", str(tmp_path / "none"), "-o", str(tmp_path / "page.html")]) == Exit.USAGE
 

@@ -70,6 +70,10 @@ def test_the_command_prints_it_and_refuses_to_call_a_page_otherwise(
         assert main([*where, "-o", str(tmp_path / name)]) == Exit.USAGE
         assert instead in capsys.readouterr().err.replace("\n", " ")
         assert not (tmp_path / name).exists()
+    for name in ("x.pdf", "x.HTML.gz", "x.svg"):
+        assert main([*where, "-o", str(tmp_path / name)]) == Exit.USAGE
+        assert "would be a page of HTML: call it .html" in capsys.readouterr().err.replace("\n", " ")
+        assert not (tmp_path / name).exists()
     assert main([*where, "--markdown", "-o", str(tmp_path / "x.html")]) == Exit.USAGE
 
 
