@@ -226,7 +226,9 @@ def test_a_context_where_nothing_is_compared_has_no_number_of_requests(ask: Aski
     assert pays(out)["128k"] == "–"
     assert "A lone –: none of them was." in out
     _, out, _ = ask(*beyond, "--context", "32k,128k", "--concurrency", "1", "--json")
-    assert ["pays_at_best_from" in one for one in json.loads(out)["contexts"]] == [True, False]
+    assert ["pays_at_best_from" in one for one in json.loads(out)["contexts"]] == [False, False]
+    _, out, _ = ask(*MODEL, "--map", "--context", "32k,128k", "--concurrency", "1", "--json")
+    assert ["pays_at_best_from" in one for one in json.loads(out)["contexts"]] == [True, True]
 
 
 def test_where_tp_is_too_small_a_map_says_what_an_answer_does(ask: Asking) -> None:
