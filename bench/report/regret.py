@@ -30,6 +30,8 @@ MARKERS = {"white": "p", "autocorrelated": "<", "drifting": ">", "two clocks": "
 SEARCHED = "as searched"
 """In place of a noise: real searches, on the device that the table was measured on."""
 _STAR = "*"
+"""Of what was measured: larger than the others, edged in white and drawn last, since it lies among those of its strategy."""
+_STAR_SIZE = 11
 _ASIDE = 0.012
 """Between markers of one strategy, so that they do not hide one another."""
 _ROOM = 3.0
@@ -124,7 +126,9 @@ def _mark(one: Tried, y: tuple[float, float, float]) -> style.Mark:
 
 
 def _draw_panel(axes: Axes, marks: Mapping[Tried, style.Mark]) -> None:
-    style.scatter(axes, marks.values(), capsize=2, elinewidth=0.9, ms=6)
+    style.scatter(axes, (mark for mark in marks.values() if mark.marker != _STAR), capsize=2, elinewidth=0.9, ms=6)
+    stars = [mark for mark in marks.values() if mark.marker == _STAR]
+    style.scatter(axes, stars, capsize=2, elinewidth=0.9, ms=_STAR_SIZE, mec="white", mew=0.9)
     shares = [mark.x[1] for mark in marks.values()]
     axes.set_xlim(min(0.0, min(shares) - 2 * _ASIDE), max(shares) + 8 * _ASIDE)
     axes.set_xlabel("time, of an exhaustive search's")
@@ -191,7 +195,7 @@ def _notes(batches: Sequence[Batch], found: Sequence[Tried], *, hidden: int, sea
         "races: as dcpbench tune searches, confirmation included; each alone: every candidate measured, the best median; one "
         "look each: a sample of every one; a random third: of the candidates, with the default."
     )
-    notes = [how, f"{strategies} Bars: 95 % interval of the mean over batches."]
+    notes = [how, f"{strategies} Bars: 95 % interval of the mean over batches; the worst is one of them, and has none."]
     notes += _nothing_saved(found)
     if searched:
         notes.append(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
+from matplotlib.collections import Collection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from bench.noise import NOISES
 from bench.record import Label, Trial
 from bench.report import regret, style
-from bench.report.dark import dark
+from bench.report.dark import GROUND, dark, darken
 from bench.report.regret import Tried, tried
 from bench.tune.loop import search
 from bench.tune.paper import Paper, table_of, told_apart
@@ -143,6 +145,32 @@ def test_what_is_modelled_is_pale_and_only_what_was_measured_full() -> None:
         assert len(marks) > len(NOISES)
         for mark in marks:
             assert (to_rgb(mark.get_markerfacecolor()) == to_rgb(mark.get_color())) == (mark.get_marker() == "*")
+
+
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_nothing_is_drawn_over_the_star_which_stands_off_from_what_it_lies_on(*, is_dark: bool) -> None:
+    table = table_of(FOUND)
+    batch = next(one for one in told_apart(table, H200) if len(one.candidates) > 3)
+    paper = Paper(table, NOISES["white"](), seed=1)
+    *_, (_, raced) = search([batch], (), paper, now=lambda: paper.seconds)
+    figure = regret.draw([*FOUND, *raced])
+    assert isinstance(figure, Figure)
+    if is_dark:
+        darken(figure)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        parts = sorted(axes.get_children(), key=lambda part: part.get_zorder())
+        (star,) = (line for line in axes.lines if line.get_marker() == "*")
+        later = parts[parts.index(star) + 1 :]
+        box = star.get_window_extent()
+        words = [part for part in later if isinstance(part, Text) and part.get_text()]
+        assert not any(part.get_window_extent().overlaps(box) for part in words)
+        assert not [part for part in later if isinstance(part, (Line2D, Collection))]
+        marks = [line for line in axes.lines if line.get_marker() in regret.MARKERS.values()]
+        assert star.get_markersize() > 1.5 * max(mark.get_markersize() for mark in marks)
+        edge, inside = star.get_markeredgecolor(), star.get_markerfacecolor()
+        assert to_rgb(edge) == pytest.approx(GROUND if is_dark else (1, 1, 1))
+        assert to_rgb(edge) != to_rgb(inside)
 
 
 @pytest.mark.parametrize("found", [[], trials("q512s8k", kernels=("fa3",), dcps=(2,))], ids=["none", "no default"])
