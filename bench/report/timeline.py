@@ -25,6 +25,8 @@ _LANE = 0.36
 """Height of a lane; a step has two."""
 _SMALL, _CHARACTERS, _FEWEST = 6, 76, 7
 """Size of names in a lane, how many characters of it a panel is wide, and below how many none is shown."""
+_SEEN = 0.0005
+"""The least share of a step that a traced row's end before its diamond is told from."""
 TRACED = {True: ("exchange", "#6aaee6"), False: ("compute", "#c8c8c8")}
 """What a kernel or copy of a traced step is called and its colour, by whether it communicates: they are too many for one each."""
 HOW = {
@@ -33,10 +35,6 @@ HOW = {
     "the lengths they have alone.",
 }
 """How a step was drawn, by whether its trial has a timeline."""
-EARLY = (
-    "Where a traced row ends before its diamond: CUPTI watches a few repetitions only, on a device cooler and so faster than "
-    "while the step is timed."
-)
 _Step = tuple[Trial, Measured]
 
 
@@ -81,15 +79,16 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         figure, axes = style.panels(len(shown), width=6.8, height=1.0 + 0.46 * most, columns=2)
         for place, (name, steps) in zip(axes, shown.items(), strict=True):
             _draw_panel(place, name, steps, trials)
-        style.title(figure, "What runs when in a step of split")
         kept = [step for steps in shown.values() for step in steps]
+        has_baseline = any(trial.case.settings.path is PathName.TP for trial, _ in kept)
+        style.title(figure, f"What runs when in a step of split{', beside tp at dcp 1' if has_baseline else ''}")
         ways = {bool(outcome.timeline) for _, outcome in kept}
         notes = [HOW[way] for way in sorted(ways, reverse=True)]
         notes.append(
             "Upper lane: the exchange. Diamond: the whole step, timed in one go, without CUPTI, with its 95 % interval."
         )
-        if any(map(_ends_early, kept)):
-            notes.append(EARLY)
+        if (share := max(map(_missing, kept))) >= _SEEN:
+            notes.append(_early(share))
         if len(panels) > len(shown):
             notes.append(style.not_shown(len(panels) - len(shown)))
         style.finish(figure, _key(kept, trials), [trial for trial, _ in kept], *notes)
@@ -182,10 +181,19 @@ def _draw_piece(axes: Axes, row: int, piece: Piece, *, traced: bool, longest: fl
         axes.text(*at, style.name(piece.name, fits), ha="center", va="center", fontsize=_SMALL, color="#111111")
 
 
-def _ends_early(step: _Step) -> bool:
-    """Tell whether a traced row ends before its diamond."""
+def _missing(step: _Step) -> float:
+    """Return by what share of the step a traced row ends before its diamond; 0 for one that does not."""
     _, outcome = step
-    return 0 < max((piece.end_us for piece in outcome.timeline), default=0.0) < outcome.step_us.median
+    end_us = max((piece.end_us for piece in outcome.timeline), default=0.0)
+    return max(0.0, 1 - end_us / outcome.step_us.median) if end_us > 0 else 0.0
+
+
+def _early(share: float) -> str:
+    """Say how far before their diamonds traced rows end, and what may be the reason."""
+    return (
+        f"Traced rows end up to {100 * share:.1f} % before their diamonds: CUPTI watches a few repetitions only, when the device "
+        "may be cooler and so faster than while the step is timed."
+    )
 
 
 def _name(trial: Trial, outcome: Measured) -> str:

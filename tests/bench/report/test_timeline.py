@@ -156,7 +156,18 @@ def test_that_a_traced_row_ends_before_its_diamond_is_explained_only_where_one_d
     for steps, is_told in (([split(), traced()], True), ([traced((*TRACED, whole))], False), ([split()], False)):
         figure = timeline.draw(steps)
         assert isinstance(figure, Figure)
-        assert ("CUPTI watches a few repetitions only" in words(figure).replace("\n", " ")) is is_told
+        said = " ".join(words(figure).split())
+        assert (
+            "Traced rows end up to 0.2 % before their diamonds: CUPTI watches a few repetitions only" in said
+        ) is is_told
+
+
+def test_the_title_tells_of_the_baseline_where_a_row_is_one() -> None:
+    (baseline,) = trials(BATCH, dcps=(1,), kernels=("fa3",))
+    for steps, told in (([split()], ""), ([split(), baseline], ", beside tp at dcp 1")):
+        figure = timeline.draw(steps)
+        assert isinstance(figure, Figure)
+        assert figure.get_suptitle() == f"What runs when in a step of split{told}"
 
 
 def test_the_panel_holds_a_timeline_that_is_longer_than_the_step() -> None:
