@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.collective import link_bytes_per_us
-from bench.record import Environment, Measured, Trial
+from bench.collective import NVLINK_BYTES_PER_US, link_bytes_per_us
+from bench.record import Measured, Trial
 from bench.report import style
 from bench.report.breakdown import timed_stages
 from bench.report.exchange_cost import COLOURS, MARKERS
+from bench.report.table import counted
 from bench.times import StageTime
 from dcp_core.cost import Ceiling, Work, ceiling_of, step_work
 from dcp_core.settings import KernelName
@@ -70,15 +71,8 @@ def points_of(trials: Iterable[Trial]) -> dict[str, list[Point]]:
 
     Passes over a warm cache have no limit in memory and are left out; so are stages that run at once with another.
     """
-    best: dict[tuple[object, ...], tuple[Trial, Measured]] = {}
-    for trial in trials:
-        case = trial.case
-        if isinstance(outcome := trial.outcome, Measured) and outcome.stages:
-            key = (case.shape, case.layout, case.workload, case.settings.path, outcome.label, case.settings.exchange)
-            if key not in best or outcome.step_us.median < best[key][1].step_us.median:
-                best[key] = (trial, outcome)
     found: dict[str, list[Point]] = defaultdict(list)
-    for trial, outcome in best.values():
+    for trial, outcome in _fastest(trials):
         works = _apart(step_work(trial.case), lambda one: one.stage)
         for kind, stage in _apart(timed_stages(outcome), lambda one: style.stage_kind(one.name)).items():
             work = works.get(kind)
@@ -87,6 +81,18 @@ def points_of(trials: Iterable[Trial]) -> dict[str, list[Point]]:
                 if point.amount:
                     found[kind].append(point)
     return {name: found[name] for name in STAGES if name in found}
+
+
+def _fastest(trials: Iterable[Trial]) -> list[tuple[Trial, Measured]]:
+    """Keep of each path, layout, batch, exchange and label the fastest settings whose stages were timed."""
+    best: dict[tuple[object, ...], tuple[Trial, Measured]] = {}
+    for trial in trials:
+        case = trial.case
+        if isinstance(outcome := trial.outcome, Measured) and outcome.stages:
+            key = (case.shape, case.layout, case.workload, case.settings.path, outcome.label, case.settings.exchange)
+            if key not in best or outcome.step_us.median < best[key][1].step_us.median:
+                best[key] = (trial, outcome)
+    return list(best.values())
 
 
 def _apart(parts: Iterable[_Part], name: Callable[[_Part], str]) -> dict[str, _Part]:
@@ -114,7 +120,8 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
             _draw_panel(place, name, points, device)
         style.title(figure, "How near each stage comes to the device's limits")
         kept = [point for points in panels.values() for point in points]
-        style.finish(figure, _keys(kept, device), [point.trial for point in kept], *_notes(device))
+        notes = [*_notes(device, links_of(kept)), *_left_out(trials, panels)]
+        style.finish(figure, _keys(kept, device), [point.trial for point in kept], *notes)
     return figure
 
 
@@ -129,7 +136,7 @@ def _draw_panel(axes: Axes, name: str, points: Sequence[Point], device: str) -> 
             _draw_roofs(axes, points, LIMITS[device], ceiling_of(device))
         axes.set_xlabel("flops per byte of memory")
     elif work.wire_bytes:
-        _draw_link(axes, points[0].trial.environment)
+        _draw_links(axes, links_of(points))
         axes.set_xlabel("bytes received by a rank")
     else:
         if device in LIMITS:
@@ -167,9 +174,15 @@ def _draw_roofs(axes: Axes, points: Sequence[Point], limit: Limit, planned: Ceil
         axes.plot(places, [1e-12 * min(flops, moved * x) for x in places], color=colour, ls=line, lw=1.1, gid="limit")
 
 
-def _draw_link(axes: Axes, environment: Environment) -> None:
-    if limit := link_bytes_per_us(environment):
-        _draw_line(axes, limit * 1e-3, "link")
+def links_of(points: Iterable[Point]) -> list[float]:
+    """Return what ranks can receive, bytes per µs, where exchanges were measured and that is known: each such limit once."""
+    limits = {link_bytes_per_us(point.trial.environment) for point in points if point.work.wire_bytes}
+    return sorted(limits - {0.0})
+
+
+def _draw_links(axes: Axes, limits: Sequence[float]) -> None:
+    for limit in limits:
+        _draw_line(axes, limit * 1e-3, "link" if len(limits) == 1 else f"link, {limit * 1e-3:.0f} GB/s")
 
 
 def _draw_line(axes: Axes, height: float, name: str) -> None:
@@ -215,18 +228,30 @@ def _keys(points: Sequence[Point], device: str) -> list[object]:
     ]
 
 
-def _notes(device: str) -> list[str]:
-    counted = (
+def _left_out(trials: Iterable[Trial], panels: Mapping[str, Sequence[Point]]) -> list[str]:
+    """Say how many stages were timed and have no point, and which."""
+    timed = Counter(style.stage_kind(stage.name) for _, outcome in _fastest(trials) for stage in timed_stages(outcome))
+    others = timed - Counter({name: len(points) for name, points in panels.items()})
+    if not others:
+        return []
+    named = ", ".join(f"{count} of {name}" for name, count in sorted(others.items()))
+    reasons = "their work is not counted, they run at once with another, share its name, or read from a warm cache"
+    return [f"Not drawn: {counted(others.total(), 'stage')} ({named}), since {reasons}."]
+
+
+def _notes(device: str, links: Sequence[float]) -> list[str]:
+    link = [f"Link: {NVLINK_BYTES_PER_US * 1e-3:.1f} GB/s of each NVLink, one way."] if links else []
+    how = (
         "Flops: both products over the (query, key) pairs that a causal kernel must visit. Bytes: keys, values, queries, "
         "outputs and masks, each once. Stages timed alone, L2 flushed, the fastest settings of each path, batch and exchange. "
         "Bars: 95 % interval of the median."
     )
     if device not in LIMITS:
-        return [f"No limits of arithmetic and memory: known here are those of {', '.join(LIMITS)}.", counted]
+        return [f"No limits of arithmetic and memory: known here are those of {', '.join(LIMITS)}.", *link, how]
     limit, planned = LIMITS[device], ceiling_of(device)
     limits = (
         f"Datasheet: {limit.flops_per_s * 1e-12:.0f} TFLOP/s of dense 16-bit products, {limit.bytes_per_s * 1e-12:.3g} TB/s of "
         f"memory; planned with: {planned.flops_per_s * 1e-12:.0f} TFLOP/s and {planned.bytes_per_s * 1e-12:.3g} TB/s, from which "
-        "dcpbench estimates how long a run takes. Link: 26.6 GB/s of each NVLink, one way."
+        "dcpbench estimates how long a run takes."
     )
-    return [limits, counted]
+    return [" ".join([limits, *link]), how]

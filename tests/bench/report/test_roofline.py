@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from bench.collective import link_bytes_per_us
+from bench.collective import NVLINK_BYTES_PER_US, link_bytes_per_us
 from bench.record import Measured, Trial
 from bench.report import roofline
 from bench.report.roofline import LIMITS, Point, points_of
@@ -18,6 +18,10 @@ from dcp_core.cost import step_work
 from tests.bench.made_up import CPU, H200, cases, trial, trials
 
 LINKED = replace(H200, soft={"nvlinks": "18"})
+
+
+def words(figure: Figure) -> str:
+    return " ".join(" ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)).split())
 
 
 def drawn(found: list[Trial]) -> Figure:
@@ -77,5 +81,30 @@ def test_limits_are_those_of_the_device_or_none() -> None:
     assert limits == {"attention": 2, "context": 2, "new": 2, "merge": 1, "gather": 1, "combine": 1}
     elsewhere = drawn([trial(one, environment=CPU) for one in chosen])
     assert not any(line.get_gid() == "limit" for axes in elsewhere.axes for line in axes.lines)
-    said = " ".join(text.get_text() for text in elsewhere.findobj(Text) if isinstance(text, Text))
-    assert "No limits of arithmetic and memory" in said
+    assert "No limits of arithmetic and memory" in words(elsewhere)
+
+
+def test_the_link_is_told_where_it_is_drawn_and_each_one_is_drawn_once() -> None:
+    told = f"Link: {NVLINK_BYTES_PER_US / 1e3:.1f} GB/s of each NVLink, one way."
+    chosen = list(cases(["q2ks34k", "q2ks32k"], dcps=(2,), exchanges=("ag_rs",)))
+    assert told not in words(drawn([trial(one) for one in chosen]))
+    assert told in words(drawn([trial(one, environment=LINKED) for one in chosen]))
+    fewer = replace(H200, soft={"nvlinks": "8"})
+    places = [LINKED if one.workload.total_lens == (34 * 1024,) else fewer for one in chosen]
+    assert set(map(id, places)) == {id(LINKED), id(fewer)}
+    figure = drawn([trial(one, environment=place) for one, place in zip(chosen, places, strict=True)])
+    for axes in (one for one in figure.axes if one.get_title(loc="left") in ("gather", "combine")):
+        heights = [line.get_ydata()[0] for line in axes.lines if line.get_gid() == "limit"]
+        assert heights == pytest.approx([links * NVLINK_BYTES_PER_US / 1e3 for links in (8, 18)])
+        assert {"link, 213 GB/s", "link, 479 GB/s"} <= {text.get_text() for text in axes.texts}
+
+
+def test_stages_without_a_point_are_counted() -> None:
+    found = trials("q2ks34k", dcps=(2,), kernels=("fa2",), exchanges=("ag_rs",))
+    assert "Not drawn" not in words(drawn(found))
+    (split,) = (one for one in found if one.case.settings.path == "split")
+    assert isinstance(split.outcome, Measured)
+    gather, *others = split.outcome.stages
+    stages = (replace(gather, name="gather beside new"), *others, replace(gather, name="fold", communicates=False))
+    other = replace(split, outcome=replace(split.outcome, stages=stages))
+    assert "Not drawn: 2 stages (1 of fold, 1 of gather beside new), since" in words(drawn([other]))
