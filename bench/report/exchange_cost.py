@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from bench.collective import OPERATIONS, Kind, Reading, Row, Way, fit, fit_all, link_bytes_per_us, readings
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 COLOURS = {ExchangeName.AG_RS: "#332288", ExchangeName.A2A: "#E78AC3", ExchangeName.DIRECT: "#999933"}
 MARKERS = {ExchangeName.AG_RS: "X", ExchangeName.A2A: ">", ExchangeName.DIRECT: "*"}
 MAX_GROUPS = 3
-"""Kinds of row and ways of timing that have panels of their own: those with most readings."""
+"""Kinds of row and ways of timing that have panels of their own: in graphs rather than eager, as engines decode; then those over
+the widest range of tokens, of the largest messages, with most readings."""
+NCCL = frozenset({ExchangeName.AG_RS, ExchangeName.A2A})
+"""What an engine may choose among that has no exchange of dcpbench's."""
 _Group = tuple[Way, Row]
 
 
@@ -41,7 +44,7 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     ]
     if not drawable:
         return "needs decode steps of two batch sizes or more, measured between real ranks"
-    shown = sorted(drawable, key=len, reverse=True)[:MAX_GROUPS]
+    shown = sorted(drawable, key=_interest, reverse=True)[:MAX_GROUPS]
     with style.styled():
         figure, axes = style.panels(len(OPERATIONS) * len(shown), width=4.6, height=3.4, columns=len(OPERATIONS))
         for number, group in enumerate(shown):
@@ -60,6 +63,12 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
     return figure
 
 
+def _interest(group: Sequence[Reading]) -> tuple[bool, float, int, int]:
+    sizes = {one.tokens for one in group}
+    largest = max(one.wire_bytes for one in group)
+    return group[0].kind.way.graphs, max(sizes) / min(sizes), largest, len(group)
+
+
 def _draw_panel(axes: Axes, found: Sequence[Reading]) -> None:
     lines: dict[Kind, list[Reading]] = defaultdict(list)
     for reading in found:
@@ -73,19 +82,38 @@ def _draw_panel(axes: Axes, found: Sequence[Reading]) -> None:
         axes.errorbar(xs, ys, yerr=errors, color=colour, marker=marker, ls=style.line_of(kind.dcp), capsize=2)
         if model := fit(group):
             axes.plot(xs, [model.curve.line_us(one.wire_bytes) for one in points], color=colour, lw=0.8, alpha=0.6)
-    limit = link_bytes_per_us(found[0].trial.environment)
-    if limit:
-        for dcp in sorted({one.kind.dcp for one in found}):
-            points = sorted((one for one in found if one.kind.dcp == dcp), key=lambda one: one.tokens)
-            least = [one.wire_bytes / limit for one in points]
-            axes.plot([one.tokens for one in points], least, color="#999999", ls=":")
-        axes.set_ylim(bottom=min(one.time_us.low for one in found) / 2)
+    for line in _link_lines(found):
+        axes.plot(*zip(*line, strict=True), color="#999999", ls=":", gid="link")
+    axes.set_ylim(bottom=_bottom_us(found))
     _draw_changes(axes, found)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     style.microseconds(axes.yaxis, log=True)
     ticks = sorted({one.tokens for one in found})
     axes.set_xticks(ticks, [style.tokens(tokens) for tokens in ticks], minor=False)
+
+
+def _bottom_us(found: Sequence[Reading]) -> float:
+    """Return where a panel begins."""
+    return min(one.time_us.low for one in found) / 2
+
+
+def _link_lines(found: Sequence[Reading]) -> list[list[tuple[int, float]]]:
+    """Return the time that the link needs over the tokens, µs, a line for each dcp: those that reach into the panel."""
+    lines: dict[int, dict[int, float]] = defaultdict(dict)
+    for one in sorted(found, key=lambda one: one.tokens):
+        if limit := link_bytes_per_us(one.trial.environment):
+            lines[one.kind.dcp][one.tokens] = one.wire_bytes / limit
+    bottom_us = _bottom_us(found)
+    return [list(line.items()) for _, line in sorted(lines.items()) if max(line.values()) > bottom_us]
+
+
+def _panels(found: Iterable[Reading]) -> list[list[Reading]]:
+    """Return the readings of each panel."""
+    panels: dict[tuple[object, ...], list[Reading]] = defaultdict(list)
+    for one in found:
+        panels[one.kind.way, one.kind.row, one.operation].append(one)
+    return list(panels.values())
 
 
 def _draw_changes(axes: Axes, found: Sequence[Reading]) -> None:
@@ -115,7 +143,7 @@ def _keys(found: Sequence[Reading]) -> list[object]:
     entries += [Line2D([], [], color="#555555", ls=style.line_of(dcp), label=f"dcp {dcp}") for dcp in dcps]
     if fit_all(found):
         entries.append(Line2D([], [], color="#555555", lw=0.7, label="modelled"))
-    if link_bytes_per_us(found[0].trial.environment):
+    if any(map(_link_lines, _panels(found))):
         entries.append(Line2D([], [], color="#999999", ls=":", label="link limit"))
     return [*entries]
 
@@ -125,6 +153,7 @@ def _notes(found: Sequence[Reading], *, hidden: int) -> list[str]:
     fastest = [f"{_name(place, found)}: {answer}." for place, answer in answers.items()]
     if len(set(answers.values())) == 1:
         fastest = [f"of gather, of combine and of both together, in every panel: {next(iter(answers.values()))}."]
+    fastest += _of_nccl(found)
     models = fit_all(found)
     between = max((model.between_error for model in models), default=0.0)
     beyond = max((model.beyond_error for model in models), default=0.0)
@@ -135,6 +164,19 @@ def _notes(found: Sequence[Reading], *, hidden: int) -> list[str]:
     more = [f"{hidden} more kinds of row or ways of timing are not shown."] if hidden else []
     composed = {flag for reading in found for flag in _composed(reading)}
     return [f"Fastest, {'  '.join(fastest)}", *([modelled] if models else []), *more, *sorted(composed)]
+
+
+def _of_nccl(found: Sequence[Reading]) -> list[str]:
+    """Say who of NCCL's exchanges is the faster one, where both were measured and another one too."""
+    exchanges = {one.kind.exchange for one in found}
+    if not exchanges > NCCL:
+        return []
+    own = [one for one in found if one.kind.exchange in NCCL]
+    answers = {place: break_even(own, place) for place in places_of(own) if place.operation == BOTH}
+    told = [f"{_name(place, own)}: {answer}." for place, answer in answers.items()]
+    if len(set(answers.values())) == 1:
+        told = [f"{next(iter(answers.values()))}."]
+    return [f"Of NCCL's a2a and ag_rs, gather and combine together: {'  '.join(told)}"]
 
 
 def _name(place: Place, found: Sequence[Reading]) -> str:

@@ -141,6 +141,60 @@ def test_a_figure_states_model_error_and_link() -> None:
         assert wanted in said, wanted
 
 
+def test_panels_are_those_in_graphs_over_the_widest_range_of_tokens() -> None:
+    wide = exchanged(exchanges=("a2a",))
+    shapes = [ModelShape(heads, 4, 128, 1) for heads in (16, 32, 48, 96)]
+    narrow = [
+        one
+        for shape in shapes
+        for one in trials(
+            "1q1s16", "8q1s16", dcps=(2,), kernels=("fa2",), exchanges=("a2a", "ag_rs", "direct"), shape=shape
+        )
+    ]
+    eager = [replace(one, policy=replace(one.policy, graphs=False)) for one in wide]
+    figure = exchange_cost.draw([*narrow, *eager, *wide])
+    assert isinstance(figure, Figure)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[0].startswith("gather, rows of 8x128 in 2 bytes, measured")
+    assert [title.split(" of ")[1].split("x")[0] for title in titles] == ["8", "8", "12", "12", "6", "6"]
+    assert not any("eager" in title for title in titles)
+    assert "3 more kinds of row or ways of timing are not shown." in words(figure)
+
+
+def test_the_link_is_in_the_legend_only_if_it_is_in_a_panel() -> None:
+    linked = Environment(H200.hard, {"nvlinks": "18"})
+    for sizes, is_seen in ((("1q1s16", "8q1s16"), False), (SIZES, True)):
+        found = trials(*sizes, dcps=(2,), kernels=("fa2",), exchanges=("direct",))
+        figure = exchange_cost.draw([replace(one, environment=linked) for one in found])
+        assert isinstance(figure, Figure)
+        lines = [line for axes in figure.axes for line in axes.lines if line.get_gid() == "link"]
+        assert bool(lines) is is_seen
+        assert ("link limit" in words(figure)) is is_seen
+        for axes in figure.axes:
+            seen = [line for line in axes.lines if line.get_gid() == "link"]
+            assert all(max(line.get_ydata()) > axes.get_ylim()[0] for line in seen)
+
+
+def test_who_of_nccl_s_two_is_faster_is_told_where_another_exchange_stands_beside_them() -> None:
+    told = "Of NCCL's a2a and ag_rs, gather and combine together: a2a at every size."
+    for exchanges, is_told in (
+        (("a2a", "ag_rs", "direct"), True),
+        (("a2a", "ag_rs"), False),
+        (("a2a", "direct"), False),
+    ):
+        found = []
+        for one in exchanged(exchanges=exchanges):
+            assert isinstance(one.outcome, Measured)
+            factor = {"a2a": 1.0, "ag_rs": 1.5, "direct": 0.5}[one.case.settings.exchange]
+            stages = tuple(
+                replace(stage, device_us=summary(stage.device_us.median * factor)) for stage in one.outcome.stages
+            )
+            found.append(replace(one, outcome=replace(one.outcome, stages=stages)))
+        figure = exchange_cost.draw(found)
+        assert isinstance(figure, Figure)
+        assert (told in words(figure)) is is_told
+
+
 def test_without_real_ranks_there_is_nothing_to_draw() -> None:
     assert exchange_cost.draw(exchanged(exchanges=("loopback",))) == (
         "needs decode steps of two batch sizes or more, measured between real ranks"
