@@ -25,6 +25,8 @@ PARTS: Mapping[str, tuple[float, str | None]] = {
     "running": (1.0, None),
 }
 """The strength of a path's colour in each part, and the hatch on it, which tells parts apart where there is no colour."""
+_ABOVE = 0.38
+"""How far above a row's middle the whisker of planning lies: clear of the bar, in whose colours it would be lost."""
 _RIVALS = frozenset({PathName.SPLIT, PathName.FOLD})
 
 
@@ -42,14 +44,21 @@ class Bar:
         return building, self.outcome.plan_us - building, self.outcome.step_us.median
 
     @property
+    def planning_us(self) -> tuple[float, float]:
+        """The ends of planning's interval: those of the stages that it consists of, added up."""
+        planning = [stage.host_us for stage in self.outcome.plan if style.stage_kind(stage.name) not in BUILDING]
+        return sum(stage.low for stage in planning), sum(stage.high for stage in planning)
+
+    @property
     def total_us(self) -> float:
         """All three: what the first layer of a model waits for."""
         return sum(self.parts_us)
 
     @property
     def end_us(self) -> float:
-        """The upper end of the interval of running, behind the other two."""
-        return self.total_us + self.outcome.step_us.high - self.outcome.step_us.median
+        """The upper end of what is drawn: of the interval of running, behind the other two, or of that of planning."""
+        building, planning, running = self.parts_us
+        return max(building + planning + max(running, self.outcome.step_us.high), building + self.planning_us[1])
 
 
 def draw(trials: Sequence[Trial]) -> Figure | str:
@@ -112,9 +121,10 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[Bar]) -> None:
         for part, time_us in zip(PARTS, bar.parts_us, strict=True):
             axes.barh(row, time_us, left=left, height=0.62, **_look(colour, part))
             left += time_us
-        step = bar.outcome.step_us
-        errors = [[step.median - step.low], [step.high - step.median]]
-        axes.errorbar(left, row, xerr=errors, color="#222222", capsize=2, elinewidth=0.9)
+        step, (building, planning, running) = bar.outcome.step_us, bar.parts_us
+        low, high = bar.planning_us
+        _draw_whisker(axes, row - _ABOVE, building + planning, (planning - low, high - planning))
+        _draw_whisker(axes, row, left, (running - step.low, step.high - running))
         axes.text(bar.end_us + longest * 0.03, row, style.duration(bar.total_us), va="center", fontsize=8)
     axes.set_yticks(range(len(bars)), [_bar_name(bar) for bar in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -124,6 +134,11 @@ def _draw_panel(axes: Axes, name: str, bars: Sequence[Bar]) -> None:
     style.microseconds(axes.xaxis)
     axes.set_xlabel("time of one step, host and device")
     axes.set_title(name, loc="left")
+
+
+def _draw_whisker(axes: Axes, row: float, end_us: float, errors_us: tuple[float, float]) -> None:
+    below, above = errors_us
+    axes.errorbar(end_us, row, xerr=[[below], [above]], color="#222222", capsize=2, elinewidth=0.9)
 
 
 def _look(colour: str, part: str) -> dict[str, Any]:
@@ -149,6 +164,7 @@ def _notes(bars: Sequence[Bar], *, hidden: int) -> list[str]:
     layers = max(bar.outcome.layers for bar in bars)
     first = (
         "Building the mask (or fold's rows) and planning the kernel happen on the host once per batch, for "
-        f"{all_layers(layers)}; running happens in each. Whiskers: 95 % interval of running."
+        f"{all_layers(layers)}; running happens in each. Whiskers: 95 % interval of "
+        "running; above the bar that of planning (of its parts, added up); building has none."
     )
     return [first, style.not_shown(hidden)] if hidden else [first]
