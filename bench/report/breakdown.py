@@ -64,7 +64,15 @@ def draw(trials: Sequence[Trial]) -> Figure | str:
         notes.append(
             "Thin: the host's time, which the device does not wait for unless it is idle: a layer's share "
             "of planning a batch, which all layers of the model have together, and launching one step where it "
-            "is not replayed from a CUDA graph (medians)."
+            "is not replayed from a CUDA graph. Behind an arrow: all of it, where it goes beyond the panel."
+        )
+        hosts = [
+            one for _, outcome in measured for one in (outcome.launch_us, *(stage.host_us for stage in outcome.plan))
+        ]
+        of_stages, of_host = (f"{100 * _reach(times):.0f} %" for times in ([one.device_us for one in timed], hosts))
+        notes.append(
+            f"Bars: medians, without their 95 % intervals, which reach up to {of_stages} from them for stages, {of_host} for "
+            "the host."
         )
         if any(not outcome.exchange_timed for _, outcome in measured):
             notes.append("Simulated: the fullest rank by itself, the exchange's time is not measured.")
@@ -150,15 +158,22 @@ def draw_step(axes: Axes, y: float, step: Summary) -> None:
 
 
 def _draw_host(axes: Axes, row: int, outcome: Measured, *, room: float) -> None:
-    """Draw host time as a thin bar, and write what of it goes beyond the panel."""
+    """Draw host time as a thin bar, and write beside the panel how long it is where it goes beyond."""
     left = 0.0
     times_us = host_us(outcome)
     for colour, width in zip(HOST_COLOURS.values(), times_us, strict=True):
         axes.barh(row + _HOST[1], min(width, room - left), left=left, height=_HOST[0], color=colour, linewidth=0)
         left = min(left + width, room)
     if sum(times_us) > room:
-        words = f"host {style.duration(sum(times_us))} →"
-        axes.text(room * 0.99, row + _HOST[1], words, va="center", ha="right", fontsize=6, color="#111111")
+        words = f"→ {style.duration(sum(times_us))}"
+        axes.text(room * 1.01, row + _HOST[1], words, va="center", ha="left", fontsize=7, color="#111111")
+
+
+def _reach(times: Sequence[Summary]) -> float:
+    """Return how far an interval's end is from its median at most, of that."""
+    return max(
+        (max(one.high - one.median, one.median - one.low) / one.median for one in times if one.median), default=0.0
+    )
 
 
 def host_us(outcome: Measured) -> tuple[float, float]:

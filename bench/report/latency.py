@@ -312,6 +312,7 @@ def _notes(points: Sequence[Point], *, hidden: int, joined: bool) -> list[str]:
         notes[0] = "Figures below markers: dcp. Bars: 95 % interval of the median."
     if any(not point.outcome.exchange_timed for point in points if point.trial.case.layout.dcp > 1):
         notes[0] += " Hollow markers: the fullest rank by itself on one device, without the exchange's time."
+    notes += style.one_marker(point.trial.case.settings for point in points)
     if hidden:
         were, are = ("shape was", "is") if hidden == 1 else ("shapes were", "are")
         notes.append(f"{hidden} more batch {were} measured and {are} not shown.")

@@ -212,6 +212,7 @@ def _notes(points: Sequence[Point], budget: int, *, hidden: int) -> list[str]:
         notes.append(
             "Hollow: without the exchange's time, of which nothing is known here; such points are in no front."
         )
+    notes += style.one_marker(point.trial.case.settings for point in points)
     if hidden:
         notes.append(f"{style.not_shown(hidden)} Drawn are those with most points in the front, the largest.")
     return notes

@@ -14,8 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.record import Label, Trial
-from bench.report.table import counted
-from dcp_core.settings import KernelName, PathName
+from bench.report.table import counted, kernels_of
+from dcp_core.settings import KernelName, PathName, Settings
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -282,6 +282,15 @@ def _made_by(trials: Sequence[Trial]) -> str:
         trial.environment.soft.get("dcpbench", "of unknown version") for trial in trials
     ).most_common()
     return f"{most[0]} and {len(others)} more" if others else most[0]
+
+
+def one_marker(found: Iterable[Settings]) -> list[str]:
+    """Return the note of whose marker a step of several kernels has; none where every step has one kernel."""
+    several = sorted({names for one in found if "+" in (names := kernels_of(one))})
+    names = ", ".join(several)
+    return [f"Steps of several kernels ({names}) have the marker of the first, which passes over the context."] * bool(
+        several
+    )
 
 
 def microseconds(axis: Any, *, log: bool = False) -> None:

@@ -157,6 +157,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     notes = [
         f"{point}: {len(entries)} in all, {faster} surely faster than the default, {kept} left at it, {slower} surely slower.",
         bars,
+        *style.one_marker(entry.settings for entry in entries),
     ]
     if any(entry.label is Label.SIMULATED for entry in entries):
         notes.append("Simulated: both without the exchange's time, so that what is gained in it is not seen.")

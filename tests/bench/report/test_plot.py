@@ -16,7 +16,7 @@ from matplotlib.text import Annotation, Text
 
 from bench.files import StorageError
 from bench.record import Environment, Failed, Label, Measured, Trial
-from bench.report import breakdown, kv_memory, latency, mask_cost, style
+from bench.report import breakdown, kv_memory, latency, mask_cost, pareto, style, tuned
 from bench.report.plot import FIGURES, Draw, Drawn, NotDrawn, Saved, draw_all, figures, save_all
 from dcp_core import DcpLayout, ModelShape
 from dcp_core.memory import KvMemory
@@ -138,6 +138,23 @@ def test_where_lines_are_not_joined_each_dcp_of_a_batch_is_written_below_its_mar
     assert of_tp == pytest.approx(sorted(axes.get_xticks(minor=True)[:26:2]))
     assert "Figures below markers: dcp." in words(figure)
     assert not any(text.get_text().startswith("dcp ") for text in figure.legends[0].get_texts())
+
+
+@pytest.mark.parametrize("draw", [latency.draw, pareto.draw, tuned.draw], ids=["latency", "pareto", "tuned"])
+def test_whose_marker_a_step_of_several_kernels_has_is_said_where_there_is_one(
+    draw: Callable[..., Figure | str],
+) -> None:
+    note = "(fa3+fa2) have the marker of the first, which passes over the context."
+    found = trials("q2ks32k", "q512s8k", dcps=(1, 2), kernels=("fa2", "fa3", "auto"), exchanges=("ag_rs",))
+    assert note not in words(drawn(draw, found))
+    both = [one for one in found if one.case.settings.path is PathName.SPLIT and one.case.settings.kernel == "fa3"]
+    mixed = [
+        replace(one, case=replace(one.case, settings=replace(one.case.settings, new_kernel=KernelName.FA2)))
+        for one in both
+    ]
+    assert isinstance(mixed[0].outcome, Measured)
+    faster = [replace(one, outcome=replace(one.outcome, step_us=summary(1.0))) for one in mixed]
+    assert note in " ".join(words(drawn(draw, [*found, *faster])).split())
 
 
 def test_a_label_s_key_is_not_a_kernel_s() -> None:
@@ -397,12 +414,34 @@ def test_the_host_s_share_of_planning_and_its_launches_lie_below_each_step() -> 
     assert breakdown.HOST_COLOURS.keys() <= entries
 
 
+def test_the_breakdown_says_how_far_the_intervals_that_it_does_not_draw_reach() -> None:
+    one, *_ = trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("ag_rs",))
+    assert isinstance(one.outcome, Measured)
+    first, *others = one.outcome.stages
+    wide = replace(first.device_us, high=1.2 * first.device_us.median)
+    launch = replace(
+        one.outcome.launch_us, min=0.3 * one.outcome.launch_us.median, low=0.4 * one.outcome.launch_us.median
+    )
+    outcome = replace(one.outcome, stages=(replace(first, device_us=wide), *others), launch_us=launch)
+    said = " ".join(words(drawn(breakdown.draw, [replace(one, outcome=outcome)])).split())
+    assert "which reach up to 20 % from them for stages, 60 % for the host." in said
+
+
 def test_host_time_beyond_the_panel_is_written() -> None:
     slow = []
     for one in trials("q2ks32k", kernels=("fa2",), dcps=(2,), exchanges=("ag_rs",)):
         assert isinstance(one.outcome, Measured)
         slow.append(replace(one, outcome=replace(one.outcome, launch_us=summary(1e6))))
-    assert "host 1 s →" in words(drawn(breakdown.draw, slow))
+    figure = drawn(breakdown.draw, slow)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    told = [text.get_window_extent() for text in axes.texts if text.get_text() == "→ 1 s"]
+    assert len(told) == len(axes.get_yticklabels())
+    bars = [bar.get_window_extent() for bar in axes.patches]
+    others = [text.get_window_extent() for text in axes.texts if not text.get_text().startswith("→")]
+    assert not any(box.overlaps(other) for box in told for other in (*bars, *others))
+    assert not any(one.overlaps(other) for one, other in pairwise(told))
+    assert all(box.x1 <= figure.bbox.x1 for box in told)
 
 
 def test_a_decode_step_is_broken_down_with_each_exchange_and_any_other_with_its_fastest() -> None:
