@@ -229,7 +229,7 @@ def _name_dcps(axes: Axes, found: Sequence[tuple[int, int]], asides: Mapping[int
     """Write each dcp size of a batch below its markers."""
     places = [x + sum(asides[dcp]) / len(asides[dcp]) for x, dcp in found]
     axes.xaxis.remove_overlapping_locs = False  # or that of a batch with one dcp size, in its middle, is left out
-    axes.set_xticks(places, [str(dcp) for _, dcp in found], minor=True, fontsize=6.5)
+    axes.set_xticks(places, [str(dcp) for _, dcp in found], minor=True, fontsize=7)
     axes.tick_params(axis="x", which="minor", length=2, pad=1)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_PANELS = 4
 _LANE = 0.36
 """Height of a lane; a step has two."""
-_SMALL, _CHARACTERS, _FEWEST = 6, 76, 7
+_SMALL, _CHARACTERS, _FEWEST = 7, 65, 7
 """Size of names in a lane, how many characters of it a panel is wide, and below how many none is shown."""
 _SEEN = 0.0005
 """The least share of a step that a traced row's end before its diamond is told from."""

@@ -16,14 +16,19 @@ from matplotlib.text import Annotation, Text
 
 from bench.files import StorageError
 from bench.record import Environment, Failed, Label, Measured, Trial
-from bench.report import breakdown, kv_memory, latency, mask_cost, pareto, style, tuned
+from bench.report import breakdown, kv_memory, latency, mask_cost, pareto, style, timeline, tuned
 from bench.report.plot import FIGURES, Draw, Drawn, NotDrawn, Saved, draw_all, figures, save_all
 from dcp_core import DcpLayout, ModelShape
 from dcp_core.memory import KvMemory
 from dcp_core.settings import KernelName, PathName
 from tests.bench.made_up import CPU, summary, trials
+from tests.bench.report.test_timeline import split, traced
 
 CONTEXTS = ("16q1s8k", "16q1s32k", "16q1s128k", "q512s8k", "q512s32k", "64q1s8k", "256q1s8k")
+
+
+LEAST_PIXELS = 7.0
+"""Size of letters, at half the size of a PNG: captions have 7.3 there, and can be read."""
 
 
 def words(figure: Figure) -> str:
@@ -501,6 +506,26 @@ def test_no_words_run_into_each_other() -> None:
             assert not any(caption.overlaps(box) for box in (*boxes, *legends))
         for first, second in pairwise(boxes):
             assert not first.overlaps(second)
+
+
+def least_pixels(figure: Figure) -> float:
+    """Size of the smallest letters, at half the size of the figure's PNG."""
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    return min(text.get_fontsize() for text in texts if text.get_text().strip()) * figure.dpi / 72 / 2
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_every_word_can_be_read_at_half_size(draw: Draw) -> None:
+    assert min(map(least_pixels, every(draw, trials(*CONTEXTS)))) >= LEAST_PIXELS
+
+
+def test_so_can_names_of_kernels_in_a_lane_and_those_of_dcp_below_markers() -> None:
+    lanes = drawn(timeline.draw, [split(), traced()])
+    assert "BatchPrefillWithPagedKVCacheKernel" in words(lanes)
+    batches = drawn(latency.draw, trials("8q1s1k_q128s640", "4q1s1k_q128s640"))
+    assert "Figures below markers: dcp." in words(batches)
+    assert min(map(least_pixels, (lanes, batches))) >= LEAST_PIXELS
 
 
 @pytest.mark.parametrize(
