@@ -27,10 +27,13 @@ from bench.audit import NULL, Audited
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.cli.reference import commands
+from bench.cli.screen import draw
 from bench.environment import Device
 from bench.profile import Profile
+from bench.report.choices import entries_grid
 from bench.shipped import EXCHANGES, shipped_profiles
-from bench.store import Store
+from bench.store import Store, read_run
+from bench.tune.pick import pick
 from tests.bench.stand_in import Scripted
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +76,8 @@ MEASURED = {
     "--path decode,split,fold --kernel fa2,fa3 --space all --time-budget 140s": "on an H200",
 }
 """Commands whose output is shown as a GPU gave it: they run here, and give other times."""
+SESSION = REFERENCE / "h200" / "apart" / "20261129T002124.479757Z-c47fbe.jsonl"
+"""The run of that command."""
 FEW = 24
 """Trials of a run that stand for all of them."""
 PIXEL = base64.b64decode(
@@ -297,6 +302,16 @@ def test_what_is_not_run_stands_on_a_page_still() -> None:
     assert {command for command in (*NOT_RUN, *MEASURED, *MODULES_NOT_RUN) if command not in there} == set()
     assert ELSEWHERE.keys() - {code.split()[0] for code in SAID} == set()
     assert {page for page, _ in DRAWINGS} <= {page.name for page in PAGES}
+
+
+def test_the_table_of_the_first_session_is_picked_from_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (shown,) = (one for one in EVERY if one.command in MEASURED)
+    trials, _ = read_run(SESSION)
+    batches = {(trial.case.layout.dcp, trial.case.layout.interleave, trial.case.workload) for trial in trials}
+    for profile in pick(trials):
+        draw(entries_grid(profile, batches))
+    said = " ".join(capsys.readouterr().out.split())
+    assert [part in said for part in shown.parts] == [True, True, False], "the last are the files that were written"
 
 
 def test_a_command_named_within_a_sentence_exists_with_its_options() -> None:
