@@ -19,6 +19,7 @@ from bench.cli.compare import compare
 from bench.cli.doctor import doctor
 from bench.cli.exits import Exit
 from bench.cli.memory import memory
+from bench.cli.mistake import described
 from bench.cli.options import Session, add, paragraphs
 from bench.cli.plot import plot
 from bench.cli.recommend import recommend
@@ -131,7 +132,7 @@ def _run(words: list[str]) -> int:
         with _signals_stop():
             return run(lambda: _command(words))
     except _TyperMistake as mistake:
-        return _complain(_described(mistake), Exit.USAGE)
+        return _complain(described(mistake, words, app), Exit.USAGE)
     except MISTAKES as mistake:
         return _complain(str(mistake), Exit.USAGE)
     except UnfitError as unfit:
@@ -165,19 +166,6 @@ def _command(words: list[str]) -> int:
 def _complain(sentence: str, code: int) -> int:
     warn(f"{PROGRAM}: {shortened(sentence)}")
     return code
-
-
-def _described(mistake: Exception) -> str:
-    """Say what typer found wrong, and where help is."""
-    context = getattr(mistake, "ctx", None)
-    where = context.command_path if context else PROGRAM
-    if getattr(mistake, "option_name", "") == "--ranks" and where != PROGRAM:
-        return f"--ranks stands before the command: {PROGRAM} --ranks 2 {where.removeprefix(PROGRAM).strip()}"
-    message = " ".join((mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)).split())
-    end = "" if message.endswith(("?", ".", "!")) else "."
-    if where == PROGRAM and message.startswith("No such option"):
-        return f"{message}{end} What a command takes stands after the command. See '{where} --help'."
-    return f"{message}{end} See '{where} --help'."
 
 
 def _command_line(words: object) -> str:

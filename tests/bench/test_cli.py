@@ -235,7 +235,37 @@ def test_every_exit_code_is_told_in_the_docs() -> None:
         ("sweep --modle tiny", "No such option: --modle"),
         ("--ranks 0 doctor", "--ranks"),
         ("--ranks", "Option '--ranks' requires an argument. See 'dcpbench --help'"),
-        ("memory --tp 8", "Missing option '--model'"),
+        (
+            "memory --tp 8",
+            (
+                "Missing option '--model'. See 'dcpbench memory --help', "
+                "for example: dcpbench memory --model qwen3-235b-a22b --tp 8\n"
+            ),
+        ),
+        (
+            "compare last",
+            "Missing argument 'after'. See 'dcpbench compare --help', for example: dcpbench compare before.jsonl",
+        ),
+        (
+            "recommend",
+            "for example: dcpbench recommend --model qwen3-235b-a22b --tp 8 --context 32k --concurrency 64\n",
+        ),
+        (
+            "sweep quick --model",
+            "requires an argument. See 'dcpbench sweep --help', for example: dcpbench sweep --model",
+        ),
+        ("recommend --model tiny --dcp 2", "recommend answers for every legal dcp size: leave --dcp out."),
+        (
+            "recommend --model tiny --tpp 2",
+            "No such option: --tpp; did you mean --tp? See 'dcpbench recommend --help'.",
+        ),
+        ("plot --out here", "No such option: --out. See 'dcpbench plot --help', for example: dcpbench plot\n"),
+        (
+            "--ranks 2 tune quick --bogus",
+            "No such option: --bogus. See 'dcpbench tune --help', for example: dcpbench tune quick\n",
+        ),
+        ("bogus", "No such command 'bogus': there are tune, sweep, verify, "),
+        ("profile bogus", "No such command 'bogus': there are show, lookup, export, diff, merge, validate."),
         ("sweep", "name a sweep (dcp, decode"),
         ("sweep quikc", "unknown sweep 'quikc'; did you mean 'quick'?"),
         ("sweep nowhere.toml", "no such file"),
@@ -266,7 +296,7 @@ def test_every_exit_code_is_told_in_the_docs() -> None:
         ("show /usr", "/usr holds no trials"),
         ("show trace.csv", "but a file of that name, which is none: the file of a run ends in .jsonl"),
         ("show last", "no run 'last'"),
-        ("profile", "Missing command"),
+        ("profile", "Missing command: there are show, lookup, "),
         ("profile show", "holds no profile"),
         ("profile show absent.json", "no such file"),
         ("profile show trace.csv", "trace.csv: no profile, for it is not valid JSON"),

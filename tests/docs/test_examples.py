@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODULES = (
-    "bench.profile.profile",
-    "dcp_core.build",
-    "dcp_core.cache",
-    "dcp_core.layout",
-    "dcp_core.lse",
-    "dcp_core.mesh",
-    "dcp_core.settings",
-    "dcp_core.shapes",
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("bench", "dcp_core")
+    for path in (ROOT / package).rglob("*.py")
+    if re.search(r"^ *>>> ", path.read_text(encoding="utf-8"), re.MULTILINE)
 )
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE  # a long sentence is wrapped
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if ">>> " in path.read_text(encoding="utf-8"))
@@ -37,5 +34,6 @@ def test_the_examples_of_a_page_run(page: Path) -> None:
     assert not done.failed
 
 
-def test_the_page_of_the_library_is_among_them() -> None:
+def test_the_page_of_the_library_is_among_them_and_its_packages_are() -> None:
+    assert {"bench.profile.profile", "bench.timeline", "dcp_core.build"} <= set(MODULES)
     assert {"api.md", "fold.md", "limits.md"} <= {page.name for page in PAGES}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,10 +27,13 @@ from bench.audit import NULL, Audited
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.cli.reference import commands
+from bench.cli.screen import draw
 from bench.environment import Device
 from bench.profile import Profile
-from bench.shipped import shipped_profiles
-from bench.store import Store
+from bench.report.choices import entries_grid
+from bench.shipped import EXCHANGES, shipped_profiles
+from bench.store import Store, read_run
+from bench.tune.pick import pick
 from tests.bench.stand_in import Scripted
 
 ROOT = Path(__file__).parents[2]
@@ -51,11 +56,28 @@ NOT_RUN = {
     "dcpbench sweep decode --cluster auto": "needs a Ray cluster",
     "dcpbench --ranks 2 sweep decode --cluster auto": "needs a Ray cluster; tests/bench/test_cluster.py starts one",
 }
+DRAWINGS = {("exchanges.md", "mailbox"), ("exchanges.md", "rank"), ("fold.md", "row")}
+"""Indented blocks that hold no command: their page, and the word that they begin with."""
+MODULES_NOT_RUN = {
+    "python -m bench recommend …": "leaves out what is asked",
+    "python -m bench.tune.replay results/reference/h200/exhaustive": "takes minutes; tests/bench/tune/test_replay.py runs parts",
+    "python -m bench.tune.replay results/reference/h200 results/reference/h200/exhaustive": "takes minutes, as above",
+    "python -m tests.bench.paper_device": "takes minutes; tests/bench/test_verdict.py runs parts",
+}
+ELSEWHERE = {
+    "grep": "is of the system",
+    "mpirun": "is of an MPI; tests/nodes has what it starts",
+    "nvbench-compare-robust": "is of cuda-bench, which nothing here needs",
+    "pytest": "runs the tests that this one is among",
+}
+"""Programs in sentences that are not run."""
 MEASURED = {
     "dcpbench tune --model qwen3-235b-a22b --tp 8 --dcp 1,2 --batch 16q1s32k,64q1s32k,q512s8704,8q4s32k,q2ks32k "
     "--path decode,split,fold --kernel fa2,fa3 --space all --time-budget 140s": "on an H200",
 }
 """Commands whose output is shown as a GPU gave it: they run here, and give other times."""
+SESSION = REFERENCE / "h200" / "apart" / "20261129T002124.479757Z-c47fbe.jsonl"
+"""The run of that command."""
 FEW = 24
 """Trials of a run that stand for all of them."""
 PIXEL = base64.b64decode(
@@ -65,6 +87,7 @@ ON_GPUS = {"tune", "sweep", "audit"}
 FEWER = ["--context", "8k", "--concurrency", "8"]
 """Batches of a shipped sweep where a search chooses among all settings, of which there are hundreds for each."""
 VARIABLES = {"SLURM_ARRAY_TASK_ID": "3"}
+PLACES = {"<gpu>": "h200"}
 TRACE = "arrival,prompt,output\n" + "".join(f"{n / 2},{900 * (n % 5 + 1)},{40 + n}\n" for n in range(8))
 MODEL = '{"num_attention_heads": 64, "num_key_value_heads": 4, "head_dim": 128, "num_hidden_layers": 94}'
 
@@ -91,16 +114,40 @@ def blocks(text: str) -> list[str]:
     return [*fenced, *(re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in indented)]
 
 
+def lines_of(block: str) -> list[str]:
+    """Return the lines of a block, one for each command of several."""
+    return re.sub(r" *\\\n\s*(?=\S)", " ", block).splitlines() if "vllm serve" not in block else block.splitlines()
+
+
+def unknown_in(page: Path) -> list[str]:
+    """Return the lines of a page's blocks that should be commands, of programs that this file does not know."""
+    found = []
+    for block in blocks(page.read_text(encoding="utf-8")):
+        lines = [line for line in lines_of(block) if line.strip()]
+        if (page.name, lines[0].split()[0]) in DRAWINGS:
+            continue
+        typed = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")] or lines
+        found += [line for line in typed if not re.match(r'#|\w+="', line) and line.split()[0] not in PROGRAMS]
+    return found
+
+
+def said_in(page: Path) -> list[str]:
+    """Return the code within a page's sentences that reads as a command: with an option or a file behind its first word."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    codes = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+    return [code for code in codes if re.match(r"[a-z.][\w./-]* (?:.* )?(?:-{1,2}[a-z]|\S+\.jsonl?\b)", code)]
+
+
 def shown_in(page: Path) -> list[Shown]:
     """Return the commands of a page with what is shown of their output: that of a command behind a dollar."""
     found = []
     for block in blocks(page.read_text(encoding="utf-8")):
         variables = VARIABLES | dict(re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE))
-        lines = re.sub(r" *\\\n\s*(?=\S)", " ", block).splitlines() if "vllm serve" not in block else block.splitlines()
+        lines = lines_of(block)
         for number, line in enumerate(lines):
             words = line.removeprefix("$ ")
             if not words.startswith(tuple(f"{program} " for program in PROGRAMS)):
-                continue
+                continue  # output, or what unknown_in returns
             for name, value in variables.items():
                 words = words.replace(f"${name}", value)
             output: list[str] = []
@@ -116,6 +163,10 @@ EVERY = [one for page in PAGES for one in shown_in(page)]
 SHOWING = {one.command for one in EVERY if one.output}
 ONCE = {one.command: one for one in EVERY if one.output or one.command not in SHOWING}
 RUN = [one for one in ONCE.values() if one.command not in NOT_RUN and one.command.split()[0] not in TRIED]
+SAID = {code for page in PAGES for code in said_in(page)}
+MODULES = {
+    re.sub("|".join(PLACES), lambda place: PLACES[place[0]], code) for code in SAID if code.startswith("python ")
+}
 TRY = [one for one in ONCE.values() if one.command.split()[0] in TRIED]
 
 
@@ -216,9 +267,51 @@ def test_what_a_page_asks_of_make_and_pytest_is_something_that_they_can_do(
     assert [path for path in asked.paths if not (ROOT / path).exists()] == []
 
 
+def test_every_program_that_a_page_shows_is_run_or_said_not_to_be() -> None:
+    assert [(page.name, line) for page in PAGES for line in unknown_in(page)] == []
+    of_dcpbench = {one.words.split()[0] for one in commands()}
+    known = {*PROGRAMS, *ELSEWHERE, *of_dcpbench, "python"}
+    assert {code for code in SAID if code.split()[0] not in known} == set()
+
+
+@pytest.mark.parametrize("command", sorted(MODULES - MODULES_NOT_RUN.keys()))
+def test_a_module_that_a_page_runs_writes_what_ships(command: str, tmp_path: Path) -> None:
+    """In a folder that links to the runs that ship: what the command writes is its own."""
+    here = tmp_path / "results" / "reference" / "h200"
+    shutil.copytree(REFERENCE / "h200", here, copy_function=os.symlink)
+    command, _, target = command.partition(" > ")
+    _, *words = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
+    assert done.stdout
+    assert not target or done.stdout == (ROOT / target).read_text(encoding="utf-8")
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in (top / EXCHANGES).iterdir()} for top in (here, REFERENCE / "h200")
+    )
+    assert ours == theirs
+
+
 def test_what_is_not_run_stands_on_a_page_still() -> None:
-    there = {one.command for one in EVERY}
-    assert {command for command in (*NOT_RUN, *MEASURED) if command not in there} == set()
+    there = {one.command for one in EVERY} | MODULES
+    assert {command for command in (*NOT_RUN, *MEASURED, *MODULES_NOT_RUN) if command not in there} == set()
+    assert ELSEWHERE.keys() - {code.split()[0] for code in SAID} == set()
+    assert {page for page, _ in DRAWINGS} <= {page.name for page in PAGES}
+
+
+def test_the_table_of_the_first_session_is_picked_from_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (shown,) = (one for one in EVERY if one.command in MEASURED)
+    trials, _ = read_run(SESSION)
+    batches = {(trial.case.layout.dcp, trial.case.layout.interleave, trial.case.workload) for trial in trials}
+    for profile in pick(trials):
+        draw(entries_grid(profile, batches))
+    said = " ".join(capsys.readouterr().out.split())
+    assert [part in said for part in shown.parts] == [True, True, False], "the last are the files that were written"
 
 
 def test_a_command_named_within_a_sentence_exists_with_its_options() -> None:
