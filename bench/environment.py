@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.nvml import ask, visible_handles
-from bench.record import Environment
+from bench.record import A_PATH, Environment
 from dcp_core import __version__
 
 VARIABLES = re.compile(
@@ -247,7 +247,7 @@ def _host() -> dict[str, str]:
 
 def _without_paths(value: str) -> str:
     """Hide paths: they say nothing about speed, and tell strangers about the machine."""
-    return "(a path)" if os.sep in value else value[:200]
+    return A_PATH if os.sep in value else value[:200]
 
 
 @cache

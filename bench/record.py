@@ -11,6 +11,7 @@ lacks has its default.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,16 @@ PROTOCOL = 3
 is timed from taking the batch on, and inputs hold planted keys; 3, repetitions, rendezvous and events are inside the graph."""
 MAX_PIECES = 256
 """Pieces of work kept of a step's timeline: ten times what a step of a mixed batch consists of."""
+A_PATH = "(a path)"
+"""Stands for an environment variable's value that is one."""
+SHARED_VARIABLES = re.compile(
+    r"env:(?!NCCL_(VERSION|DEBUG)|TORCH_(LOGS|CPP_LOG|SHOW_CPP|CUDA_ARCH_LIST|NCCL_ASYNC_ERROR_HANDLING)|FLASHINFER_LOG)"
+    r"(NCCL|TORCH|FLASHINFER)_\w+"
+)
+"""Fields of environment variables that decide how ranks work together; not those that say what is logged, that an image or a
+build leaves behind, or that torchrun sets by itself."""
+CORRELATED_FLAG = "samples are correlated: the interval of the median does not hold"
+"""What a trial says whose step's samples are."""
 _LEAST_US, _MOST_US = 1e-3, 8.64e10
 VISITS = 2
 """To each case in a round of a race, as far from its middle the one as the other: a drift falls on all cases alike."""
@@ -181,6 +192,11 @@ class Measured:
         return self.warm.device_us if self.warm else None
 
     @property
+    def is_correlated(self) -> bool:
+        """True if the step's samples resemble those before them, so that the interval of their median does not hold."""
+        return CORRELATED_FLAG in self.flags
+
+    @property
     def skew_us(self) -> tuple[float, ...]:
         """How much longer the slowest rank's step took than the quickest's, in each repetition kept; of one rank nothing."""
         return skew(self.rank_samples_us)
@@ -239,19 +255,50 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The fingerprint of where a run was made. ``hard`` fields must agree for trials to be compared or share a profile."""
+    """The fingerprint of where a run was made.
+
+    ``hard`` fields must agree for trials to be compared or share a profile; of trials of several ranks also what ``soft``
+    ones tell of the links between their devices, and of libraries' settings.
+    """
 
     hard: dict[str, str]
     soft: dict[str, str] = field(default_factory=dict)
 
-    def differences(self, other: Environment) -> list[str]:
-        """Name every hard field in which the two differ, with both values."""
-        names = sorted(self.hard.keys() | other.hard.keys())
-        return [
-            f"{name}: {self.hard.get(name, 'unknown')} here, {other.hard.get(name, 'unknown')} there"
-            for name in names
-            if self.hard.get(name) != other.hard.get(name)
+    def differences(self, other: Environment, *, ranks: int = 1) -> list[str]:
+        """Name every field in which the two differ so that trials of so many ranks are not alike, with both values.
+
+        Hard fields, known or not. Between several ranks also, where both tell: how many NVLinks a device has, how the devices
+        that the ranks use reach each other (the first ones, one for each rank), and which of SHARED_VARIABLES are set, to what.
+        """
+        found = [
+            (name, "unknown", self.hard.get(name), other.hard.get(name))
+            for name in self.hard.keys() | other.hard.keys()
         ]
+        if ranks > 1:
+            mine, theirs = self._between(ranks), other._between(ranks)
+            found += [(name, "", mine[name], theirs[name]) for name in mine.keys() & theirs.keys()]
+        if ranks > 1 and self.soft and other.soft:
+            mine, theirs = self._variables(), other._variables()
+            found += [(name, "not set", mine.get(name), theirs.get(name)) for name in mine.keys() | theirs.keys()]
+        return [
+            f"{name}: {one or lack} here, {two or lack} there" for name, lack, one, two in sorted(found) if one != two
+        ]
+
+    def _between(self, ranks: int) -> dict[str, str]:
+        """Return what is told of the links of so many ranks' devices: how many NVLinks each has, and of each pair which link."""
+        found = {"nvlinks": self.soft["nvlinks"]} if "nvlinks" in self.soft else {}
+        for link in self.soft.get("topology", "").split("; "):
+            pair, _, kind = link.partition(": ")
+            first, _, second = pair.partition("-")
+            if first.isdecimal() and second.isdecimal() and max(int(first), int(second)) < ranks:
+                found[f"link {pair}"] = kind
+        return found
+
+    def _variables(self) -> dict[str, str]:
+        """Return the variables that are told to be set; a path, which is not told, says nothing of speed."""
+        return {
+            name: value for name, value in self.soft.items() if SHARED_VARIABLES.fullmatch(name) and value != A_PATH
+        }
 
 
 class Key(NamedTuple):

@@ -71,9 +71,7 @@ class Campaign:
         for notice in notices:
             warn(notice)
         keys = {self._key(case) for case in self.cases}
-        asked = [
-            (trial, self.machine.environment.differences(trial.environment)) for trial in found if trial.key in keys
-        ]
+        asked = [(trial, self._differences(trial)) for trial in found if trial.key in keys]
         mine = [trial for trial, differences in asked if not differences]
         here = {trial.key for trial in mine}
         elsewhere = next((differences for trial, differences in reversed(asked) if trial.key not in here), None)
@@ -89,7 +87,10 @@ class Campaign:
         from bench.store import Store
 
         found, _ = Store.read(self.results)
-        return [trial for trial in found if not self.machine.environment.differences(trial.environment)]
+        return [trial for trial in found if not self._differences(trial)]
+
+    def _differences(self, trial: Trial) -> list[str]:
+        return self.machine.environment.differences(trial.environment, ranks=trial.ranks)
 
     def lacking(self, known: Sequence[Trial]) -> list[Case]:
         """Return the cases that ``known`` has no trial for, as careful as asked; failed ones once more, skipped ones always.

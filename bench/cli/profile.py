@@ -172,7 +172,7 @@ def diff(a: First, b: Second, json: Json = False) -> int:
             f"{a} is for {first.geometry}, {b} for {second.geometry}: only like can be compared, so give two of one geometry"
         )
     found = compare(first, second)
-    machines = first.environment.differences(second.environment)
+    machines = first.differences(second)
     if json:
         emit({"same": found.same, "machines": machines, "summary": list(summary(found))})
     else:

@@ -218,6 +218,11 @@ class Entry:
         return self.to_default.value if self.to_default else None
 
     @property
+    def ranks(self) -> int:
+        """Real ranks that its trials took; a simulated group has 1."""
+        return self.layout.dcp if self.label is Label.MEASURED else 1
+
+    @property
     def order(self) -> tuple[object, ...]:
         """What sorts entries for people: the lone rank first, then batches by what is new, how many and how long."""
         workload = self.workload

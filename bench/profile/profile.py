@@ -93,6 +93,11 @@ class Profile:
         device = re.sub(r"[^A-Za-z0-9.-]+", "_", self.environment.hard.get("device_name", "unknown")).strip("._")
         return f"{self.geometry},device_name={device[:80] or 'unknown'}.json"
 
+    def differences(self, other: Profile) -> list[str]:
+        """Name every field in which two profiles' machines differ, with both values: between ranks too, if both have several."""
+        ranks = (max((one.ranks for one in profile.entries), default=1) for profile in (self, other))
+        return self.environment.differences(other.environment, ranks=min(ranks))
+
     @classmethod
     def load(cls, path: str | Path) -> Profile:
         """Read a profile.
@@ -223,14 +228,14 @@ def merged(one: Profile, other: Profile) -> Profile:
     How the result generalises is worked out anew.
 
     Raises:
-        UsageError: if their geometries differ, or hard fields of their environments, naming them.
+        UsageError: if their geometries differ, or their machines, naming in what.
     """
     if one.geometry != other.geometry:
         raise UsageError(
             f"profiles of {one.geometry} and of {other.geometry} cannot be merged: each has its own file; "
             f"give two of one geometry"
         )
-    if apart := one.environment.differences(other.environment):
+    if apart := one.differences(other):
         raise UsageError(f"these profiles are of two machines, and stay apart ({'; '.join(apart)}): merge those of one")
     by_batch: dict[tuple[object, ...], Entry] = {}
     for entry in (*one.entries, *other.entries):

@@ -773,6 +773,28 @@ def test_another_driver_is_named_and_refused_unless_asked_to_measure_afresh(
     assert len(scripted.measured) == 2 * first
 
 
+def test_other_links_between_ranks_are_named_and_refused_where_cases_have_several(
+    scripted: Scripted, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def linked(link: str, **variables: str) -> Environment:
+        environment = Environment(CPU.hard, {"topology": f"0-1: {link}", **variables})
+        monkeypatch.setattr(bench.environment, "fingerprint", lambda on_gpu=None: environment)
+        return environment
+
+    alone = [word if word != "1,2" else "1" for word in TYPED]
+    scripted.environment = linked("NVLink")
+    assert run("--ranks", "2", "sweep", *TYPED, "--results", results) == Exit.DONE
+    measured = len(scripted.measured)
+    linked("PCIe", **{"env:NCCL_ALGO": "Ring"})
+    capsys.readouterr()
+    for words in (["sweep", *TYPED], ["tune", *TYPED]):
+        assert run("--ranks", "2", *words, "--results", results) == Exit.USAGE
+        err = " ".join(capsys.readouterr().err.split())
+        assert "(env:NCCL_ALGO: Ring here, not set there; link 0-1: PCIe here, NVLink there)" in err
+    assert run("--ranks", "2", "sweep", *alone, "--results", results) == Exit.DONE, "a rank by itself has no links"
+    assert len(scripted.measured) == measured
+
+
 @pytest.mark.parametrize("field", ["device_name", "driver", "cuda", "nccl", "torch", "triton", "flashinfer"])
 @pytest.mark.parametrize("how", ["changed", "gone"])
 def test_a_sweep_that_stopped_is_not_continued_where_anything_changed(

@@ -141,6 +141,36 @@ def test_two_drivers_do_not_mix(machine: ScriptedNvml) -> None:
     assert here.differences(there) == ["driver: 580.95 here, 590.1 there"]
 
 
+def test_links_and_settings_of_libraries_matter_between_ranks_alone() -> None:
+    hard = {"device_name": "NVIDIA H200"}
+    here = environment.Environment(hard, {"nvlinks": "18", "topology": "0-1: NVLink; 0-2: NVLink; 1-2: NVLink"})
+    for soft, differences in (
+        ({"topology": "0-1: NVLink"}, []),
+        ({"topology": "0-1: NVLink; 0-2: PCIe; 1-2: PCIe"}, []),
+        ({"topology": "0-1: PCIe"}, ["link 0-1: NVLink here, PCIe there"]),
+        ({"nvlinks": "12"}, ["nvlinks: 18 here, 12 there"]),
+        ({"env:NCCL_ALGO": "Ring"}, ["env:NCCL_ALGO: not set here, Ring there"]),
+        ({"env:TORCH_NCCL_BLOCKING_WAIT": "1"}, ["env:TORCH_NCCL_BLOCKING_WAIT: not set here, 1 there"]),
+        ({"env:FLASHINFER_EXTRA": "1"}, ["env:FLASHINFER_EXTRA: not set here, 1 there"]),
+        ({"env:TORCH_HOME": environment.A_PATH, "env:OMP_NUM_THREADS": "1", "env:NCCL_DEBUG_SUBSYS": "ALL"}, []),
+        (
+            {
+                "env:NCCL_VERSION": "2.28",
+                "env:TORCH_CUDA_ARCH_LIST": "9.0a",
+                "env:TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+            },
+            [],
+        ),
+        ({"topology": "of no form"}, []),
+        ({}, []),
+    ):
+        there = environment.Environment(hard, soft)
+        assert here.differences(there, ranks=2) == differences
+        assert here.differences(there) == []
+    three = environment.Environment(hard, {"topology": "0-1: NVLink; 0-2: PCIe; 1-2: PCIe"})
+    assert three.differences(here, ranks=3) == [f"link {pair}: PCIe here, NVLink there" for pair in ("0-2", "1-2")]
+
+
 def test_clocks_are_read_in_words(machine: ScriptedNvml) -> None:
     assert environment.clocks(1) == {
         "sm_mhz": "1980",

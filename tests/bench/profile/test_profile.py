@@ -474,6 +474,12 @@ def test_profiles_are_joined_and_of_a_batch_the_last_measured_counts() -> None:
     elsewhere = replace(profile(late), environment=Environment({**H200.hard, "driver": "590"}))
     with pytest.raises(UsageError, match=r"two machines.*driver: 580.95 here, 590 there"):
         merged(profile(early), elsewhere)
+    linked, other = (
+        replace(profile(early), environment=Environment(H200.hard, {"topology": f"0-1: {link}"}))
+        for link in ("NVLink", "PCIe")
+    )
+    with pytest.raises(UsageError, match=r"two machines.*link 0-1: NVLink here, PCIe there"):
+        merged(linked, other)
     with pytest.raises(UsageError, match="each has its own file"):
         merged(profile(early), replace(profile(), geometry=replace(GEOMETRY, q_heads=8)))
 
