@@ -84,6 +84,7 @@ class Reading:
     Args:
         wire_bytes: that a rank must at least receive from its peers.
         time_us: of the slowest rank.
+        correlated: the interval of its median does not hold.
         pure_us: median of the quickest rank, which came last and waited for nobody; of the slowest where that was not kept.
         skew_us: median of what the slowest rank took longer than the quickest; None where that was not kept.
         variant: which way of several the exchange took, in words.
@@ -94,6 +95,7 @@ class Reading:
     tokens: int
     wire_bytes: int
     time_us: Summary
+    correlated: bool
     pure_us: float
     skew_us: float | None
     variant: str
@@ -240,6 +242,7 @@ def _reading(stage: StageTime, kind: Kind, trial: Trial) -> Reading:
         tokens,
         kind.row.wire_bytes(stage.name, kind.dcp, tokens),
         stage.device_us,
+        stage.is_correlated,
         median(stage.pure_us) if stage.pure_us else stage.device_us.median,
         median(stage.skew_us) if stage.skew_us else None,
         stage.variant,

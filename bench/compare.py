@@ -1,8 +1,8 @@
 """What became slower between two sets of trials of the same cases, taken at different times. Standard library only.
 
 Two runs are not a race: between them the device may have changed its speed. So a case's difference is believed only if it is
-larger than what the caller tolerates, than three times what the runs differ by from case to case anyway, and than what
-the case's own samples differ by: those of a device that changes between two clocks lie apart.
+larger than what the caller tolerates, than three times what the runs differ by from case to case anyway, and than what two
+trials by themselves tell (``bench.lone``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.errors import UsageError
+from bench.lone import Lone, judge, verdict_of
 from bench.record import Failed, Measured, Trial, latest
 from bench.stats import median_interval, signed_rank_p
-from bench.times import Summary, sm_mhz
 from bench.verdict import ALPHA, Verdict
 
 TOLERANCE = 0.02
@@ -89,7 +89,7 @@ class Comparison:
     @property
     def overall(self) -> Verdict:
         """What holds for all cases together: a shift that no single case shows may be plain here."""
-        return _verdict(math.log(self.all_low), math.log(self.all_high), self.tolerance, believed=self.all_p < ALPHA)
+        return verdict_of(math.log(self.all_low), math.log(self.all_high), self.tolerance, believed=self.all_p < ALPHA)
 
     @property
     def is_worse(self) -> bool:
@@ -144,7 +144,7 @@ def _place(trial: Trial) -> _Place:
 
 
 def _is_timed(trial: Trial) -> bool:
-    return isinstance(trial.outcome, Measured) and trial.outcome.step_us.low > 0
+    return isinstance(trial.outcome, Measured) and Lone.of_step(trial).low > 0
 
 
 def _failed_now(before: Trial, after: Iterable[Trial]) -> Trial | None:
@@ -155,13 +155,8 @@ def _failed_now(before: Trial, after: Iterable[Trial]) -> Trial | None:
 
 
 def _pair(before: Trial, after: Trial, margin: float) -> Pair:
-    step, now = _step(before), _step(after)
-    margin = max(margin, _apart(step), _apart(now))
-    ratio = math.log(now.median) - math.log(step.median)
-    half = math.hypot(_half_width(step), _half_width(now))
-    why = _unlike(before, after, ratio, margin)
-    verdict = Verdict.AMBIGUOUS if why else _verdict(ratio - half, ratio + half, margin, believed=True)
-    return Pair(before, after, _ratio(ratio), _ratio(ratio - half), _ratio(ratio + half), verdict, why)
+    found = judge(Lone.of_step(before), Lone.of_step(after), margin)
+    return Pair(before, after, _ratio(found.log), _ratio(found.low), _ratio(found.high), found.verdict, found.why)
 
 
 def _ratio(log: float) -> float:
@@ -169,47 +164,8 @@ def _ratio(log: float) -> float:
     return math.exp(max(-MOST_LOG, min(log, MOST_LOG)))
 
 
-def _verdict(low: float, high: float, margin: float, *, believed: bool) -> Verdict:
-    most = math.log1p(margin)
-    if believed and low > most:
-        return Verdict.SLOWER
-    if believed and high < -most:
-        return Verdict.FASTER
-    return Verdict.SAME if -most <= low <= high <= most else Verdict.AMBIGUOUS
-
-
-def _unlike(before: Trial, after: Trial, ratio: float, margin: float) -> str:
-    """Say that the SM clock changed, where that explains the difference."""
-    speeds = [_sm_mhz(trial) for trial in (before, after)]
-    if not all(speeds):
-        return ""
-    slower = math.log(speeds[0] / speeds[1])
-    explained = abs(ratio) > margin and slower * ratio > 0 and abs(ratio) <= abs(slower) + margin
-    return f"the SM clock was {speeds[0]:.0f} MHz before and {speeds[1]:.0f} after" if explained else ""
-
-
-def _sm_mhz(trial: Trial) -> float:
-    readings = [mhz for mhz in map(sm_mhz, trial.clocks) if mhz]
-    return sum(readings) / len(readings) if readings else 0.0
-
-
-def _step(trial: Trial) -> Summary:
-    if not isinstance(trial.outcome, Measured):
-        raise TypeError(f"a {trial.outcome.kind} trial has no step time")
-    return trial.outcome.step_us
-
-
 def _median(trial: Trial) -> float:
-    return _step(trial).median
-
-
-def _half_width(summary: Summary) -> float:
-    return max(math.log(summary.high / summary.median), math.log(summary.median / summary.low))
-
-
-def _apart(summary: Summary) -> float:
-    """Return half of what lies between the first and the last tenth of the samples, relative."""
-    return (summary.p90 - summary.p10) / summary.median / 2
+    return Lone.of_step(trial).median
 
 
 def _scatter(logs: Sequence[float]) -> float:

@@ -16,12 +16,12 @@ import torch
 from bench.clock import REPETITIONS, Clock, CudaClock, HostClock, Sampler, empty_us, floor_us
 from bench.need import case_bytes
 from bench.policy import Policy
-from bench.record import Failed, Label, Measured, Outcome, Race, Skipped
+from bench.record import CORRELATED_FLAG, Failed, Label, Measured, Outcome, Race, Skipped
 from bench.samples import Samples, Timed
 from bench.stand import Sequences, Stand
 from bench.stats import is_precise, lag1_correlation, summarize, thin
 from bench.timeline import timeline_of
-from bench.times import Pace, Piece, PlanTime, StageTime, StopReason
+from bench.times import CORRELATED, Pace, Piece, PlanTime, StageTime, StopReason
 from bench.verdict import FLOORS
 from dcp_core.check import Check
 from dcp_core.memory import format_size
@@ -37,8 +37,6 @@ LAUNCH_SAMPLES = 20
 WARM_UP_BLOCKS = 20
 CALM_BLOCKS, FLAT = 2, 0.01
 """Blocks in turn that each are no faster than the one before, by more than this share of its time: the trend is flat."""
-CORRELATED = 0.2
-"""Lag-1 correlation of samples above which the interval of their median is said not to hold."""
 
 
 def verify(
@@ -377,7 +375,7 @@ def _doubts(timed: Timed, floor: float) -> Iterator[str]:
     if summarize(timed.slowest_us).median < FLOORS * floor:
         yield f"under {FLOORS} timer floors"
     if lag1_correlation(timed.slowest_us) > CORRELATED:
-        yield "samples are correlated: the interval of the median does not hold"
+        yield CORRELATED_FLAG
     if timed.stop is StopReason.CAP:
         yield "stopped at the cap, before the interval was narrow enough"
 

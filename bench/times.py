@@ -9,6 +9,8 @@ from enum import StrEnum
 
 MAX_SAMPLES = 64
 """Raw samples kept per rank and stage, evenly taken; the count of all is beside them."""
+CORRELATED = 0.2
+"""Lag-1 correlation of samples above which the interval of their median is said not to hold."""
 FEWEST_FOR_P99 = 299
 """Samples of which, with 95 %, one lies beyond the 99th percentile: 1 - 0.99 ** 299."""
 
@@ -118,6 +120,11 @@ class StageTime:
             check_amounts(f"samples of stage {self.name[:40]!r}", samples)
         if len({len(samples) for samples in self.rank_samples_us}) > 1:
             raise ValueError(f"ranks of stage {self.name[:40]!r} have different numbers of samples")
+
+    @property
+    def is_correlated(self) -> bool:
+        """True if samples resemble those before them, so that the interval of their median does not hold."""
+        return self.correlation is not None and self.correlation > CORRELATED
 
     @property
     def pure_us(self) -> tuple[float, ...]:

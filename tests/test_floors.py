@@ -56,6 +56,7 @@ FLOORS = {
             "need",
             "estimate",
             "collective",
+            "lone",
             "compare",
             "predict",
             "sentinel",

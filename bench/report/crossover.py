@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.lone import Lone
 from bench.recommend.decision_map import Row, rounded
 from bench.record import Label, Measured, Trial
 from bench.report import style
@@ -44,8 +45,9 @@ class Contest:
 
     @property
     def is_told_apart(self) -> bool:
-        """Whether the winner's interval ends below that of the runner-up."""
-        return self.steps[0][1].step_us.high < self.steps[1][1].step_us.low
+        """Whether the winner is told to be faster than the runner-up, each having been measured by itself."""
+        first, second = (Lone.of_step(trial) for trial, _ in self.steps[:2])
+        return first.is_faster(second)
 
     @property
     def lead(self) -> float:
@@ -156,7 +158,7 @@ def _name(trial: Trial) -> str:
 
 def _notes(shown: Mapping[Subject, Cells], whole: Mapping[Subject, Cells], *, hidden: int) -> list[str]:
     cell = "In a cell: the fastest path and kernel of those measured on the same batch, with its median of one layer's step;"
-    notes = [f"{cell} below, who came next and at how many times that. Hatched: their 95 % intervals overlap."]
+    notes = [f"{cell} below, who came next and at how many times that. Hatched: not told apart."]
     if any(subject.label is Label.SIMULATED for subject in shown):
         notes.append("Simulated: the fullest rank by itself on one device, without the exchange's time.")
     if rows := sum(len(_rows(whole[subject])) - len(_rows(cells)) for subject, cells in shown.items()):

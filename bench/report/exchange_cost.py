@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.collective import OPERATIONS, Kind, Reading, Row, Way, fit, fit_all, link_bytes_per_us, readings
 from bench.record import Trial
 from bench.report import style
-from bench.report.exchange_table import BOTH, Place, break_even, changes, manner_name, places_of, way_name
+from bench.report.exchange_table import BOTH, Place, break_even, changes, leader_name, manner_name, places_of, way_name
 from dcp_core.settings import ExchangeName
 
 if TYPE_CHECKING:
@@ -120,8 +120,9 @@ def _draw_changes(axes: Axes, found: Sequence[Reading]) -> None:
     """Draw an upright line where another exchange becomes the fastest, in its colour, with its name and dcp."""
     for place in places_of(found):
         for tokens, exchange in changes(found, place)[1:] if place.operation != BOTH else ():
-            axes.axvline(tokens, color=COLOURS[exchange], ls=style.line_of(place.dcp), lw=1, gid="break-even")
-            name = f"{exchange} from {style.tokens(tokens)}"
+            colour = COLOURS[exchange] if exchange else "#555555"
+            axes.axvline(tokens, color=colour, ls=style.line_of(place.dcp), lw=1, gid="break-even")
+            name = f"{leader_name(exchange)} from {style.tokens(tokens)}"
             axes.text(
                 tokens,
                 0.98,

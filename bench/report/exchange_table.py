@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from bench.collective import OPERATIONS, CollectiveModel, Kind, Reading, Row, Way, fit_all, readings
 from bench.grid import Column, Grid
+from bench.lone import Lone
 from bench.record import Trial
 from bench.report.table import NOT_MEASURED, micros, spread
-from bench.times import Summary
 from dcp_core.memory import format_size
 from dcp_core.settings import ExchangeName
 
@@ -26,14 +26,6 @@ class Place(NamedTuple):
     way: Way
     dcp: int
     row: Row
-
-
-class _Time(NamedTuple):
-    """A median and its interval: of an operation, or of both added up."""
-
-    low: float
-    median: float
-    high: float
 
 
 def exchange_grids(trials: Iterable[Trial]) -> list[Grid]:
@@ -89,28 +81,38 @@ def manner_name(way: Way) -> str:
     return ", ".join(word for word, holds in unusual.items() if holds and way.timer.startswith("cuda"))
 
 
-def changes(found: Iterable[Reading], place: Place) -> list[tuple[int, ExchangeName]]:
+def changes(found: Iterable[Reading], place: Place) -> list[tuple[int, ExchangeName | None]]:
     """Return which exchange is fastest from how many tokens on, over the sizes at which every exchange was measured.
 
-    The one that leads goes on leading until another's interval lies wholly below its own.
+    One leads once it is told to be faster than every other, and goes on leading until another is told to be faster than it.
+    None where nobody leads.
     """
-    leads: list[tuple[int, ExchangeName]] = []
+    leads: list[tuple[int, ExchangeName | None]] = []
+    leader: ExchangeName | None = None
     for tokens, times in sorted(_times(found, place).items()):
-        best = min(times, key=lambda exchange: times[exchange].median)
-        leader = leads[-1][1] if leads else best
-        if not leads or times[best].high < times[leader].low:
-            leads += [(tokens, best)] if not leads or best is not leader else []
+        best, *others = sorted(times, key=lambda exchange: times[exchange].median)
+        if all(times[best].is_faster(times[other]) for other in others):
+            leader = best
+        elif leader is not None and times[best].is_faster(times[leader]):
+            leader = None
+        if not leads or leads[-1][1] is not leader:
+            leads.append((tokens, leader))
     return leads
 
 
+def leader_name(exchange: ExchangeName | None) -> str:
+    """Return the exchange that leads in words, or that none does."""
+    return exchange or "level"
+
+
 def break_even(found: Sequence[Reading], place: Place) -> str:
-    """Say in words which exchange is fastest from how many tokens on."""
+    """Say in words which exchange is fastest from how many tokens on, and where they are level: none is told to be."""
     leads = changes(found, place)
     if not leads:
         return "not measured for the same tokens"
     if len(leads) == 1:
-        return f"{leads[0][1]} at every size"
-    return f"{', '.join(f'{exchange} from {tokens}' for tokens, exchange in leads)} tokens on"
+        return f"{leader_name(leads[0][1])} at every size"
+    return f"{', '.join(f'{leader_name(exchange)} from {tokens}' for tokens, exchange in leads)} tokens on"
 
 
 def places_of(found: Iterable[Reading]) -> list[Place]:
@@ -119,23 +121,23 @@ def places_of(found: Iterable[Reading]) -> list[Place]:
     return [*places, *dict.fromkeys(place._replace(operation=BOTH) for place in places)]
 
 
-def _times(found: Iterable[Reading], place: Place) -> dict[int, dict[ExchangeName, _Time]]:
-    """Return the fastest time of each exchange by tokens, where all exchanges of the place have one."""
+def _times(found: Iterable[Reading], place: Place) -> dict[int, dict[ExchangeName, Lone]]:
+    """Return the fastest time of each exchange by tokens, both operations added up if asked, where all of the place have one."""
     operations = OPERATIONS if place.operation == BOTH else (place.operation,)
-    best: dict[tuple[int, ExchangeName], dict[str, Summary]] = defaultdict(dict)
+    best: dict[tuple[int, ExchangeName], dict[str, Reading]] = defaultdict(dict)
     for reading in found:
         if (reading.kind.way, reading.kind.dcp, reading.kind.row) != place[1:] or reading.operation not in operations:
             continue
         known = best[reading.tokens, reading.kind.exchange]
         before = known.get(reading.operation)
-        if before is None or reading.time_us.median < before.median:
-            known[reading.operation] = reading.time_us
-    whole = {key: times for key, times in best.items() if len(times) == len(operations)}
+        if before is None or reading.time_us.median < before.time_us.median:
+            known[reading.operation] = reading
+    whole = {key: parts for key, parts in best.items() if len(parts) == len(operations)}
     exchanges = {exchange for _, exchange in whole}
-    times: dict[int, dict[ExchangeName, _Time]] = defaultdict(dict)
+    times: dict[int, dict[ExchangeName, Lone]] = defaultdict(dict)
     for (tokens, exchange), parts in whole.items():
-        low, middle, high = (sum(getattr(part, name) for part in parts.values()) for name in ("low", "median", "high"))
-        times[tokens][exchange] = _Time(low, middle, high)
+        lone = (Lone.of(part.time_us, part.trial, correlated=part.correlated) for part in parts.values())
+        times[tokens][exchange] = Lone.together(lone)
     return {tokens: each for tokens, each in times.items() if each.keys() == exchanges}
 
 
@@ -195,7 +197,7 @@ def _fastest(found: Sequence[Reading], way: Way) -> Grid:
     rows = tuple(
         (place.operation, str(place.dcp), str(place.row), break_even(found, place)) for place in places_of(found)
     )
-    note = "Over sizes that every exchange was measured at; a lead changes where the intervals are apart."
+    note = "Over sizes that every exchange was measured at; a lead changes where two are told apart; level where none leads."
     return Grid(f"Fastest exchange by tokens: {way_name(way)}", columns, rows, footnotes=(note,))
 
 

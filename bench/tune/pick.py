@@ -1,6 +1,6 @@
 """From trials to profiles: for each batch what was shown to beat the engine's default, else the default.
 
-Where a search raced candidates, its confirmation decides; where each was measured by itself, their medians and intervals do.
+Where a search raced candidates, its confirmation decides; where each was measured by itself, what such trials tell apart does.
 Standard library only.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.errors import UsageError
+from bench.lone import Lone
 from bench.profile.entry import MAX_ENTRIES, Candidate, Entry, Geometry, Paired, Ratio, engine_defaults
 from bench.profile.nearest import leave_each_out
 from bench.profile.profile import Profile
@@ -47,6 +48,10 @@ class _Timing(NamedTuple):
     trial: Trial
     outcome: Measured
 
+    @property
+    def median_us(self) -> float:
+        return self.outcome.step_us.median
+
 
 class _Place(NamedTuple):
     """What an entry is about: tp is not in it, since ranks of the same geometry run the same step."""
@@ -61,7 +66,8 @@ def pick(trials: Iterable[Trial]) -> tuple[Profile, ...]:
     """Build a profile for each geometry and each machine whose hard fields agree.
 
     Only measured and simulated trials count, and the two never mix; nor do timers, cold and warm, or protocols: where
-    a batch was measured in several ways, the newest protocol, cold, and with most candidates is the one published. Of a
+    a batch was measured in several ways, the newest protocol, cold, and with most candidates is the one published; between
+    ranks that were linked otherwise, or libraries set otherwise, only what is like the newest. Of a
     case measured twice the later counts, but one measured by itself before one that only raced. What a simulation cannot
     time, the exchange, is published as the default's.
 
@@ -94,7 +100,11 @@ def _profile(geometry: Geometry, timings: Sequence[_Timing]) -> Profile:
 
 
 def _one_way(timings: Sequence[_Timing]) -> list[_Timing]:
-    """Return the timings that were taken in one way, the best represented."""
+    """Return the timings that were taken in one way, the best represented, by ranks that are linked as the newest's."""
+    newest = timings[-1].trial
+    timings = [
+        one for one in timings if not newest.environment.differences(one.trial.environment, ranks=one.trial.ranks)
+    ]
     ways: dict[tuple[int, bool, str], list[_Timing]] = defaultdict(list)
     for timing in timings:
         ways[timing.trial.protocol, timing.outcome.flushed_bytes > 0, timing.outcome.timer].append(timing)
@@ -103,7 +113,7 @@ def _one_way(timings: Sequence[_Timing]) -> list[_Timing]:
 
 
 def _entry(place: _Place, timings: Sequence[_Timing], environment: Environment) -> Entry:
-    candidates = _candidates(timings)
+    candidates = {settings: _candidate(timing) for settings, timing in _fastest(timings).items()}
     ranked = tuple(sorted(candidates.values(), key=lambda one: (one.median_us, one.case)))
     layout = min((timing.trial.case.layout for timing in timings), key=lambda one: one.tp)
     default = _default(place, timings[0], candidates, environment)
@@ -121,16 +131,16 @@ def _entry(place: _Place, timings: Sequence[_Timing], environment: Environment) 
     )
 
 
-def _candidates(timings: Iterable[_Timing]) -> dict[Settings, Candidate]:
-    """Return the candidate of all settings that were timed; what several cases run alike, the fastest stands for."""
-    candidates: dict[Settings, Candidate] = {}
+def _fastest(timings: Iterable[_Timing]) -> dict[Settings, _Timing]:
+    """Return the timing that counts of all settings; what several cases run alike, the fastest stands for."""
+    fastest: dict[Settings, _Timing] = {}
     for trial in latest(timing.trial for timing in timings):
         if isinstance(trial.outcome, Measured):
-            candidate = _candidate(_Timing(trial, trial.outcome))
-            known = candidates.get(candidate.settings)
-            if known is None or candidate.median_us < known.median_us:
-                candidates[candidate.settings] = candidate
-    return candidates
+            timing, settings = _Timing(trial, trial.outcome), _published(trial.case.settings)
+            known = fastest.get(settings)
+            if known is None or timing.median_us < known.median_us:
+                fastest[settings] = timing
+    return fastest
 
 
 def _chosen(timings: Sequence[_Timing], ranked: Sequence[Candidate], default: Candidate | None) -> Settings:
@@ -139,11 +149,15 @@ def _chosen(timings: Sequence[_Timing], ranked: Sequence[Candidate], default: Ca
     confirmed = _confirmed(timings, default)
     if confirmed is not None:
         return confirmed
-    alone = _candidates(timing for timing in timings if timing.outcome.race is None)
-    default = alone.get(default.settings, default)
-    best = min(alone.values(), key=lambda one: (one.median_us, one.case), default=default)
-    # A race that was not confirmed proves nothing yet; nor does a median inside the noise.
-    return default.settings if default.low_us <= best.high_us else best.settings
+    # A race that was not confirmed proves nothing yet; nor does a difference that is not told apart.
+    alone = _fastest(timing for timing in timings if timing.outcome.race is None)
+    theirs = Lone.of_step(alone.get(default.settings, _fastest(timings)[default.settings]).trial)
+    faster = {settings: timing for settings, timing in alone.items() if Lone.of_step(timing.trial).is_faster(theirs)}
+    return min(
+        faster,
+        key=lambda settings: (faster[settings].median_us, faster[settings].trial.case.key),
+        default=default.settings,
+    )
 
 
 def _confirmed(timings: Sequence[_Timing], default: Candidate) -> Settings | None:

@@ -16,11 +16,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from bench.clock import Scripted
-from bench.measure import CORRELATED, _time, sampler_of
+from bench.measure import _time, sampler_of
 from bench.noise import NOISES, Noise, autocorrelated, drifting, spiky, two_clocks, white
 from bench.policy import Policy
 from bench.race import Runner, _run
 from bench.stats import lag1_correlation, summarize
+from bench.times import CORRELATED
 from bench.tune.known import MOST_ROUNDS, REPEATS
 from bench.verdict import Comparison, Verdict, compare, rounds_of
 from dcp_core.mesh import Mesh

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bench import measure as measuring
 from bench.clock import Scripted
-from bench.measure import CORRELATED, _time, measure
+from bench.measure import _time, measure
 from bench.policy import Policy
 from bench.record import Failed, Label, Measured, Outcome, Skipped
 from bench.stats import lag1_correlation
-from bench.times import MAX_SAMPLES, Pace, StopReason
+from bench.times import CORRELATED, MAX_SAMPLES, Pace, StopReason
 from dcp_core import build
 from dcp_core.kernels.base import PassBatch, PassSpec
 from dcp_core.kernels.reference import Reference, ReferencePass

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from bench.recommend.decision_map import Row
-from bench.record import Label, Measured, Trial
+from bench.record import CORRELATED_FLAG, Label, Measured, Trial
 from bench.report import crossover
 from bench.report.crossover import contests
 from dcp_core.settings import KernelName, PathName
@@ -55,6 +55,15 @@ def test_a_winner_within_the_noise_is_hatched() -> None:
         assert isinstance(figure, Figure)
         cells = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
         assert any(patch.get_hatch() for patch in cells) is hatched
+
+
+def test_a_winner_whose_samples_are_correlated_is_hatched_unless_they_lie_apart() -> None:
+    for step_us, told_apart in ((97.0, False), (50.0, True)):
+        two = [taking(one, time) for one, time in zip(simulated("q2ks10k"), (step_us, 100.0), strict=False)]
+        assert all(cell.is_told_apart for cells in contests(two).values() for cell in cells.values())
+        flagged = [replace(one, outcome=replace(one.outcome, flags=(CORRELATED_FLAG,))) for one in two]
+        (cells,) = contests(flagged).values()
+        assert [cell.is_told_apart for cell in cells.values()] == [told_apart]
 
 
 def test_labels_layouts_and_batches_are_not_mixed() -> None:

@@ -49,6 +49,23 @@ def test_a_lead_that_is_within_the_noise_changes_nobody_s_choice() -> None:
     assert break_even(close, place(close, "gather")) == "direct at every size"
 
 
+def test_nobody_leads_until_one_is_told_apart_from_every_other() -> None:
+    found = readings(exchanged(exchanges=("a2a", "direct", "ag_rs")))
+    gathers = [
+        *timed(found, "gather", "a2a", (9.99, 30, 50)),
+        *timed(found, "gather", "direct", (10, 10, 20)),
+        *timed(found, "gather", "ag_rs", (40, 40, 19.9)),
+    ]
+    asked = place(gathers, "gather")
+    assert break_even(gathers, asked) == "level from 1, direct from 64 tokens on"
+    assert break_even([one for one in gathers if one.tokens == 1], asked) == "level at every size"
+    others = [one for one in gathers if one.kind.exchange == "a2a"]
+    passed = [*others, *timed(found, "gather", "direct", (9, 30, 90)), *timed(found, "gather", "ag_rs", (40, 40, 50))]
+    assert break_even(passed, asked) == "direct from 1, level from 4096 tokens on"
+    correlated = [replace(one, correlated=True, time_us=summary(one.time_us.median, 0.4)) for one in gathers]
+    assert break_even(correlated, asked) == "level from 1, direct from 64 tokens on"
+
+
 def test_who_is_fastest_in_all_is_told_of_gather_and_combine_together() -> None:
     found = readings(exchanged(exchanges=("a2a", "direct")))
     both = [

@@ -117,6 +117,32 @@ def raced(one: Trial, heat: Heat, name: str, samples: float | None = None, *, st
     return replace(one, outcome=outcome)
 
 
+def test_a_fastest_that_is_not_told_apart_leaves_the_choice_to_one_that_is() -> None:
+    (entry,) = only([timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80, noise=0.2), timed(SPLIT_FA2, 90)]).entries
+    assert entry.candidates[0].settings == FOLD_FA2
+    assert entry.settings == SPLIT_FA2
+
+
+def test_links_between_ranks_never_mix_and_the_newest_are_published() -> None:
+    def linked(one: Trial, link: str, **variables: str) -> Trial:
+        told = {name.replace("env_", "env:"): value for name, value in variables.items()}
+        return replace(one, environment=Environment(H200.hard, {**H200.soft, "topology": f"0-1: {link}", **told}))
+
+    first, second = timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80, time="2026-02-01T00:00:00+00:00")
+    for one, other in (
+        (linked(first, "NVLink"), linked(second, "PCIe")),
+        (linked(first, "NVLink"), linked(second, "NVLink", env_NCCL_ALGO="Ring")),
+    ):
+        (entry,) = only([one, other]).entries
+        assert [candidate.settings for candidate in entry.candidates] == [FOLD_FA2]
+        (entry,) = only([replace(trial, ranks=1) for trial in (one, other)]).entries
+        assert len(entry.candidates) == 2, "a rank by itself has no links"
+    (entry,) = only([linked(first, "NVLink"), linked(second, "NVLink", env_NCCL_DEBUG="INFO")]).entries
+    assert len(entry.candidates) == 2
+    (entry,) = only([first, linked(second, "NVLink")]).entries
+    assert len(entry.candidates) == 2, "what one does not tell is no difference"
+
+
 def test_a_race_that_was_not_confirmed_leaves_the_default() -> None:
     both = [timed(SPLIT_FA3, 100), timed(FOLD_FA2, 80)]
     for heat in (Heat.SCREENED, Heat.RACED):
