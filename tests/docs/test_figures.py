@@ -280,3 +280,12 @@ def test_what_the_profiles_leave_out_was_worth_what_the_index_says() -> None:
                 settings = candidate.settings
                 assert (settings.page_size, settings.kv_layout, settings.decode_wrapper) == (16, "NHD", "decode")
                 assert (settings.disable_split_kv, settings.fixed_split_size) == (False, None)
+
+
+def test_the_page_says_how_many_trials_are_flagged_as_correlated() -> None:
+    outcomes = [
+        trial.outcome for trial in Store.read(reference_folder() / "h200")[0] if isinstance(trial.outcome, Measured)
+    ]
+    flagged = sum(one.is_correlated for one in outcomes)
+    page = (ROOT / "results" / "reference" / "h200" / "README.md").read_text(encoding="utf-8")
+    assert f"{flagged} of the {len(outcomes)} trials measured in the files beside this page are flagged" in page
