@@ -25,10 +25,10 @@ class Clocks(NamedTuple):
 
     @classmethod
     def of(cls, trial: Trial) -> Clocks | None:
-        """Return those told between the samples of a trial, else before and after it; None if none were told."""
+        """Return those told between the samples of a trial, else after it: before, devices may idle. None if none were told."""
         during = trial.outcome.clocks_during if isinstance(trial.outcome, Measured) else ()
         told = [float(mhz) for pace in during for mhz in (pace.sm_mhz_low, pace.sm_mhz_high) if mhz]
-        told = told or [mhz for mhz in map(sm_mhz, trial.clocks) if mhz]
+        told = told or [mhz for mhz in map(sm_mhz, trial.clocks[len(trial.clocks) // 2 :]) if mhz]
         return cls(min(told), max(told)) if told else None
 
     def __str__(self) -> str:

@@ -132,8 +132,9 @@ def test_what_the_clocks_may_have_changed_by_is_no_difference(
     assert lone(92, mhz=(1390, 1390)).is_faster(lone(100, mhz=slow)), "it was faster at a lower clock"
 
 
-def test_clocks_are_those_before_and_after_where_none_were_told_between_the_samples() -> None:
-    trial = replace(DEFAULT, clocks=({"sm_mhz": "1980"}, {"sm_mhz": "1700"}))
+def test_clocks_are_those_after_a_trial_where_none_were_told_between_its_samples() -> None:
+    told = ("345", "1980", "1980", "1700")  # of two devices: before, when one is idle yet, and after
+    trial = replace(DEFAULT, clocks=tuple({"sm_mhz": mhz} for mhz in told))
     assert str(Lone.of_step(trial).clocks) == "1700 to 1980"
     assert Lone.of_step(DEFAULT).clocks is None
 
