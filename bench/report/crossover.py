@@ -158,7 +158,8 @@ def _name(trial: Trial) -> str:
 
 def _notes(shown: Mapping[Subject, Cells], whole: Mapping[Subject, Cells], *, hidden: int) -> list[str]:
     cell = "In a cell: the fastest path and kernel of those measured on the same batch, with its median of one layer's step;"
-    notes = [f"{cell} below, who came next and at how many times that. Hatched: the two differ by no more than their samples, or the clock, did."]
+    hatched = "Hatched: the two differ by no more than their samples, or the clock, did."
+    notes = [f"{cell} below, who came next and at how many times that. {hatched}"]
     if any(subject.label is Label.SIMULATED for subject in shown):
         notes.append("Simulated: the fullest rank by itself on one device, without the exchange's time.")
     if rows := sum(len(_rows(whole[subject])) - len(_rows(cells)) for subject, cells in shown.items()):
