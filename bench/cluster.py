@@ -264,7 +264,7 @@ def _room(nodes: Sequence[Mapping[str, Any]], ranks: int | None) -> tuple[str, i
 
 def _differs(first: Machine, other: Machine) -> str:
     """Say in what another lane differs so that its trials could not be compared; an empty text if in nothing."""
-    differences = first.environment.differences(other.environment)
+    differences = first.environment.differences(other.environment, ranks=first.ranks)
     versions = [machine.environment.soft.get("dcpbench", "") for machine in (first, other)]
     if versions[0] != versions[1]:
         differences.append(f"dcpbench: {versions[0]} here, {versions[1]} there")
