@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
 from itertools import combinations
 from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
 
 from bench.environment import POWER_CAP, SLOWDOWNS, clocks, processes
 from bench.nvml import ask, visible_handles
@@ -14,8 +18,12 @@ from dcp_core.workspace import NEWEST_READ
 
 SM_CLOCK, READ, WRITE = 1, 0, 1
 """NVML_CLOCK_SM, NVML_P2P_CAPS_INDEX_READ and NVML_P2P_CAPS_INDEX_WRITE, from nvml.h."""
-HIGH_FLOOR_US = 30.0
-"""What a clock reads for the smallest work. On H200s 5 µs in graphs and 27 µs as launched, at most."""
+HIGH_FLOOR_US: Mapping[str, float] = {"cuda_graph_events": 8.0, "host": 30.0}
+"""What the timer of a worker that is asked what runs here reads for the smallest work. In graphs on H200s 5.4 µs at most."""
+NEAR_HIGHEST = 0.95
+"""Of a device's highest clock. An H200 that nothing slowed down was seen at 1935 of 1980 MHz."""
+ASKING = ("torch", "flashinfer-python")
+"""Packages whose requirements are held against what is installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +50,32 @@ def fitness(environment: Environment) -> list[Finding]:
     found = [finding for index, handle in enumerate(handles) for finding in _device(index, handle)]
     found += [_reach(pair, handles) for pair in combinations(range(len(handles)), 2)]
     found += _versions(environment.hard | environment.soft)
+    found += [finding for package in ASKING for finding in _requirements(package)]
     return found
 
 
-def timer(floor_us: float) -> Finding:
-    """Judge what a clock reads for the smallest work there is, the worst of all ranks."""
+def timer(name: str, floor_us: float) -> Finding:
+    """Judge what the timer of a name reads for the smallest work there is, the worst of all ranks."""
     advice = "the host or the device does something else: measure when it does not"
-    return _judged("timer's floor", f"{floor_us:.1f} µs", floor_us > HIGH_FLOOR_US, advice)
+    return _judged("timer's floor", f"{floor_us:.1f} µs", floor_us > HIGH_FLOOR_US[name], advice)
+
+
+def at_work(paces: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
+    """Judge the SM clock of each device right behind some work: one that is locked (nvidia-smi -lgc) shows nowhere else.
+
+    Args:
+        paces: what ``bench.environment.pace`` told of each rank's device then. One that is at rest again is left out.
+    """
+    for index, (handle, pace) in enumerate(zip(visible_handles(), paces, strict=False)):
+        now, most = pace.get("sm_mhz"), ask("nvmlDeviceGetMaxClockInfo", handle, SM_CLOCK)
+        if now is None or not most or "idle" in pace.get("event_reasons", ""):
+            continue
+        advice = (
+            "if it stays there, its clock is locked or its power too low: an administrator can unlock it (nvidia-smi -rgc); "
+            "times are those of this clock: compare with none taken at another"
+        )
+        is_low = int(now) < NEAR_HIGHEST * most
+        yield _judged(f"GPU {index}: SM clock at work", f"{now} of {most} MHz", is_low, advice)
 
 
 def answer(findings: Sequence[Finding], problem: str, *, on_gpu: bool) -> str:
@@ -122,6 +149,30 @@ def _versions(about: Mapping[str, str]) -> Iterator[Finding]:
         newer = _numbers(flashinfer) > _numbers(NEWEST_READ)
         advice = f"'dcpbench memory' computes the workspace of {NEWEST_READ}: check what it says"
         yield _judged("FlashInfer", flashinfer, newer, advice)
+
+
+def _requirements(package: str) -> Iterator[Finding]:
+    """Say which installed packages are of another version than a package asks for; nothing of what is not installed."""
+    for text in _asked_by(package):
+        try:
+            asked = Requirement(text)
+            if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
+                continue
+            here = version(asked.name)
+            fits = asked.specifier.contains(Version(here), prereleases=True)
+        except (InvalidRequirement, InvalidVersion, PackageNotFoundError):
+            continue  # what nobody can read, or is not there
+        if not fits:
+            found = f"{here}, but {package} {version(package)} asks for {asked.specifier}"
+            advice = f"install both (pip install '{package}' '{asked.name}{asked.specifier}')"
+            yield Finding(asked.name, found, advice)
+
+
+def _asked_by(package: str) -> Sequence[str]:
+    try:
+        return requires(package) or ()
+    except PackageNotFoundError:
+        return ()
 
 
 def _judged(about: str, found: str, matters: bool, advice: str) -> Finding:

@@ -350,7 +350,8 @@ def _probed(answer: dict[str, Any]) -> dict[str, Any]:
     for name in ("kernels", "exchanges", "flashinfer_exchanges"):
         if not all(isinstance(text, str) for pair in dict(found[name]).items() for text in pair):
             raise ValueError(f"{name}, which should be a sentence for each name, are {str(found[name])[:80]}")
-    return found | {"timer_floor_us": float(found["timer_floor_us"])}
+    paces = [{str(name): str(value) for name, value in dict(pace).items()} for pace in found["paces"]]
+    return found | {"timer": str(found["timer"]), "timer_floor_us": float(found["timer_floor_us"]), "paces": paces}
 
 
 def _state(ranks: int) -> State:

@@ -214,8 +214,11 @@ def probe(mesh: Mesh) -> dict[str, Any]:
     }
     on_gpu = mesh.device.type == "cuda"
     clock: Clock = CudaClock(mesh.device, graphs=True, cold=False) if on_gpu else HostClock()
+    floor, pace = floor_us(clock, mesh.device), clock.state()
     return {
-        "timer_floor_us": max(mesh.share(floor_us(clock, mesh.device))),
+        "timer": clock.name,
+        "timer_floor_us": max(mesh.share(floor)),
+        "paces": mesh.share(pace),
         "device": str(mesh.device),
         "backend": mesh.backend,
         "ranks": mesh.size,

@@ -30,7 +30,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     """
     from bench.environment import clocks, devices, fingerprint
     from bench.errors import UnfitError
-    from bench.fitness import fitness, timer
+    from bench.fitness import at_work, fitness, timer
     from bench.policy import Policy
     from bench.supervisor import Supervisor
 
@@ -46,7 +46,7 @@ def doctor(invocation: typer.Context, json: Json = False) -> int:
     try:
         with Supervisor(ranks, Policy()) as supervisor, waiting(ASKING):
             probe = supervisor.probe()
-        findings.append(timer(probe["timer_floor_us"]))
+        findings += [timer(probe["timer"], probe["timer_floor_us"]), *at_work(probe["paces"])]
     except UnfitError as unfit:
         problem = problem or str(unfit)
     problem = problem or _problem(probe["kernels"], on_gpu=bool(found))

@@ -40,7 +40,11 @@ def show(
     ] = False,
     nvbench: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write NVBench's JSON instead, for nvbench-compare-robust.", dir_okay=False),
+        typer.Option(
+            metavar="FILE",
+            help="Write NVBench's JSON instead, for nvbench-compare-robust, which reads two runs of the same cases only.",
+            dir_okay=False,
+        ),
     ] = None,
 ) -> int:
     """Print the trials of runs as tables, the fastest of each group of rivals first.

@@ -88,7 +88,8 @@ def answer(order: dict[str, Any], rank: int) -> dict[str, Any]:
 def probed() -> dict[str, Any]:
     """Return what runs here, without what the arguments say is left out, or with a number in its place."""
     found: dict[str, Any] = {name: {} for name in ("kernels", "exchanges", "flashinfer_exchanges")}
-    found |= {"ranks": int(os.environ["WORLD_SIZE"]), "timer_floor_us": 1.0, "environment": dict(os.environ)}
+    found |= {"ranks": int(os.environ["WORLD_SIZE"]), "timer": "host", "timer_floor_us": 1.0, "paces": []}
+    found["environment"] = dict(os.environ)
     match sys.argv[2:]:
         case ["forgets", name]:
             del found[name]

@@ -42,6 +42,7 @@ class Scripted:
     exchanges: dict[str, str] = field(default_factory=lambda: {"ag_rs": "", "a2a": "needs two ranks"})
     audited: Callable[[int], list[Audited] | Skipped | Failed] = lambda number: Skipped("no GPU here")
     environment: Environment = CPU
+    paces: list[dict[str, str]] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     measured: list[Case] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
@@ -125,5 +126,7 @@ class Scripted:
             "kernels": self.kernels,
             "exchanges": self.exchanges,
             "flashinfer_exchanges": fused,
+            "timer": "cuda_graph_events",
             "timer_floor_us": 4.8,
+            "paces": self.paces,
         }

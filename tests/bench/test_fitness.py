@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 
-from bench.fitness import HIGH_FLOOR_US, Finding, answer, fitness, timer
+import bench.fitness
+from bench.environment import pace
+from bench.fitness import HIGH_FLOOR_US, Finding, answer, at_work, fitness, timer
 from bench.record import Environment
 from tests.bench.test_environment import ScriptedNvml, machine
 
@@ -82,9 +86,91 @@ def test_what_a_device_cannot_tell_is_left_out(machine: ScriptedNvml) -> None:
     assert looked_at(machine, count=1).keys() == {"GPU 0: other work", "GPU 0: slowed by", "CUDA", "FlashInfer"}
 
 
-def test_a_high_floor_of_the_timer_is_named() -> None:
-    assert timer(4.8) == Finding("timer's floor", "4.8 µs")
-    assert "measure when it does not" in timer(HIGH_FLOOR_US + 1).advice
+@pytest.mark.parametrize("name", HIGH_FLOOR_US)
+def test_a_high_floor_is_named_of_the_timer_that_was_used(name: str) -> None:
+    assert timer(name, 4.8) == Finding("timer's floor", "4.8 µs")
+    assert "measure when it does not" in timer(name, HIGH_FLOOR_US[name] + 1).advice
+
+
+def test_a_floor_in_graphs_is_high_long_before_one_on_a_host_is() -> None:
+    assert timer("cuda_graph_events", 20.0).advice
+    assert not timer("host", 20.0).advice
+
+
+def test_a_clock_that_is_locked_is_seen_at_work_alone(machine: ScriptedNvml) -> None:
+    assert not [one for one in looked_at(machine, sm_mhz=1500, reasons=0).values() if one.advice]
+    first, second = at_work([pace(0), {"sm_mhz": "1935", "event_reasons": "none"}])
+    assert (first.about, first.found) == ("GPU 0: SM clock at work", "1500 of 1980 MHz")
+    assert "nvidia-smi -rgc" in first.advice
+    assert second == Finding("GPU 1: SM clock at work", "1935 of 1980 MHz")
+
+
+def test_of_a_clock_at_work_nothing_is_told_where_the_device_rests_or_cannot_tell(machine: ScriptedNvml) -> None:
+    assert list(at_work([{"sm_mhz": "345", "event_reasons": "idle"}, {}])) == []
+    machine.broken = {"nvmlDeviceGetMaxClockInfo"}
+    assert list(at_work([{"sm_mhz": "345", "event_reasons": "none"}])) == []
+
+
+class Packages:
+    """What is installed, each with its version and what it asks for."""
+
+    def __init__(self, **installed: tuple[str, list[str]]) -> None:
+        self._installed = installed
+
+    def version(self, name: str) -> str:
+        return self._of(name)[0]
+
+    def requires(self, name: str) -> list[str] | None:
+        return self._of(name)[1] or None
+
+    def _of(self, name: str) -> tuple[str, list[str]]:
+        try:
+            return self._installed[name.replace("-", "_")]
+        except KeyError:
+            raise PackageNotFoundError(name) from None
+
+
+def asked_of(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what is said of a machine with these packages alone."""
+    monkeypatch.setattr(bench.fitness, "version", packages.version)
+    monkeypatch.setattr(bench.fitness, "requires", packages.requires)
+    return list(map(str, fitness(Environment({}, {}))))
+
+
+def test_a_version_that_torch_or_flashinfer_does_not_ask_for_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asks = [
+        "triton==3.6.0; sys_platform == 'linux'",
+        "nvidia-nccl-cu13==2.28.9",
+        "optree>=9; extra == 'optree'",
+        "sympy",
+    ]
+    found = asked_of(
+        Packages(
+            torch=("2.11.0", asks),
+            flashinfer_python=("0.7.2", ["torch>2.11", "click"]),
+            triton=("3.7.0", []),
+            nvidia_nccl_cu13=("2.28.9", []),
+            optree=("1.0", []),
+            sympy=("1.0", []),
+        ),
+        monkeypatch,
+    )
+    assert found == [
+        "triton: 3.7.0, but torch 2.11.0 asks for ==3.6.0; install both (pip install 'torch' 'triton==3.6.0')",
+        "torch: 2.11.0, but flashinfer-python 0.7.2 asks for >2.11; install both (pip install 'flashinfer-python' 'torch>2.11')",
+    ]
+
+
+def test_of_what_is_not_installed_or_nobody_can_read_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_of(Packages(), monkeypatch) == []
+    asks = ["nvidia-nccl-cu13==2.28.9", "no requirement at all !!", "triton==3.6.0"]
+    assert asked_of(Packages(torch=("2.11.0", asks), triton=("a build of ours", [])), monkeypatch) == []
+
+
+def test_what_the_packages_of_this_machine_ask_for_is_here() -> None:
+    assert fitness(Environment({}, {})) == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from bench.times import Piece
 from bench.tune.pick import pick
 from dcp_core import ModelShape
 from tests.bench.made_up import H200, QWEN, trials
+from tests.pages import promise, table
 
 HUGE = "9" * 5000
 DEEP = "[" * 100_000
@@ -149,12 +151,12 @@ def changed(data: Any, source: random.Random) -> Any:
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, dict):
-                holder[source.choice(["unknown", "schema", key[:-1], key.upper()])] = source.choice(VALUES)
+                holder[source.choice(["unknown", "schema", key[:-1], key.upper()])] = deepcopy(source.choice(VALUES))
             case 2:
                 other, place = source.choice(list(places(data)))
                 holder[key] = json.loads(json.dumps(other[place]))
             case _:
-                holder[key] = source.choice(VALUES)
+                holder[key] = deepcopy(source.choice(VALUES))
     return data
 
 
@@ -216,7 +218,13 @@ def used(kind: str, content: bytes, folder: Path, capsys: pytest.CaptureFixture[
     return Exit.DONE, ""
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(3400, marks=[pytest.mark.endurance, pytest.mark.timeout(1800)])])
+SLICE, WHOLE = 60, 3400
+"""Mutated files of each kind: in CI, and in all."""
+
+
+@pytest.mark.parametrize(
+    "count", [SLICE, pytest.param(WHOLE, marks=[pytest.mark.endurance, pytest.mark.timeout(1800)])]
+)
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_mutated_file_is_a_sentence_or_read_right(
     kind: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -233,6 +241,25 @@ def test_a_mutated_file_is_a_sentence_or_read_right(
         except Exception as error:
             raise AssertionError(f"{kind} {seed}: {content[-3000:]!r}") from error
     assert set(ends) == {Exit.DONE, Exit.USAGE}, "mutations are wrong enough to tell, and some leave what can be used"
+    if count == WHOLE:
+        found = [count, ends.count(Exit.USAGE), ends.count(Exit.DONE)]
+        assert [f"{number:,}" for number in found] == mutated_files()[kind]
+
+
+def mutated_files() -> dict[str, list[str]]:
+    """Return what docs/surviving.md says of each kind: how many files, how many were refused, how many were read."""
+    return {kind: figures for kind, *figures in table("docs/surviving.md", "| run |")}
+
+
+def test_the_page_tells_of_every_kind_of_file_that_is_mutated_and_of_every_hostile_one() -> None:
+    told = mutated_files()
+    assert list(told) == list(COMMANDS)
+    for figures in told.values():
+        whole, refused, read = (int(figure.replace(",", "")) for figure in figures)
+        assert whole == refused + read == WHOLE
+    assert f"{WHOLE * len(COMMANDS):,} of {WHOLE * len(COMMANDS):,}" in promise("A mutated file")
+    assert f"{len(HOSTILE)} of {len(HOSTILE)}" in promise("Hostile files")
+    assert f"{len(NAMES)} of {len(NAMES)} names" in promise("A name moves no cursor")
 
 
 # --- What nobody writes by accident ---------------------------------------------------------------------------------

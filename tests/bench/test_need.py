@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from statistics import median
 
 import torch
 
@@ -15,6 +16,7 @@ from bench.store import read_run
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.mesh import Mesh
 from dcp_core.shapes import DType
+from tests.pages import promise
 
 QWEN = ModelShape.preset("qwen3-235b-a22b")
 
@@ -107,6 +109,8 @@ def test_what_cases_of_the_reference_took_is_what_is_predicted() -> None:
     assert len(ratios) > 800
     assert min(ratios) > 1 / 1.5
     assert max(ratios) < 1.5
+    told = f"from {min(ratios):.2f} to {max(ratios):.2f} times what it took, {median(ratios):.2f} in the median"
+    assert f"{len(ratios)} of {len(ratios)} cases: {told}" in promise("The dry run says how much memory")
 
 
 def test_the_prediction_covers_every_tensor_that_measuring_binds() -> None:

@@ -9,7 +9,8 @@ import gc
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import mean
@@ -23,10 +24,11 @@ import bench.supervisor
 from bench.cli import main
 from bench.cli.exits import Exit
 from bench.clock import Sampler, Scripted
-from bench.noise import white
+from bench.noise import Noise, dropping, white
 from bench.orders import Compiling, unheard
-from bench.record import Measured
+from bench.record import VISITS, Measured
 from bench.store import Store
+from bench.tune.known import REPEATS
 from bench.verdict import Verdict
 from bench.worker import Companion, answer
 from dcp_core.mesh import Mesh
@@ -120,109 +122,117 @@ def test_settings_that_beat_the_default_by_3_percent_are_chosen_and_equal_ones_a
 
 # --- Noise ----------------------------------------------------------------------------------------------------------
 
-NOISY = ("two clocks", "spiky")
+Born = Callable[..., "Life"]
+"""Takes a kind of noise, a seed, and what a step takes if not STEP_US."""
+NOISY = ("two clocks", "spiky", "white", "autocorrelated 0.8", "drifting")
+OFTEN = {"two clocks": 1, "spiky": 1}
+ALL = OFTEN | dict.fromkeys(NOISY[2:], 5)
+"""What everybody looks at for a few lives: of every so many batches one."""
 BATCHES = [f"q{new}s{total}" for new in range(1, 6) for total in range(16, 66)]
 
 
 class Life:
-    """One life of a device that every case is timed on, each step of STEP_US but for the noise. It runs nothing while it samples.
+    """One life of a device that every case is timed on. It runs nothing while it samples.
+
+    Args:
+        takes: what a step takes but for the noise.
 
     Attributes:
         levels: of each case the device's level at each repetition of its step, the noise left out, when it was first measured.
     """
 
-    def __init__(self, kind: Kind, seed: int) -> None:
-        self._kind, self._numbers = kind, count()
+    def __init__(self, kind: Kind, seed: int, takes: Takes = lambda case: STEP_US) -> None:
+        self._kind, self._numbers, self._takes = kind, count(), takes
         self._noise, self._quiet = kind.noise(SPREAD), kind.noise(0.0)
         self._source, self._of_quiet = random.Random(seed), random.Random(seed)
         self.levels: dict[Case, list[float]] = {}
 
-    def sample(self, count: int, levels: list[float]) -> list[float]:
+    def sample(self, case: Case, levels: list[float], count: int) -> list[float]:
         times = []
         for number, _ in zip(self._numbers, range(count), strict=False):
-            times.append(STEP_US * self._noise(number, self._source))
+            times.append(self._takes(case) * self._noise(number, self._source))
             levels.append(self._quiet(number, self._of_quiet))
         return times
 
     def clock(self, case: Case, *_: object) -> Watched:
         is_first = case not in self.levels
-        return Watched(self, self.levels.setdefault(case, []) if is_first else [])
+        return Watched(partial(self.sample, case), self.levels.setdefault(case, []) if is_first else [])
 
     def truth_us(self, case: Case, samples: int) -> float:
         """Return the median of what the device did while so many samples were taken."""
-        return STEP_US * self._kind.truth(SPREAD, self.levels[case][-samples:])
+        return self._takes(case) * self._kind.truth(SPREAD, self.levels[case][-samples:])
 
 
 class Watched(Scripted):
     """A clock of a device's life, which writes down the levels of what it times first: the step."""
 
-    def __init__(self, life: Life, levels: list[float]) -> None:
+    def __init__(self, sample: Callable[[list[float], int], list[float]], levels: list[float]) -> None:
         super().__init__(lambda number, source: 0.0)
-        self._life, self._levels = life, levels
+        self._sample, self._levels = sample, levels
 
     def prepare(self, call: Callable[[], None], align: Callable[[], None] | None = None) -> Sampler:
         levels, self._levels = self._levels, []
-        return lambda count: self._life.sample(count, levels)
+        return partial(self._sample, levels)
 
 
 @pytest.fixture
-def born(device: Device, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Life]:
+def born(device: Device, monkeypatch: pytest.MonkeyPatch) -> Born:
     """Return what replaces the device by a life of a noisy one."""
     monkeypatch.setattr(bench.measure, "PLAN_SECONDS", 0.0)
 
-    def born(noise: str, seed: int) -> Life:
-        life = Life(KINDS[noise], seed)
+    def born(kind: Kind, seed: int, takes: Takes = lambda case: STEP_US) -> Life:
+        life = Life(kind, seed, takes)
         monkeypatch.setattr(bench.measure, "_open_clock", life.clock)
         return life
 
     return born
 
 
-def lives(few: int, all_of_them: int) -> pytest.MarkDecorator:
-    """Parametrize how many lives of a device are looked at: a slice that everybody runs, and the whole, which takes minutes."""
-    whole = pytest.param(all_of_them, marks=[pytest.mark.endurance, pytest.mark.timeout(1800)])
-    return pytest.mark.parametrize("lives", [few, whole])
+def lives(few: int, all_of_them: int, some: Mapping[str, int]) -> pytest.MarkDecorator:
+    """Parametrize how many lives of which noise are looked at: a slice for everybody, and the whole, which takes minutes."""
+    whole = [pytest.mark.endurance, pytest.mark.timeout(1800)]
+    everything = [pytest.param(noise, all_of_them, 1, marks=whole) for noise in NOISY]
+    slices = [(noise, few, step) for noise, step in some.items()]
+    return pytest.mark.parametrize(("noise", "lives", "step"), [*slices, *everything])
 
 
-@lives(2, 8)
-@pytest.mark.parametrize("noise", NOISY)
+@lives(2, 8, ALL)
 def test_intervals_of_a_sweep_cover_what_the_device_did_and_two_sweeps_of_it_are_the_same(
-    noise: str, lives: int, born: Callable[[str, int], Life], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    noise: str, lives: int, step: int, born: Born, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    covered, flagged = [], []
+    covered, flagged, batches = [], [], BATCHES[::step]
     for seed in range(lives):
-        life, folder = born(noise, seed), str(tmp_path / str(seed))
-        asked = (*ASKED, "--batch", ",".join(BATCHES), "--results", folder)
+        life, folder = born(KINDS[noise], seed), str(tmp_path / str(seed))
+        asked = (*ASKED, "--batch", ",".join(batches), "--results", folder)
         assert main(["--ranks", "1", "sweep", *asked]) == Exit.DONE
         trials, _ = Store.read(folder)
-        assert len(trials) == len(BATCHES)
+        assert len(trials) == len(batches)
         for trial in trials:
             assert isinstance(trial.outcome, Measured)
-            step = trial.outcome.step_us
-            covered.append(step.low <= life.truth_us(trial.case, step.count) <= step.high)
+            found = trial.outcome.step_us
+            covered.append(found.low <= life.truth_us(trial.case, found.count) <= found.high)
             flagged.append(any("correlated" in flag for flag in trial.outcome.flags))
     if KINDS[noise].independent:
         assert mean(covered) >= 0.93
     else:
         assert mean(one or other for one, other in zip(covered, flagged, strict=True)) >= 0.9
     capsys.readouterr()
-    found = Counter[str]()
+    verdicts = Counter[str]()
     for seed in range(0, lives, 2):
         main(["compare", str(tmp_path / str(seed)), str(tmp_path / str(seed + 1)), "--json"])
-        found.update(pair["verdict"] for pair in json.loads(capsys.readouterr().out)["pairs"])
-    assert found.total() == len(BATCHES) * lives / 2
-    assert found[Verdict.FASTER] + found[Verdict.SLOWER] <= 0.02 * found.total()
+        verdicts.update(pair["verdict"] for pair in json.loads(capsys.readouterr().out)["pairs"])
+    assert verdicts.total() == len(batches) * lives / 2
+    assert verdicts[Verdict.FASTER] + verdicts[Verdict.SLOWER] <= 0.02 * verdicts.total()
 
 
-@lives(1, 20)
-@pytest.mark.parametrize("noise", NOISY)
+@lives(1, 20, OFTEN)
 def test_of_equal_settings_a_search_on_a_noisy_device_keeps_the_default(
-    noise: str, lives: int, born: Callable[[str, int], Life], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    noise: str, lives: int, step: int, born: Born, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = Counter[str]()
+    found, batches = Counter[str](), BATCHES[:: 5 * step]
     for seed in range(lives):
-        born(noise, seed)
-        asked = (*ASKED, "--batch", ",".join(BATCHES[::5]), "--set", "page_size=16,32")
+        born(KINDS[noise], seed)
+        asked = (*ASKED, "--batch", ",".join(batches), "--set", "page_size=16,32")
         assert main(["--ranks", "1", "tune", *asked, "--results", str(tmp_path / str(seed)), "--json"]) == Exit.DONE
         searched = json.loads(capsys.readouterr().out)["search"]
         assert all(batch["done"] for batch in searched)
@@ -230,5 +240,35 @@ def test_of_equal_settings_a_search_on_a_noisy_device_keeps_the_default(
             verdict = batch["comparison"]["verdict"] if batch["comparison"] else "dropped before it was compared"
             assert batch["settings"] == batch["default"] or verdict == Verdict.FASTER
             found[verdict] += 1
-    assert found.total() == len(BATCHES) / 5 * lives
+    assert found.total() == len(batches) * lives
     assert found[Verdict.FASTER] + found[Verdict.SLOWER] <= 0.02 * found.total()
+
+
+ROUND = 2 * VISITS * REPEATS
+"""Repetitions of two settings in a round of a race."""
+
+
+def falling(spread: float) -> Noise:
+    """Return a clock that falls by 30 % for two rounds of each ten."""
+    falls = dropping(at=5 * ROUND, spread=spread, lasting=2 * ROUND)
+    return lambda number, source: falls(number % (10 * ROUND), source)
+
+
+def test_where_the_clock_falls_by_30_percent_in_every_race_settings_that_would_win_are_ambiguous_and_the_default_stays(
+    born: Born, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def takes(case: Case) -> float:
+        return STEP_US * (SLOWER if case.settings.page_size == 16 else 1.0)
+
+    asked = (*ASKED, "--batch", ",".join(BATCHES[::50]), "--set", "page_size=16,32")
+    for kind, verdict in ((Kind(falling, _unasked, independent=False), "ambiguous"), (KINDS["white"], "faster")):
+        born(kind, 0, takes)
+        assert main(["--ranks", "1", "tune", *asked, "--results", str(tmp_path / verdict), "--json"]) == Exit.DONE
+        for found in json.loads(capsys.readouterr().out)["search"]:
+            assert found["done"]
+            assert found["comparison"]["verdict"] == verdict
+            assert (found["settings"] == found["default"]) == (verdict == "ambiguous")
+
+
+def _unasked(spread: float, levels: Sequence[float]) -> float:
+    raise AssertionError("a search asks for no truth")

@@ -24,6 +24,7 @@ from bench.store import FileError, LockedError, StorageError, Store, find_run, r
 from bench.times import MAX_SAMPLES, Pace, Piece, PlanTime, StageTime, StopReason
 from dcp_core import Case, DcpLayout, ModelShape, Settings, Workload
 from dcp_core.check import Check
+from tests.pages import promise
 
 CASE = Case(
     ModelShape.preset("qwen3-235b-a22b"),
@@ -173,6 +174,7 @@ def test_every_truncation_is_readable_up_to_the_cut(tmp_path: Path) -> None:
         clean = cut == 0 or any(cut in (end, end - 1) for end in ends)
         assert len(notices) == (0 if clean else 1)
         assert all("torn" in notice for notice in notices)
+    assert f"each of {len(whole) + 1:,} cuts" in promise("A run cut anywhere")
 
 
 def test_a_damaged_line_costs_only_itself(tmp_path: Path) -> None:

@@ -328,7 +328,9 @@ def test_probing_asks_the_whole_group(tmp_path: Path) -> None:
         ("forgets", "kernels", "'kernels' is missing"),
         ("forgets", "exchanges", "'exchanges' is missing"),
         ("forgets", "timer_floor_us", "'timer_floor_us' is missing"),
+        ("forgets", "timer", "'timer' is missing"),
         ("garbles", "kernels", "'int' object is not iterable"),
+        ("garbles", "paces", "'int' object is not iterable"),
     ],
 )
 def test_a_worker_that_does_not_say_what_runs_here_is_of_no_use(
@@ -574,6 +576,7 @@ def test_the_real_worker_says_what_runs_here() -> None:
     assert found["kernels"]["reference"] == ""
     assert found["exchanges"]["loopback"] == ""
     assert "at least two ranks" in found["exchanges"]["a2a"]
+    assert (found["timer"], found["paces"]) == ("host", [{}])
     assert found["timer_floor_us"] > 0
     assert time.monotonic() - started < 60
 

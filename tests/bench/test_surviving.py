@@ -28,18 +28,27 @@ from bench.orders import SUPERVISOR_VARIABLE
 from bench.record import Measured, Trial
 from bench.report.table import case_line
 from bench.store import Store
+from tests.pages import promise
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 BATCHES = [f"q1s{length}" for length in range(33, 57)]
 RESULT = re.compile(r"^\[\d+/\d+[^\]]*\] (.+)\n", re.MULTILINE)
 """A line that acknowledges a trial, whole."""
-REAL = ("-m", "bench")
+REAL_START = """
+import os, runpy, signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.write(1, b"started\\n")
+runpy.run_module("bench", run_name="__main__", alter_sys=True)
+"""
+REAL = ("-c", REAL_START)
+"""The program with workers of its own. It says when Python itself has started, as the one with scripted workers does."""
+FEW = BATCHES[:4]
 
 
 @dataclass
 class Program:
-    """A sweep as a process of its own, with scripted workers or real ones; ``folder`` holds all that it writes.
+    """A sweep or a search as a process of its own, with scripted workers or real ones; ``folder`` holds all that it writes.
 
     A model's name is what its workers do: see ``tests/bench/scripted_worker.py``.
     """
@@ -48,6 +57,7 @@ class Program:
     model: str = "lasts15"
     batches: Sequence[str] = tuple(BATCHES)
     deadline_s: float = 60.0
+    does: Sequence[str] = ("sweep",)
     results: Path = field(init=False)
     command: tuple[str, ...] = field(init=False)
 
@@ -62,14 +72,13 @@ class Program:
         config = self.folder / "config.json"
         config.write_text(named(self.model), encoding="utf-8")
         asked = ("--model", str(config), "--tp", "1", "--batch", ",".join(self.batches))
-        return ("--ranks", "1", "sweep", *asked, "--precision", "0.9", "--results", str(self.results))
+        return ("--ranks", "1", *self.does, *asked, "--precision", "0.9", "--results", str(self.results))
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, *self.command, *(words or self.words)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-        if self.command[1] != REAL[1]:
-            assert process.stdout is not None
-            process.stdout.readline()  # Python itself has started
+        assert process.stdout is not None
+        process.stdout.readline()  # Python itself has started
         return process
 
     def run(self, strike: Callable[[subprocess.Popen[str]], None] = lambda process: None) -> Ended:
@@ -148,11 +157,11 @@ AT_ONCE = 2
 
 
 @cache
-def life_s(command: tuple[str, ...]) -> float:
+def life_s(command: tuple[str, ...], batches: tuple[str, ...]) -> float:
     """Return how long a program lives that nobody strikes, beside as many as are struck at once."""
 
     def live(folder: Path) -> float:
-        program, started = Program(folder), time.monotonic()
+        program, started = Program(folder, batches=batches), time.monotonic()
         program.command = command or program.command
         assert program.run().code == Exit.DONE
         return time.monotonic() - started
@@ -161,26 +170,30 @@ def life_s(command: tuple[str, ...]) -> float:
         return median(pool.map(live, [Path(folder, str(place)) for place in range(AT_ONCE)]))
 
 
-def strikes(tmp_path: Path, count: int, *signals: int, command: tuple[str, ...] = ()) -> Counter[int]:
+def strikes(
+    tmp_path: Path, count: int, *signals: int, command: tuple[str, ...] = (), batches: Sequence[str] = BATCHES
+) -> Counter[int]:
     """Strike sweeps ``count`` times, AT_ONCE side by side; return the exit codes. See ``struck``."""
     shares = [len(range(place, count, AT_ONCE)) for place in range(AT_ONCE)]
-    life = life_s(command)
+    life = life_s(command, tuple(batches))
+
+    def strike(place: int) -> Counter[int]:
+        return struck(tmp_path / str(place), shares[place], life, *signals, command=command, batches=batches)
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = [
-            pool.submit(struck, tmp_path / str(place), share, life, *signals, command=command)
-            for place, share in enumerate(shares)
-        ]
-        return sum((one.result() for one in found), Counter[int]())
+        return sum(pool.map(strike, range(AT_ONCE)), Counter[int]())
 
 
-def struck(folder: Path, count: int, life: float, *signals: int, command: tuple[str, ...] = ()) -> Counter[int]:
+def struck(
+    folder: Path, count: int, life: float, *signals: int, command: tuple[str, ...], batches: Sequence[str]
+) -> Counter[int]:
     """Strike a sweep ``count`` times, going on after each; check what is promised each time, and return the exit codes.
 
     Workers are scripted unless ``command`` runs real ones, of which nobody counts the cases that they began.
     """
     source, codes, number = random.Random(f"{signals} {folder.name}"), Counter[int](), 0
     while codes.total() < count:
-        program = Program(folder / str(number))
+        program = Program(folder / str(number), batches=batches)
         program.command = command or program.command
         seen: list[str] = []
         while True:
@@ -196,7 +209,7 @@ def struck(folder: Path, count: int, life: float, *signals: int, command: tuple[
             assert program.begun() - begun - (len(trials) - stored) <= 1, "more than the case under way was lost"
             assert "Traceback" not in ended.err + ended.out, ended.err
             if ended.code == Exit.DONE:
-                assert len(trials) == len(BATCHES)
+                assert len(trials) == len(batches)
                 assert all(isinstance(trial.outcome, Measured) for trial in trials)
                 life = time.monotonic() - started if not stored else life  # machines are more or less busy
                 break
@@ -211,7 +224,26 @@ def slices(few: int, all_of_them: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("count", [few, whole])
 
 
-@slices(12, 1000)
+KILLS, REAL_KILLS, SIGNALS, REAL_SIGNALS, SEARCH_KILLS = 1000, 40, 300, 20, 100
+"""In all of each kind."""
+
+
+def test_the_page_tells_how_often_the_program_is_struck() -> None:
+    assert f"0 of {KILLS:,} kills lost one" in promise("No acknowledged trial is lost to a kill")
+    assert f"0 of {REAL_KILLS}; {REAL_SIGNALS} Ctrl-C and {REAL_SIGNALS} SIGTERM" in promise(
+        "The same with real workers"
+    )
+    assert f"{SIGNALS} Ctrl-C, {SIGNALS} twice Ctrl-C and {SIGNALS} SIGTERM" in promise("Ctrl-C and SIGTERM")
+    assert f"0 of {SEARCH_KILLS} kills" in promise("A search that is killed")
+    failed = f"{CASES} of {CASES} cases accounted for, {FAULTY} of them failed, {CASES - FAULTY} measured"
+    assert failed in promise("A worker that hangs, dies")
+    assert f"{len(SIZES_KIB)} of {len(SIZES_KIB)} sizes; tmpfs of {SIZES_KIB[0]} to {SIZES_KIB[-1]} KiB" in promise(
+        "A full disk"
+    )
+    assert f"{STARTERS[0]} to {STARTERS[-1]} at once" in promise("Of several starters")
+
+
+@slices(12, KILLS)
 def test_no_printed_trial_is_lost_to_a_kill_and_at_most_one_is_measured_again(tmp_path: Path, count: int) -> None:
     assert strikes(tmp_path, count, signal.SIGKILL) == {128 + signal.SIGKILL: count}
 
@@ -219,24 +251,108 @@ def test_no_printed_trial_is_lost_to_a_kill_and_at_most_one_is_measured_again(tm
 @pytest.mark.endurance
 @pytest.mark.timeout(1800)
 def test_real_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
-    assert strikes(tmp_path, 40, signal.SIGKILL, command=REAL) == {128 + signal.SIGKILL: 40}
+    assert strikes(tmp_path, REAL_KILLS, signal.SIGKILL, command=REAL) == {128 + signal.SIGKILL: REAL_KILLS}
 
 
-@slices(3, 300)
+@slices(3, SIGNALS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path, number: int, count: int) -> None:
     assert strikes(tmp_path, count, number) == {128 + number: count}
 
 
-@slices(3, 300)
+@slices(3, SIGNALS)
 def test_a_second_ctrl_c_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path, count: int) -> None:
     assert strikes(tmp_path, count, signal.SIGINT, signal.SIGINT) == {Exit.INTERRUPTED: count}
+
+
+@pytest.mark.parametrize(
+    ("number", "count"),
+    [
+        (signal.SIGINT, 1),
+        *(
+            pytest.param(number, REAL_SIGNALS, marks=[pytest.mark.endurance, pytest.mark.timeout(1800)])
+            for number in (signal.SIGINT, signal.SIGTERM)
+        ),
+    ],
+)
+def test_real_workers_end_with_a_program_that_gets_a_signal(tmp_path: Path, number: int, count: int) -> None:
+    assert strikes(tmp_path, count, number, command=REAL, batches=FEW) == {128 + number: count}
+
+
+# --- Searches -------------------------------------------------------------------------------------------------------
+
+
+def searched(folder: Path) -> Program:
+    """Return a search of three batches with four candidates each, which take the same time."""
+    does = ("tune", "--set", "page_size=16,32,64,128")
+    return Program(folder, model="takes120", batches=BATCHES[:3], does=does)
+
+
+def races_of(trials: Sequence[Trial]) -> tuple[Counter[tuple[str, frozenset[str]]], int]:
+    """Return of races that are whole the heat and the cases, and how many others there are, of which lines are missing."""
+    races: dict[str, list[Trial]] = {}
+    sizes: dict[str, tuple[str, int]] = {}
+    for trial in trials:
+        assert isinstance(trial.outcome, Measured)
+        race = trial.outcome.race
+        assert race is not None
+        races.setdefault(race.name, []).append(trial)
+        sizes[race.name] = (str(race.heat), race.cases)
+    whole = [name for name, (_, size) in sizes.items() if len(races[name]) == size]
+    found = Counter((sizes[name][0], frozenset(trial.case.key for trial in races[name])) for name in whole)
+    return found, len(races) - len(whole)
+
+
+def once_written(results: Path, size: int) -> Callable[[subprocess.Popen[str]], None]:
+    """Return what kills a program once the runs in a folder are so large."""
+
+    def strike(process: subprocess.Popen[str]) -> None:
+        while process.poll() is None and sum(run.stat().st_size for run in results.glob("*.jsonl")) < size:
+            time.sleep(0.0005)
+        process.kill()
+
+    return strike
+
+
+@slices(2, SEARCH_KILLS)
+def test_a_search_loses_no_race_that_is_whole_to_a_kill_and_ends_as_if_nobody_had_killed_it(
+    tmp_path: Path, count: int
+) -> None:
+    """A race writes a line for each of its cases: a kill between two of them leaves some of a race, which is raced again."""
+    undisturbed = searched(tmp_path / "undisturbed")
+    told = undisturbed.run().acknowledged
+    assert len(told) == 2 * len(undisturbed.batches)
+    written = sum(run.stat().st_size for run in undisturbed.results.glob("*.jsonl"))
+    races, _ = races_of(undisturbed.trials())
+    source, kills, number, torn = random.Random(count), 0, 0, 0
+    while kills < count:
+        program, seen, here = searched(tmp_path / str(number)), list[str](), 0
+        while True:
+            before = program.trials()
+            strike = once_written(program.results, source.randrange(written)) if kills < count else lambda process: None
+            ended = program.run(strike)
+            wait_for(lambda pid=ended.pid: not workers_of(pid))
+            trials = program.trials()
+            seen += ended.acknowledged
+            assert trials[: len(before)] == before, "what was kept is kept"
+            assert "Traceback" not in ended.err + ended.out, ended.err
+            if ended.code == Exit.DONE:
+                break
+            assert ended.code == 128 + signal.SIGKILL
+            kills, here = kills + 1, here + 1
+        found, others = races_of(trials)
+        assert found == races, "a race that is whole is not raced again, and every other is"
+        assert others <= here
+        assert not Counter(seen) - Counter(told), "what leads and what was found is told once, and is what it would be"
+        number, torn = number + 1, torn + others
+    assert torn or count < SEARCH_KILLS, "some kills came between two lines of a race"
 
 
 # --- Faults ---------------------------------------------------------------------------------------------------------
 
 FAULTS = ("dies", "leaves", "hangs", "poisoned", "raves", "forgets", "lies")
 DEADLINE_S = 1.0
+CASES, FAULTY = 200, 20
 
 
 def sweep_with_faults(folder: Path, faults: Sequence[str], cases: int) -> Path:
@@ -252,18 +368,18 @@ def sweep_with_faults(folder: Path, faults: Sequence[str], cases: int) -> Path:
 
 
 def test_a_sweep_in_which_a_tenth_of_all_cases_fault_accounts_for_every_one(tmp_path: Path) -> None:
-    program, cases = Program(tmp_path / "program", deadline_s=DEADLINE_S), 200
-    faults = [FAULTS[number % len(FAULTS)] for number in range(cases // 10)]
-    sweep = sweep_with_faults(tmp_path, faults, cases)
+    program = Program(tmp_path / "program", deadline_s=DEADLINE_S)
+    faults = [FAULTS[number % len(FAULTS)] for number in range(FAULTY)]
+    sweep = sweep_with_faults(tmp_path, faults, CASES)
     process = program.start("--ranks", "1", "sweep", str(sweep), "--results", str(program.results))
     assert process.stderr is not None
     said = [(line, time.monotonic()) for line in process.stderr if RESULT.match(line)]
     process.communicate(timeout=60)
     assert process.returncode == Exit.FAILED_CASES
     trials = program.trials()
-    assert len({trial.key for trial in trials}) == len(trials) == len(said) == cases
+    assert len({trial.key for trial in trials}) == len(trials) == len(said) == CASES
     found = Counter((trial.case.shape.name, trial.outcome.kind) for trial in trials)
-    assert found == Counter({("lasts1", "measured"): cases - len(faults)}) + Counter((one, "failed") for one in faults)
+    assert found == Counter({("lasts1", "measured"): CASES - FAULTY}) + Counter((one, "failed") for one in faults)
     assert not workers_of(process.pid)
     hangs = [place for place, (line, _) in enumerate(said[:-1]) if place and "hangs" in line]
     lost_s = [said[place + 1][1] - said[place - 1][1] for place in hangs]
@@ -350,8 +466,11 @@ def test_a_folder_that_takes_nothing_is_a_sentence(tmp_path: Path) -> None:
     assert program.begun() == 0
 
 
+SIZES_KIB = (4, 8, 16, 24, 32, 40, 48)
+
+
 @pytest.mark.endurance
-@pytest.mark.parametrize("size_kib", [4, 8, 16, 24, 32, 40, 48])
+@pytest.mark.parametrize("size_kib", SIZES_KIB)
 def test_a_small_disk_that_fills_loses_nothing(tmp_path: Path, size_kib: int) -> None:
     program = Program(tmp_path / "program")
     program.results = tmp_path / "disk" / "results"
@@ -423,7 +542,12 @@ def test_a_disk_that_is_taken_out_while_running_ends_the_run_and_holds_what_was_
 # --- Starting twice -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("starters", [2, *(pytest.param(n, marks=pytest.mark.endurance) for n in range(3, 8)), 8])
+STARTERS = range(2, 9)
+
+
+@pytest.mark.parametrize(
+    "starters", [STARTERS[0], *(pytest.param(n, marks=pytest.mark.endurance) for n in STARTERS[1:-1]), STARTERS[-1]]
+)
 def test_of_several_starters_one_runs_and_the_others_say_who(tmp_path: Path, starters: int) -> None:
     program = Program(tmp_path / "program", model="hangs")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from statistics import geometric_mean, median
 
 import pytest
@@ -24,10 +23,11 @@ from bench.store import Store, read_run
 from bench.tune.paper import table_of, told_apart
 from dcp_core.settings import Settings
 from dcp_core.shapes import Workload
+from tests.pages import ROOT, agree, table, words
 
-ROOT = Path(__file__).parents[2]
 SEED, DECODE = "20261128T215335.200388Z-1ade03", "20261128T215047.750193Z-8fe47a"
 OVERLAPPED, EIGHT_THOUSAND = "20261129T005747.390302Z-fca213", "20261129T004304.253315Z-1e45eb"
+WARM = "20261129T045153.148099Z-421c56"
 TWO_GPUS, LONGER = "20261128T143205.292902Z-24cf42", "20261128T214915.225486Z-90abc6"
 
 
@@ -53,24 +53,6 @@ def step_us(run: str, batch: str, path: str, form: str = "", exchange: str = "lo
 def plan_us(batch: str, form: str) -> float:
     times = fastest(SEED)[str(Workload.parse(batch)), "mask", form, "loopback"].plan
     return sum(time.host_us.median for time in times)
-
-
-def table(page: str, start: str) -> list[list[str]]:
-    """Return the rows of the table whose first row begins so, without its head."""
-    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith(start))
-    rows: list[list[str]] = []
-    for line in lines[first:]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
-
-
-def agree(shown: Iterable[str], measured: Iterable[float]) -> None:
-    """Hold that figures are the measured ones, rounded as they are shown."""
-    shown = list(shown)
-    assert shown == [f"{value:.{len(text.partition('.')[2])}f}" for text, value in zip(shown, measured, strict=True)]
 
 
 @pytest.mark.parametrize("row", table("README.md", "| 32768 over 0 |"), ids=lambda row: row[0])
@@ -137,10 +119,6 @@ def test_the_table_of_long_prompts_is_what_was_measured_between_two_gpus(row: li
     both = [times["split", name, overlap] for name in ("ag_rs", "a2a", "direct") for overlap in (False, True)]
     shown = [text for cell in row[1:] for text in cell.split(" / ")]
     agree(shown, [times["tp", "alone", False], times["split", "loopback", False], *both])
-
-
-def words(page: str) -> str:
-    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def shipped_entries() -> Iterator[Entry]:
@@ -220,6 +198,44 @@ def test_the_table_of_messages_is_what_was_measured_between_two_gpus(row: list[s
         and (one.kind.row.heads, one.kind.row.head_dim) == (8, 128)
     }
     agree(row[1:], [times[tokens] for tokens in (1, 8, 64, 256, 1024, 4096, 8192)])
+
+
+@cache
+def warm_and_cold() -> list[tuple[float, str, float]]:
+    """Return of each decode that was timed warm too its keys and values in MiB, its kernel, and warm over cold."""
+    trials, _ = read_run(reference_folder() / "h200" / f"{WARM}.jsonl")
+    found = []
+    for trial in trials:
+        outcome = trial.outcome
+        assert isinstance(outcome, Measured)
+        assert outcome.warm_us is not None
+        assert outcome.flushed_bytes == 2 * 60 << 20, "twice the L2"
+        ratio = outcome.warm_us.median / outcome.step_us.median
+        found.append((outcome.kv_bytes / 2**20, str(trial.case.settings.kernel), ratio))
+    return found
+
+
+WARM_ROWS = table("results/reference/h200/README.md", "| 0 to 5 MiB |")
+
+
+def sizes_mib(cell: str) -> tuple[float, float]:
+    """Return the bounds of a row: ``32 to 33 MiB`` takes what is rounded to one of these or lies between."""
+    numbers = [int(number) for number in re.findall(r"\d+", cell)]
+    return numbers[0] - 0.5, numbers[-1] + 0.5
+
+
+@pytest.mark.parametrize("row", WARM_ROWS, ids=lambda row: row[0])
+def test_what_a_warm_cache_gains_is_what_was_measured(row: list[str]) -> None:
+    least, most = sizes_mib(row[0])
+    for kernel, cell in zip(("fa2", "fa3"), row[1:], strict=True):
+        ratios = [ratio for size, name, ratio in warm_and_cold() if name == kernel and least <= size < most]
+        agree(cell.split(" to "), (min(ratios), max(ratios)))
+
+
+def test_every_decode_that_was_timed_warm_too_is_in_one_row() -> None:
+    rows = [sizes_mib(row[0]) for row in WARM_ROWS]
+    assert len(warm_and_cold()) == 64
+    assert all(sum(least <= size < most for least, most in rows) == 1 for size, *_ in warm_and_cold())
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,20 @@ from bench.report.nvbench import AXES, write
 from bench.shipped import reference_folder
 from bench.store import read_run
 from tests.bench.made_up import cases, trial
+from tests.pages import words
 
 H200 = reference_folder() / "h200"
 EARLIER, LATER = "earlier/20261124T193927.983309Z-4408b7.jsonl", "earlier/20261125T005258.987801Z-93db44.jsonl"
 TRIALS = [trial(case) for case in cases(["8q1s1k", "q512"], exchanges=("ag_rs",))]
 
 
-def tool(name: str, *words: str | Path) -> str:
+def ended(name: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"cuda.bench.scripts.{name}", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def tool(name: str, *words: str | Path) -> str:
+    done = ended(name, *words)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
@@ -101,6 +106,16 @@ def test_what_was_skipped_or_failed_is_a_state_with_its_reason_so_that_two_runs_
     assert reasons == {"needs 9 GiB, 8 are free", "hung: no answer within 300 s"}
     told = tool("nvbench_compare_robust", "--no-color", tmp_path / "whole.json", tmp_path / "mixed.json")
     assert "Total Matches: 3" in told
+
+
+def test_two_runs_of_different_cases_are_none_that_nvbench_compares_as_the_page_says(tmp_path: Path) -> None:
+    files = [tmp_path / "whole.json", tmp_path / "less.json"]
+    for file, run in zip(files, (TRIALS, TRIALS[:-1]), strict=True):
+        write(run, file)
+    done = ended("nvbench_compare_robust", "--no-color", *files)
+    assert done.returncode == 1
+    assert "mismatched state occurrences" in done.stdout
+    assert '"mismatched state occurrences"' in words("docs/method.md")
 
 
 def test_every_case_and_way_of_timing_has_a_place_of_its_own(tmp_path: Path) -> None:
