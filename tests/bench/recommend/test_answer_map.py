@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cli import main
 from bench.cli.exits import Exit
 from bench.profile.profile import Profile
 from bench.recommend.answer_map import MOST_CELLS, MOST_CONCURRENCIES, MOST_CONTEXTS, NUMBERS, AnswerMap, measured_axes
@@ -27,13 +25,13 @@ from dcp_core.layout import DcpLayout
 from dcp_core.serving import Limits as ServerLimits
 from dcp_core.shapes import Request, Workload
 from tests.bench.made_up import QWEN
+from tests.bench.recommend.conftest import Run
 
 EVIDENCE = {
     dcp: Evidence(Profile.load(shipped_profiles(f"q{8 * dcp},kv1,d128,dtype=bfloat16", "h200")[0])) for dcp in (1, 2)
 }
 ASSUMED = Limits(None, "NVIDIA H200")
 MODEL = ("--model", "qwen3-235b-a22b", "--tp", "8", "--gpu", "h200")
-Asking = Callable[..., tuple[int, str, str]]
 
 
 def grounds(budget_gib: int, slo_us: float | None = None) -> Grounds:
@@ -145,18 +143,6 @@ def test_what_lies_beyond_what_was_measured_is_marked_and_not_sure() -> None:
     assert found.pays == AnswerMap.of(grounds(60), [32768], [64], decodes).pays
 
 
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asking:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = main(["recommend", *words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -167,15 +153,15 @@ def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     ],
     ids=" ".join,
 )
-def test_each_cell_is_what_the_command_answers_to_that_question(options: tuple[str, ...], ask: Asking) -> None:
-    code, out, _ = ask(*MODEL, "--map", "--context", "8k,64k", "--concurrency", "1,24,64", "--json", *options)
+def test_each_cell_is_what_the_command_answers_to_that_question(options: tuple[str, ...], run: Run) -> None:
+    code, out, _ = run(*MODEL, "--map", "--context", "8k,64k", "--concurrency", "1,24,64", "--json", *options)
     assert code == Exit.DONE
     told: dict[str, Any] = json.loads(out)
     assert len(told["cells"]) == 6
     fits = {row["context"]: row["fits"] for row in told["contexts"]}
     for cell in told["cells"]:
         place = ("--context", str(cell["context"]), "--concurrency", str(cell["concurrency"]))
-        code, out, _ = ask(*MODEL, *place, "--json", *options)
+        code, out, _ = run(*MODEL, *place, "--json", *options)
         alone = json.loads(out)
         assert code == Exit.DONE
         for name in ("answer", "tuned_answer", "unmeasured"):
@@ -187,11 +173,11 @@ def test_each_cell_is_what_the_command_answers_to_that_question(options: tuple[s
         assert cell["of_dcp_1"]["median"] == pytest.approx(mine["median_us"] / base["median_us"])
 
 
-def test_from_how_many_requests_on_it_pays_is_what_the_answer_says(ask: Asking) -> None:
-    _, out, _ = ask(*MODEL, "--context", "32k", "--concurrency", "64")
+def test_from_how_many_requests_on_it_pays_is_what_the_answer_says(run: Run) -> None:
+    _, out, _ = run(*MODEL, "--context", "32k", "--concurrency", "64")
     told = re.search(r"dcp 2 may be faster than dcp 1 .*from (\d+) requests on, and surely is from (\d+) on", out)
     assert told
-    _, out, _ = ask(*MODEL, "--map", "--context", "32k", "--concurrency", "64")
+    _, out, _ = run(*MODEL, "--map", "--context", "32k", "--concurrency", "64")
     assert re.search(rf"^ +32k +{told[2]} \({told[1]}\) ", out, re.MULTILINE)
 
 
@@ -203,11 +189,11 @@ def pays(out: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("beside", [("--chunk", "2k"), ("--new", "2k"), ("--new", "4")], ids=" ".join)
 def test_beside_a_chunk_and_of_chunks_a_map_says_from_how_many_requests_on_it_pays(
-    beside: tuple[str, ...], ask: Asking
+    beside: tuple[str, ...], run: Run
 ) -> None:
     numbers = ",".join(map(str, NUMBERS))
-    _, out, _ = ask(*MODEL, "--map", "--context", "8k,128k", "--concurrency", numbers, *beside)
-    _, told, _ = ask(*MODEL, "--map", "--context", "8k,128k", "--concurrency", numbers, "--json", *beside)
+    _, out, _ = run(*MODEL, "--map", "--context", "8k,128k", "--concurrency", numbers, *beside)
+    _, told, _ = run(*MODEL, "--map", "--context", "8k,128k", "--concurrency", numbers, "--json", *beside)
     cells = json.loads(told)["cells"]
     for context in (8192, 131072):
         ratios = [None if one["extrapolated"] else one["of_dcp_1"] for one in cells if one["context"] == context]
@@ -220,25 +206,25 @@ def test_beside_a_chunk_and_of_chunks_a_map_says_from_how_many_requests_on_it_pa
         assert pays(out)[f"{context // 1024}k"] == expected
 
 
-def test_a_context_where_nothing_is_compared_has_no_number_of_requests(ask: Asking) -> None:
+def test_a_context_where_nothing_is_compared_has_no_number_of_requests(run: Run) -> None:
     beyond = ("--model", "qwen3-235b-a22b", "--tp", "32", "--gpu", "h200", "--map", "--new", "64k")
-    _, out, _ = ask(*beyond, "--context", "32k,128k", "--concurrency", "1")
+    _, out, _ = run(*beyond, "--context", "32k,128k", "--concurrency", "1")
     assert pays(out)["128k"] == "–"
     assert "A lone –: none of them was." in out
-    _, out, _ = ask(*beyond, "--context", "32k,128k", "--concurrency", "1", "--json")
+    _, out, _ = run(*beyond, "--context", "32k,128k", "--concurrency", "1", "--json")
     assert ["pays_at_best_from" in one for one in json.loads(out)["contexts"]] == [False, False]
-    _, out, _ = ask(*MODEL, "--map", "--context", "32k,128k", "--concurrency", "1", "--json")
+    _, out, _ = run(*MODEL, "--map", "--context", "32k,128k", "--concurrency", "1", "--json")
     assert ["pays_at_best_from" in one for one in json.loads(out)["contexts"]] == [True, True]
 
 
-def test_where_tp_is_too_small_a_map_says_what_an_answer_does(ask: Asking) -> None:
+def test_where_tp_is_too_small_a_map_says_what_an_answer_does(run: Run) -> None:
     little = ("--model", "qwen3-235b-a22b", "--tp", "4", "--gpu", "h200")
-    _, alone, _ = ask(*little, "--context", "8k", "--concurrency", "8")
-    code, out, _ = ask(*little, "--map")
+    _, alone, _ = run(*little, "--context", "8k", "--concurrency", "8")
+    code, out, _ = run(*little, "--map")
     assert code == Exit.DONE
     assert "the smallest tp for dcp 2 is 8." in out
     assert alone.startswith(out.strip())
-    _, out, _ = ask(*little, "--map", "--json")
+    _, out, _ = run(*little, "--map", "--json")
     assert alone.startswith(json.loads(out)["text"])
 
 
@@ -259,23 +245,23 @@ def test_where_tp_is_too_small_a_map_says_what_an_answer_does(ask: Asking) -> No
         ),
     ],
 )
-def test_what_is_no_map_is_said_in_one_sentence(words: tuple[str, ...], complaint: str, ask: Asking) -> None:
-    code, out, err = ask(*MODEL, *words)
+def test_what_is_no_map_is_said_in_one_sentence(words: tuple[str, ...], complaint: str, run: Run) -> None:
+    code, out, err = run(*MODEL, *words)
     assert (code, out) == (Exit.USAGE, "")
     (line,) = err.splitlines()
     assert re.match(f"dcpbench: .*{complaint}", line)
 
 
-def test_a_profile_without_decodes_needs_the_places_told(ask: Asking, tmp_path: Path) -> None:
+def test_a_profile_without_decodes_needs_the_places_told(run: Run, tmp_path: Path) -> None:
     files = []
     for dcp in (1, 2):
         profile = EVIDENCE[dcp].profile
         longer = tuple(entry for entry in profile.entries if not entry.workload.is_decode)
         files += ["--profile", str(replace(profile, entries=longer).save(tmp_path))]
-    code, _, err = ask(*MODEL[:4], *files, "--map")
+    code, _, err = run(*MODEL[:4], *files, "--map")
     assert code == Exit.USAGE
     assert "no decode of dcp 1 at tp 8 was measured here: give --context and --concurrency" in err
-    code, out, _ = ask(*MODEL[:4], *files, "--map", "--context", "8k", "--concurrency", "8")
+    code, out, _ = run(*MODEL[:4], *files, "--map", "--context", "8k", "--concurrency", "8")
     assert code == Exit.DONE
     assert "1 not measured near enough" in out
     assert "– no times near enough." in out

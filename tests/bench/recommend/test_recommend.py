@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 import bench.environment
 import bench.recommend.evidence
-from bench.cli import main
 from bench.cli.exits import Exit
 from bench.collective import Row
 from bench.files import FileError
@@ -38,6 +37,7 @@ from dcp_core.serving import Limits as ServerLimits
 from dcp_core.settings import ExchangeName, PathName, Settings
 from dcp_core.shapes import ModelShape, Request, Workload
 from tests.bench.made_up import CPU, H200, QWEN, cases, trial
+from tests.bench.recommend.conftest import Run
 
 
 def of_one_device(dcp: int) -> Evidence:
@@ -242,21 +242,6 @@ def test_a_chunk_without_context_exchanges_under_vllm_alone() -> None:
     ours, theirs = (decision.options[1].parts[0] for decision in (found.tuned, found.engine))
     assert (ours.exchange.count, theirs.exchange.count) == (0, 1)
     assert theirs.step.label is Label.SIMULATED
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = main(["recommend", *words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 TYPED = ("--model", "qwen3-235b-a22b", "--tp", "8", "--context", "32k", "--concurrency", "64")
